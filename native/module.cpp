@@ -1,0 +1,11 @@
+// The extension module: each source file of native/ registers its kernels through one function declared here.
+#include <nanobind/nanobind.h>
+
+#include "module.h"
+
+namespace nb = nanobind;
+
+NB_MODULE(_native, m) {
+    m.doc() = "Kernels of Sottovoce: they work in place over arrays that NumPy owns and release the GIL.";
+    register_cpu(m);
+}

@@ -1,0 +1,5 @@
+// One registration function per source file; module.cpp calls them all.
+#pragma once
+#include <nanobind/nanobind.h>
+
+void register_cpu(nanobind::module_& m);
