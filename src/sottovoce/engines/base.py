@@ -1,0 +1,84 @@
+"""What an engine is: two halves that meet only through a Channel.
+
+The *model party* (server) holds weights, the *data party* (client) holds tokens. Both halves are driven by the client:
+for each call of a DataParty method the server runs the ModelParty method of the same name, and the two execute the
+protocol in lockstep. Logits appear at the data party only.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from sottovoce.net import Channel
+
+Logits = npt.NDArray[np.float64]
+# progress(done, total, what): called by an engine while a long step runs, at most a few times a second.
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """What both parties must agree on before anything else is sent; part of the handshake.
+
+    engine: 'hybrid' or 'clear'; kv: 'ciphertext' or 'none' (hybrid only); arithmetic: 'float' or 'fixed' (clear only).
+    """
+
+    engine: str = "hybrid"
+    kv: str = "ciphertext"
+    arithmetic: str = "float"
+
+
+class ModelParty(ABC):
+    """The server's half of a session: isolated state, one per connection."""
+
+    @abstractmethod
+    def setup(self, channel: Channel, progress: Progress | None = None) -> None:
+        """Exchange what a session needs once: keys, base OTs. Called first, after the handshake."""
+
+    @abstractmethod
+    def prefill(self, public_tokens: Sequence[int], n_private: int) -> None:
+        """Append a public prefix (only in an empty session) and n_private tokens that only the client knows."""
+
+    @abstractmethod
+    def decode(self) -> None:
+        """Append one private token."""
+
+    @abstractmethod
+    def truncate(self, length: int) -> None:
+        """Forget all tokens from position `length` on."""
+
+    def close(self) -> None:
+        """Release the session's keys and cache."""
+
+
+class DataParty(ABC):
+    """The client's half of a session."""
+
+    @abstractmethod
+    def setup(self, channel: Channel, progress: Progress | None = None) -> None:
+        """Exchange what a session needs once: keys, base OTs. Called first, after the handshake."""
+
+    @abstractmethod
+    def prefill(
+        self, public_tokens: Sequence[int], private_tokens: Sequence[int], progress: Progress | None = None
+    ) -> Logits:
+        """Append public_tokens (only in an empty session) and private_tokens (at least one).
+
+        Returns the logits (vocab,) of the last position.
+        """
+
+    @abstractmethod
+    def decode(self, token: int, progress: Progress | None = None) -> Logits:
+        """Append one private token and return the logits (vocab,) of its position."""
+
+    @abstractmethod
+    def truncate(self, length: int) -> None:
+        """Forget all tokens from position `length` on."""
+
+    def close(self) -> None:
+        """Forget keys and one-time material."""
