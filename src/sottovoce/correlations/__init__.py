@@ -1,0 +1,29 @@
+"""One-time material: what the two parties prepare before the data is known."""
+
+from sottovoce.correlations.interface import (
+    Ands,
+    BitValues,
+    ChosenPads,
+    CorrelationSource,
+    CrossProducts,
+    Scalars,
+    SharedBits,
+    Squares,
+    Triples,
+    Wraps,
+)
+from sottovoce.correlations.simulated import SimulatedSource
+
+__all__ = [
+    "Ands",
+    "BitValues",
+    "ChosenPads",
+    "CorrelationSource",
+    "CrossProducts",
+    "Scalars",
+    "SharedBits",
+    "SimulatedSource",
+    "Squares",
+    "Triples",
+    "Wraps",
+]
