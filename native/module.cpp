@@ -8,4 +8,6 @@ namespace nb = nanobind;
 NB_MODULE(_native, m) {
     m.doc() = "Kernels of Sottovoce: they work in place over arrays that NumPy owns and release the GIL.";
     register_cpu(m);
+    register_mpc(m);
+    register_ring(m);
 }

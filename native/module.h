@@ -3,3 +3,5 @@
 #include <nanobind/nanobind.h>
 
 void register_cpu(nanobind::module_& m);
+void register_ring(nanobind::module_& m);
+void register_mpc(nanobind::module_& m);
