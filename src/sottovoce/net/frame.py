@@ -1,0 +1,130 @@
+"""The bytes of one frame on the wire.
+
+    offset  size  field
+    0       2     magic "SV"
+    2       1     version of the framing
+    3       1     kind: 0 data, 1 error (JSON: why the sender gives up)
+    4       4     payload length, little endian
+    8       n     payload
+
+The receiver of a data frame always knows the size the protocol step requires, so a length is checked against
+it before a single payload byte is read or any memory is reserved for it.
+"""
+
+import json
+from dataclasses import dataclass
+from enum import IntEnum
+from struct import Struct
+
+from .. import errors
+
+MAGIC = b"SV"
+FRAME_VERSION = 1
+HEADER_SIZE = 8
+MAX_PAYLOAD = 1 << 30
+MAX_ERROR_PAYLOAD = 4096
+
+_HEADER = Struct("<2sBBI")
+_MAX_REASON = 600
+
+
+class Kind(IntEnum):
+    DATA = 0
+    ERROR = 1
+
+
+@dataclass(frozen=True)
+class Header:
+    kind: Kind
+    length: int
+
+
+def pack_header(kind: Kind, length: int) -> bytes:
+    """Eight bytes; FrameError if the payload is larger than any frame may be (the caller must split it)."""
+    if not 0 <= length <= MAX_PAYLOAD:
+        raise errors.FrameError(
+            f"a frame of {length:,} bytes exceeds the limit of {MAX_PAYLOAD:,}; send it in several frames"
+        )
+    return _HEADER.pack(MAGIC, FRAME_VERSION, kind, length)
+
+
+def parse_header(raw: bytes | bytearray | memoryview) -> Header:
+    """Check everything in a header that does not depend on what the protocol expects next.
+
+    Raises FrameError for bytes that are no frame, VersionMismatchError for a frame of another version.
+    """
+    if len(raw) != HEADER_SIZE:
+        raise errors.FrameError(f"a frame header has {HEADER_SIZE} bytes, got {len(raw)}")
+    magic, version, kind, length = _HEADER.unpack(raw)
+    if magic != MAGIC:
+        raise errors.FrameError(
+            "the other side does not speak the Sottovoce protocol; check the host, the port, "
+            "and that both sides agree on TLS"
+        )
+    if version != FRAME_VERSION:
+        raise errors.VersionMismatchError(
+            f"the other side uses frame version {version}, this side {FRAME_VERSION}; "
+            "install the same release of sottovoce on both"
+        )
+    if kind not in (Kind.DATA, Kind.ERROR):
+        raise errors.FrameError(f"unknown frame kind {kind}; the stream is corrupt")
+    limit = MAX_PAYLOAD if kind == Kind.DATA else MAX_ERROR_PAYLOAD
+    if length > limit:
+        raise errors.FrameError(f"a frame announces {length:,} bytes, the limit is {limit:,}")
+    return Header(Kind(kind), length)
+
+
+def check_size(length: int, minimum: int, maximum: int) -> None:
+    """FrameError unless the announced length is what this step of the protocol requires."""
+    if not minimum <= length <= maximum:
+        wanted = f"{maximum:,}" if minimum == maximum else f"{minimum:,} to {maximum:,}"
+        raise errors.FrameError(
+            f"the other side sent a frame of {length:,} bytes where the protocol requires {wanted}; "
+            "the parties are out of step, start a new session"
+        )
+
+
+_SENDABLE = {
+    cls.__name__: cls
+    for cls in (
+        errors.UsageError,
+        errors.PromptTooLongError,
+        errors.UnsupportedModelError,
+        errors.PeerConnectionError,
+        errors.PeerGoneError,
+        errors.RefusedError,
+        errors.VersionMismatchError,
+        errors.ParameterMismatchError,
+        errors.ModelMismatchError,
+        errors.ProtocolError,
+        errors.FrameError,
+        errors.IntegrityError,
+    )
+}
+
+
+def _printable(text: str) -> str:
+    """Text of the other party may end up on a terminal: no control characters, one line, bounded length."""
+    return "".join(c if c.isprintable() else " " for c in text)[:_MAX_REASON]
+
+
+def pack_error(error: BaseException) -> bytes:
+    """The payload of an error frame. Only errors of our own tree carry their text: others may hold data."""
+    if isinstance(error, errors.SottovoceError):
+        name = next((c.__name__ for c in type(error).__mro__ if c.__name__ in _SENDABLE), "ProtocolError")
+        reason = _printable(str(error))
+    else:
+        name, reason = "ProtocolError", "the other side failed internally; its own log says why"
+    return json.dumps({"error": name, "reason": reason}).encode()[:MAX_ERROR_PAYLOAD]
+
+
+def parse_error(payload: bytes | bytearray | memoryview) -> errors.SottovoceError:
+    """The exception that an error frame stands for; anything malformed becomes a FrameError."""
+    try:
+        fields = json.loads(bytes(payload).decode())
+        cls, reason = _SENDABLE[fields["error"]], fields["reason"]
+        if not isinstance(reason, str):
+            raise TypeError
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return errors.FrameError("the other side ended the session with an unreadable error frame")
+    return cls(_printable(reason))

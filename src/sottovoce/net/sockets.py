@@ -1,0 +1,253 @@
+"""A channel over a TCP socket, plain or TLS.
+
+The socket never blocks in the kernel: writing stops when the other side's buffers are full, and then what it
+sends is taken in, so two parties that send at the same time cannot wait for each other, however large the
+frames.
+"""
+
+import select
+import socket
+import ssl
+from time import perf_counter
+
+import numpy as np
+
+from ..errors import PeerConnectionError, PeerGoneError
+from .channel import Channel
+from .frame import HEADER_SIZE, Header, Kind, check_size, pack_error, pack_header, parse_error, parse_header
+from .role import Role
+
+# Frames up to this size are joined with their header into one write (and one TLS record).
+_JOIN = 1 << 16
+_CHUNK = 1 << 16
+# What the other side may have in flight while we write; beyond it we let TCP push back.
+_MAX_EARLY = 1 << 27
+# Seconds that an abort waits for the other side to notice.
+_LINGER = 1.0
+_WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+
+
+class SocketChannel(Channel):
+    """One end of a TCP connection.
+
+    `timeout`: seconds the other side may stay silent while we wait for it, None for no limit. A host that
+    vanished is noticed by TCP keepalive within about a minute.
+    """
+
+    def __init__(self, role: Role, sock: socket.socket, timeout: float | None = None) -> None:
+        super().__init__(role)
+        sock.setblocking(False)
+        _tune(sock)
+        self.timeout = timeout
+        self._sock = sock
+        self._tls = isinstance(sock, ssl.SSLSocket)
+        self._readable = select.poll()
+        self._readable.register(sock, select.POLLIN)
+        self._early = bytearray()
+        self._buffer = memoryview(bytearray(_CHUNK))
+        self._start = self._end = 0
+        self._closed = False
+        self._eof = False
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self._sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+        self._sock.close()
+
+    def abort(self, error: BaseException) -> None:
+        if self._closed:
+            return
+        payload = pack_error(error)
+        try:
+            # Best effort: into the kernel's buffer or not at all. What the other side still sends is read and
+            # dropped for a moment, because closing over unread bytes resets the connection and destroys the
+            # error frame.
+            self._sock.send(pack_header(Kind.ERROR, len(payload)) + payload)
+            self._sock.shutdown(socket.SHUT_WR)
+            deadline = perf_counter() + _LINGER
+            while (left := deadline - perf_counter()) > 0 and self._readable.poll(left * 1000):
+                if not socket.socket.recv(self._sock, _CHUNK):
+                    break
+        except (OSError, ValueError):
+            pass
+        self.close()
+
+    def _write(self, payload: memoryview) -> None:
+        header = pack_header(Kind.DATA, len(payload))
+        if len(payload) <= _JOIN:
+            self._write_all(memoryview(header + payload))
+        else:
+            self._write_all(memoryview(header + payload[:_JOIN]))
+            self._write_all(payload[_JOIN:])
+
+    def _write_all(self, data: memoryview) -> None:
+        while data:
+            try:
+                data = data[self._sock.send(data) :]
+            except _WOULD_BLOCK:
+                self._wait_writable()
+            except (OSError, ValueError) as error:
+                raise self._gone(error) from None
+
+    def _wait_writable(self) -> None:
+        """Wait until the socket takes more; meanwhile move what arrives into `_early`."""
+        start = perf_counter()
+        full = len(self._early) >= _MAX_EARLY
+        poller = select.poll()
+        poller.register(self._sock, select.POLLOUT if full else select.POLLOUT | select.POLLIN)
+        if not poller.poll(self._milliseconds()):
+            raise self._silent()
+        if not full:
+            self._take_early()
+        self.ledger.waited(perf_counter() - start)
+
+    def _take_early(self) -> None:
+        while len(self._early) < _MAX_EARLY:
+            try:
+                data = self._sock.recv(_CHUNK)
+            except _WOULD_BLOCK:
+                return
+            except OSError as error:
+                raise self._gone(error) from None
+            if not data:
+                # The other side is done sending; what it sent (perhaps its reason) is read before the write
+                # fails.
+                self._eof = True
+                raise self._gone(None)
+            self._early += data
+
+    def _read(self, minimum: int, maximum: int) -> memoryview:
+        header = parse_header(self._take(HEADER_SIZE))
+        if header.kind == Kind.ERROR:
+            raise parse_error(self._take(header.length))
+        check_size(header.length, minimum, maximum)
+        return self._take(header.length)
+
+    def _take(self, size: int) -> memoryview:
+        """Exactly `size` bytes, in memory of their own."""
+        out = np.empty(size, np.uint8).data if size else memoryview(bytearray())
+        done = self._from_buffers(out)
+        while done < size:
+            if size - done >= _CHUNK:
+                done += self._read_some(out[done:])
+            else:
+                # Read ahead through the buffer: a header and a small payload arrive in one call.
+                self._start, self._end = 0, self._read_some(self._buffer)
+                done += self._from_buffers(out[done:])
+        return out
+
+    def _from_buffers(self, out: memoryview) -> int:
+        """Fill `out` from what has been read already: first the read-ahead buffer, then early arrivals."""
+        done = min(len(out), self._end - self._start)
+        out[:done] = self._buffer[self._start : self._start + done]
+        self._start += done
+        if self._early and done < len(out):
+            more = min(len(out) - done, len(self._early))
+            out[done : done + more] = self._early[:more]
+            del self._early[:more]
+            done += more
+        return done
+
+    def _read_some(self, out: memoryview) -> int:
+        """Wait for at least one byte and read what is there, at most len(out)."""
+        waited = self._tls  # TLS may hold decrypted bytes that poll cannot see: try first
+        while True:
+            if not waited:
+                self._wait_readable()
+            try:
+                n = 0 if self._eof else self._sock.recv_into(out)
+            except _WOULD_BLOCK:
+                waited = False
+                continue
+            except (OSError, ValueError) as error:
+                raise self._gone(error) from None
+            if n == 0:
+                self._eof = True
+                raise self._gone(None)
+            return n
+
+    def _wait_readable(self) -> None:
+        start = perf_counter()
+        if self._eof:
+            return
+        try:
+            ready = self._readable.poll(self._milliseconds())
+        except ValueError as error:
+            raise self._gone(error) from None
+        self.ledger.waited(perf_counter() - start)
+        if not ready:
+            raise self._silent()
+
+    def _milliseconds(self) -> float | None:
+        return None if self.timeout is None else self.timeout * 1000
+
+    def _silent(self) -> PeerGoneError:
+        return PeerGoneError(
+            f"the other side sent nothing for {self.timeout:g} seconds; try again with a new session"
+        )
+
+    def _gone(self, error: Exception | None) -> Exception:
+        """What to raise when the connection broke: the other side's own reason, if one has arrived."""
+        if self._closed:
+            return PeerGoneError("this connection was closed on this side; open a new session")
+        reason = self._last_words()
+        if reason is not None:
+            return reason
+        if isinstance(error, ssl.SSLError):
+            return PeerConnectionError(
+                f"TLS with the other side failed ({error.reason or 'broken connection'})"
+            )
+        return PeerGoneError(
+            "the other side closed the connection in the middle of the protocol; start a new session"
+        )
+
+    def _last_words(self) -> Exception | None:
+        """An error frame at the end of what was received, where nothing else is left unread before it."""
+        rest = bytes(self._buffer[self._start : self._end]) + bytes(self._early)
+        try:
+            while len(rest) < HEADER_SIZE + (1 << 12) and not self._eof:
+                data = self._sock.recv(_CHUNK)
+                if not data:
+                    break
+                rest += data
+        except (OSError, ValueError):
+            pass
+        return _find_error(rest)
+
+
+def _find_error(raw: bytes) -> Exception | None:
+    """The error frame among complete frames, if the stream ends with one."""
+    while len(raw) >= HEADER_SIZE:
+        try:
+            header: Header = parse_header(raw[:HEADER_SIZE])
+        except Exception:  # noqa: BLE001  (a torn stream has no reason to give)
+            return None
+        body = raw[HEADER_SIZE : HEADER_SIZE + header.length]
+        if header.kind == Kind.ERROR and len(body) == header.length:
+            return parse_error(body)
+        raw = raw[HEADER_SIZE + header.length :]
+    return None
+
+
+def _tune(sock: socket.socket) -> None:
+    """Small frames leave at once, and a vanished host is noticed."""
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", 20), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 4)):
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def socket_pair() -> tuple[SocketChannel, SocketChannel]:
+    """(client end, server end) over a real TCP connection on the loopback interface, without TLS: for tests."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        near = socket.create_connection(listener.getsockname())
+        far, _ = listener.accept()
+    return SocketChannel(Role.CLIENT, near), SocketChannel(Role.SERVER, far)
