@@ -1,0 +1,60 @@
+// Twiddle tables, built once per (length, prime) and kept for the life of the process.
+#include <map>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+
+#include "cpu.h"
+#include "ring_kernels.h"
+
+namespace {
+
+u64 primitive_root(const Modulus& m, u32 two_n) {
+    // Any x with x^((q-1)/2) = -1 gives psi = x^((q-1)/2n) of order exactly 2n; the smallest such psi of the first
+    // x found is not canonical, so both parties must (and do) take the first x = 2, 3, 4, ... that works.
+    for (u64 x = 2; x < 1000; ++x)
+        if (m.pow(x, (m.q - 1) / 2) == m.q - 1) return m.pow(x, (m.q - 1) / two_n);
+    throw std::invalid_argument("no quadratic non-residue below 1000: the modulus is not prime");
+}
+
+std::shared_ptr<const NttPlan> build(u32 n, u64 q) {
+    if (n < 2 || (n & (n - 1)) || n > (u32{1} << 17)) throw std::invalid_argument("ring degree must be a power of two, 2..2^17");
+    if (q < 3 || q >= (u64{1} << 61) || (q - 1) % (2 * u64{n}) != 0)
+        throw std::invalid_argument("modulus " + std::to_string(q) + " is not below 2^61 and 1 modulo twice the degree");
+    auto plan = std::make_shared<NttPlan>();
+    NttPlan& p = *plan;
+    p.n = n;
+    while ((u32{1} << p.lg) < n) ++p.lg;
+    p.m = Modulus(q);
+    p.psi = primitive_root(p.m, 2 * n);
+    p.n_inv = p.m.inverse(n);
+    const u64 psi_inv = p.m.inverse(p.psi);
+    p.w.resize(n), p.w_shoup.resize(n), p.iw.resize(n), p.iw_shoup.resize(n);
+    u64 f = 1, b = 1;
+    for (u32 e = 0; e < n; ++e, f = p.m.mul(f, p.psi), b = p.m.mul(b, psi_inv)) {
+        const u32 i = bit_reverse(e, p.lg);
+        p.w[i] = f, p.iw[i] = b;
+        p.w_shoup[i] = p.m.shoup(f), p.iw_shoup[i] = p.m.shoup(b);
+    }
+    if (q < (u64{1} << 50)) {
+        p.w52.resize(n), p.iw52.resize(n);
+        for (u32 i = 0; i < n; ++i) {
+            p.w52[i] = static_cast<u64>((u128{p.w[i]} << 52) / q);
+            p.iw52[i] = static_cast<u64>((u128{p.iw[i]} << 52) / q);
+        }
+    }
+    return plan;
+}
+
+}  // namespace
+
+std::shared_ptr<const NttPlan> ntt_plan(u32 n, u64 q) {
+    static std::mutex mutex;
+    static std::map<std::pair<u32, u64>, std::shared_ptr<const NttPlan>> plans;
+    std::lock_guard lock(mutex);
+    auto& slot = plans[{n, q}];
+    if (!slot) slot = build(n, q);
+    return slot;
+}
+
+const RingKernels& ring_kernels(const Modulus&) { return ring_portable; }
