@@ -10,4 +10,5 @@ NB_MODULE(_native, m) {
     register_cpu(m);
     register_mpc(m);
     register_ring(m);
+    register_bgv(m);
 }

@@ -4,4 +4,5 @@
 
 void register_cpu(nanobind::module_& m);
 void register_ring(nanobind::module_& m);
+void register_bgv(nanobind::module_& m);
 void register_mpc(nanobind::module_& m);
