@@ -138,7 +138,7 @@ def _count(shape: Shape) -> int:
 
 
 def _pack_words(flat: U64, width: int) -> U8:
-    """64 values fill exactly `width` words, so each of the 64 has one fixed word and shift: 64 vector steps."""
+    """64 values fill exactly `width` words, so each of the 64 has a fixed word and shift: 64 vector steps."""
     groups = -(-flat.size // 64)
     full = np.zeros(groups * 64, np.uint64)
     full[: flat.size] = flat

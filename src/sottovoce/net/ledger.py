@@ -84,7 +84,7 @@ class Ledger:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Book what happens inside under phase `name` ("setup", "prefill", "decode"); nested phases replace."""
+        """Book what happens inside under phase `name` ("setup", "prefill", …); nested phases replace."""
         outer = self._phase
         self._switch(name, self._path)
         try:

@@ -246,7 +246,7 @@ def _tune(sock: socket.socket) -> None:
 
 
 def socket_pair() -> tuple[SocketChannel, SocketChannel]:
-    """(client end, server end) over a real TCP connection on the loopback interface, without TLS: for tests."""
+    """(client end, server end) over a TCP connection on the loopback interface, without TLS: for tests."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         near = socket.create_connection(listener.getsockname())
         far, _ = listener.accept()

@@ -1,0 +1,193 @@
+"""TLS 1.3 between the parties: a self-signed certificate at the server, pinned by the client on first use.
+
+There is no certificate authority in this trust model: the client remembers the fingerprint it met first (as
+SSH does) or is given one, and refuses any other. A man in the middle on the very first connection is not
+detected unless the fingerprint that `serve` prints is compared or passed to the client.
+"""
+
+import hashlib
+import os
+import socket
+import ssl
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from ..errors import CertificateChangedError, CorruptFileError, PeerConnectionError
+
+_VALID_FOR = timedelta(days=3650)
+
+
+class Certificate:
+    """A server's key and self-signed certificate on disk: `server-key.pem` (0600) and `server-cert.pem`."""
+
+    def __init__(self, directory: Path) -> None:
+        self.key_path = directory / "server-key.pem"
+        self.cert_path = directory / "server-cert.pem"
+        if not (self.key_path.exists() and self.cert_path.exists()):
+            make_private_directory(directory)
+            self._create()
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the DER certificate, as the client sees it."""
+        return fingerprint(ssl.PEM_cert_to_DER_cert(self.cert_path.read_text()))
+
+    def context(self) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        # No resumption: a ticket would be a second secret to guard, and a session is one connection.
+        context.num_tickets = 0
+        try:
+            context.load_cert_chain(self.cert_path, self.key_path)
+        except (ssl.SSLError, OSError) as error:
+            raise CorruptFileError(
+                f"the TLS key or certificate in {self.key_path.parent} cannot be read "
+                f"({error.strerror or error}); delete both files to make new ones (clients will have to accept the new fingerprint)"
+            ) from None
+        return context
+
+    def _create(self) -> None:
+        from cryptography import x509
+        from cryptography.hazmat.primitives import hashes, serialization
+        from cryptography.hazmat.primitives.asymmetric import ec
+        from cryptography.x509.oid import NameOID
+
+        key = ec.generate_private_key(ec.SECP256R1())
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "sottovoce")])
+        now = datetime.now(UTC)
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(name)
+            .issuer_name(name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - timedelta(days=1))
+            .not_valid_after(now + _VALID_FOR)
+            .sign(key, hashes.SHA256())
+        )
+        pem = key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        write_private_file(self.key_path, pem)
+        write_private_file(self.cert_path, certificate.public_bytes(serialization.Encoding.PEM))
+
+
+class KnownHosts:
+    """The fingerprints a client has accepted: one line "host:port fingerprint", file mode 0600."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def lookup(self, host: str, port: int) -> str | None:
+        return self._read().get(f"{host}:{port}")
+
+    def check(self, host: str, port: int, seen: str) -> bool:
+        """Pin `seen` on first use (returns True) or compare with the pin (returns False).
+
+        Raises CertificateChangedError if the pin differs.
+        """
+        pins = self._read()
+        pinned = pins.get(f"{host}:{port}")
+        if pinned is None:
+            make_private_directory(self.path.parent)
+            pins[f"{host}:{port}"] = seen
+            write_private_file(self.path, "".join(f"{k} {v}\n" for k, v in sorted(pins.items())).encode())
+            return True
+        if pinned != seen:
+            raise CertificateChangedError(
+                f"the certificate of {host}:{port} is not the one pinned on first use "
+                f"(pinned {pinned}, seen {seen}); if you know that the server has a new one, remove its line from "
+                f"{self.path}, otherwise somebody may be listening in"
+            )
+        return False
+
+    def _read(self) -> dict[str, str]:
+        try:
+            lines = self.path.read_text().splitlines()
+        except FileNotFoundError:
+            return {}
+        except (OSError, UnicodeDecodeError) as error:
+            raise CorruptFileError(f"{self.path} cannot be read ({error}); fix or remove it") from None
+        pins = {}
+        for number, line in enumerate(lines, 1):
+            fields = line.split()
+            if not fields or line.startswith("#"):
+                continue
+            if len(fields) != 2:
+                raise CorruptFileError(
+                    f"{self.path}, line {number}: expected 'host:port fingerprint'; fix the line"
+                )
+            pins[fields[0]] = fields[1]
+        return pins
+
+
+def wrap_server(sock: socket.socket, context: ssl.SSLContext, timeout: float = 10.0) -> ssl.SSLSocket:
+    """The server's side of the TLS handshake."""
+    sock.settimeout(timeout)
+    try:
+        return context.wrap_socket(sock, server_side=True)
+    except (OSError, ValueError) as error:
+        sock.close()
+        raise PeerConnectionError(f"a connection failed its TLS handshake ({_why(error)})") from None
+
+
+def wrap_client(
+    sock: socket.socket, host: str, port: int, pin: KnownHosts | str, timeout: float = 10.0
+) -> tuple[ssl.SSLSocket, str, bool]:
+    """The client's side: handshake, then check the fingerprint before a byte of the protocol is sent.
+
+    `pin`: a file of known hosts, or the fingerprint to insist on. Returns (socket, fingerprint, first use).
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    # Trust comes from the pin below, not from names and authorities.
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    sock.settimeout(timeout)
+    try:
+        tls = context.wrap_socket(sock)
+    except (OSError, ValueError) as error:
+        sock.close()
+        raise PeerConnectionError(
+            f"{host}:{port} does not complete a TLS handshake ({_why(error)}); "
+            "check that a sottovoce server listens there, with TLS"
+        ) from None
+    try:
+        seen = fingerprint(tls.getpeercert(binary_form=True) or b"")
+        if isinstance(pin, KnownHosts):
+            return tls, seen, pin.check(host, port, seen)
+        if pin != seen:
+            raise CertificateChangedError(
+                f"the certificate of {host}:{port} has fingerprint {seen}, not the {pin} that was asked for; "
+                "compare with the line that `sottovoce serve` prints"
+            )
+    except BaseException:
+        tls.close()
+        raise
+    return tls, seen, False
+
+
+def fingerprint(der: bytes) -> str:
+    """`sha256:` and 64 hexadecimal digits."""
+    return "sha256:" + hashlib.sha256(der).hexdigest()
+
+
+def make_private_directory(path: Path) -> None:
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def write_private_file(path: Path, data: bytes) -> None:
+    """Replace a file atomically; nobody else can read it at any moment (mode 0600)."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+    os.replace(temporary, path)
+
+
+def _why(error: Exception) -> str:
+    return (
+        str(getattr(error, "reason", None) or getattr(error, "strerror", None) or error)
+        .lower()
+        .replace("_", " ")
+    )

@@ -1,0 +1,109 @@
+"""TLS 1.3, and the pin on first use."""
+
+import socket
+import ssl
+from threading import Thread
+
+import pytest
+
+from sottovoce.errors import CertificateChangedError, CorruptFileError, PeerConnectionError
+from sottovoce.net import Role, SocketChannel, run_pair
+from sottovoce.net.tls import Certificate, KnownHosts, wrap_client, wrap_server
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    return Certificate(tmp_path_factory.mktemp("server"))
+
+
+def tls_pair(certificate, pin, host="127.0.0.1"):
+    """(client channel, server channel, first use)"""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        near = socket.create_connection(listener.getsockname())
+        far, _ = listener.accept()
+    wrapped = []
+    thread = Thread(target=lambda: wrapped.append(wrap_server(far, certificate.context())))
+    thread.start()
+    tls, seen, first = wrap_client(near, host, 7443, pin)
+    thread.join()
+    assert seen == certificate.fingerprint and tls.version() == "TLSv1.3"
+    return SocketChannel(Role.CLIENT, tls), SocketChannel(Role.SERVER, wrapped[0]), first
+
+
+def test_traffic_and_large_exchange(certificate, tmp_path):
+    client, server, first = tls_pair(certificate, KnownHosts(tmp_path / "known_hosts"))
+    assert first
+
+    def party(ch):
+        assert bytes(ch.exchange(bytes([ch.role]) * 3, 3)) == bytes([1 - ch.role]) * 3
+        return sum(len(ch.exchange(bytes(size), size)) for size in (1, 16384, 65536, 65537, 20_000_000))
+
+    got, other = run_pair(party, party, (client, server))
+    assert got == other
+    client.close()
+
+
+def test_pin_is_kept_and_enforced(certificate, tmp_path):
+    pins = KnownHosts(tmp_path / "config" / "known_hosts")
+    assert tls_pair(certificate, pins)[2]
+    assert not tls_pair(certificate, pins)[2]
+    assert pins.path.stat().st_mode & 0o777 == 0o600
+    assert pins.path.parent.stat().st_mode & 0o777 == 0o700
+    other = Certificate(tmp_path / "other")
+    with pytest.raises(CertificateChangedError, match="not the one pinned"):
+        tls_pair(other, pins)
+
+
+def test_given_fingerprint(certificate):
+    tls_pair(certificate, certificate.fingerprint)
+    with pytest.raises(CertificateChangedError, match="asked for"):
+        tls_pair(certificate, "sha256:" + "0" * 64)
+
+
+def test_key_is_private_and_kept(certificate):
+    assert certificate.key_path.stat().st_mode & 0o777 == 0o600
+    assert Certificate(certificate.key_path.parent).fingerprint == certificate.fingerprint
+
+
+def test_older_tls_is_refused(certificate):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        near = socket.create_connection(listener.getsockname())
+        far, _ = listener.accept()
+    failures = []
+
+    def serve():
+        try:
+            wrap_server(far, certificate.context())
+        except PeerConnectionError as error:
+            failures.append(error)
+
+    thread = Thread(target=serve)
+    thread.start()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    with pytest.raises(ssl.SSLError):
+        context.wrap_socket(near)
+    thread.join()
+    assert failures
+
+
+def test_server_without_tls_gives_a_clear_error():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        near = socket.create_connection(listener.getsockname())
+        far, _ = listener.accept()
+    far.sendall(b"hello, this is not TLS at all\n")
+    with pytest.raises(PeerConnectionError, match="TLS handshake"):
+        wrap_client(near, "localhost", 1, "sha256:00")
+    far.close()
+
+
+def test_damaged_files(tmp_path):
+    path = tmp_path / "known_hosts"
+    path.write_text("# comment\n\nonly-one-field\n")
+    with pytest.raises(CorruptFileError, match="line 3"):
+        KnownHosts(path).lookup("h", 1)
+    Certificate(tmp_path)
+    (tmp_path / "server-key.pem").write_text("nonsense")
+    with pytest.raises(CorruptFileError, match="delete both files"):
+        Certificate(tmp_path).context()
