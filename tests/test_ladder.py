@@ -1,7 +1,7 @@
 """Imports point down the ladder of packages only: the drawing in the architecture is kept true by this test.
 
-A module may import from its own package and from rungs below it. Modules that stand on one rung do not import each
-other.
+A module may import from its own package and from rungs below it. Modules that stand on one rung do not import
+each other.
 """
 
 import ast

@@ -42,7 +42,8 @@ class Certificate:
         except (ssl.SSLError, OSError) as error:
             raise CorruptFileError(
                 f"the TLS key or certificate in {self.key_path.parent} cannot be read "
-                f"({error.strerror or error}); delete both files to make new ones (clients will have to accept the new fingerprint)"
+                f"({error.strerror or error}); delete both files to make new ones "
+                "(clients will have to accept the new fingerprint)"
             ) from None
         return context
 
@@ -96,7 +97,8 @@ class KnownHosts:
         if pinned != seen:
             raise CertificateChangedError(
                 f"the certificate of {host}:{port} is not the one pinned on first use "
-                f"(pinned {pinned}, seen {seen}); if you know that the server has a new one, remove its line from "
+                f"(pinned {pinned}, seen {seen}); if you know that the server has "
+                "a new one, remove its line from "
                 f"{self.path}, otherwise somebody may be listening in"
             )
         return False
