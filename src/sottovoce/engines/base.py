@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -82,3 +83,21 @@ class DataParty(ABC):
 
     def close(self) -> None:
         """Forget keys and one-time material."""
+
+
+class Engine(ABC):
+    """A model made ready for one kind of execution: built once per server process, shared by its sessions."""
+
+    options: EngineOptions
+
+    @abstractmethod
+    def prepare(self, progress: Progress | None = None) -> None:
+        """Do what every session shares: quantise, encode weights, prefill the template's constant prefix."""
+
+    @abstractmethod
+    def public(self) -> dict[str, Any]:
+        """What the client's half needs to know, as JSON values; sent in the handshake, nothing about weights."""
+
+    @abstractmethod
+    def session(self) -> ModelParty:
+        """The server's half of a new session."""

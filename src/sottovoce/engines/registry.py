@@ -1,0 +1,50 @@
+"""From an engine's name to its two halves. Imports are lazy: the client never loads what only servers need."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sottovoce.engines.base import DataParty, Engine, EngineOptions
+from sottovoce.errors import ParameterMismatchError
+
+if TYPE_CHECKING:
+    from sottovoce.models import Model
+
+ENGINES = ("hybrid", "clear")
+KV_STRATEGIES = ("ciphertext", "none")
+ARITHMETICS = ("float", "fixed")
+
+
+def check_options(options: EngineOptions) -> None:
+    """Refuse combinations that no engine offers (ParameterMismatchError)."""
+    for name, value, known in (
+        ("engine", options.engine, ENGINES),
+        ("KV strategy", options.kv, KV_STRATEGIES),
+        ("arithmetic", options.arithmetic, ARITHMETICS),
+    ):
+        if value not in known:
+            raise ParameterMismatchError(f"unknown {name} {value!r}; this version knows {', '.join(known)}")
+
+
+def make_engine(options: EngineOptions, model: Model) -> Engine:
+    """The server's side: an engine over a loaded model. Call `prepare` before the first session."""
+    check_options(options)
+    if options.engine == "hybrid":
+        from sottovoce.engines.hybrid import HybridEngine
+
+        return HybridEngine(options, model)
+    from sottovoce.engines.clear import ClearEngine
+
+    return ClearEngine(options, model)
+
+
+def make_data_party(options: EngineOptions, public: dict[str, Any]) -> DataParty:
+    """The client's half, from the public description that the server sent (validated here)."""
+    check_options(options)
+    if options.engine == "hybrid":
+        from sottovoce.engines.hybrid import HybridDataParty
+
+        return HybridDataParty(options, public)
+    from sottovoce.engines.clear import ClearDataParty
+
+    return ClearDataParty(options, public)
