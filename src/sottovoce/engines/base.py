@@ -1,8 +1,8 @@
 """What an engine is: two halves that meet only through a Channel.
 
-The *model party* (server) holds weights, the *data party* (client) holds tokens. Both halves are driven by the client:
-for each call of a DataParty method the server runs the ModelParty method of the same name, and the two execute the
-protocol in lockstep. Logits appear at the data party only.
+The *model party* (server) holds weights, the *data party* (client) holds tokens. Both halves are driven by
+the client: for each call of a DataParty method the server runs the ModelParty method of the same name, and
+the two execute the protocol in lockstep. Logits appear at the data party only.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ Progress = Callable[[int, int, str], None]
 class EngineOptions:
     """What both parties must agree on before anything else is sent; part of the handshake.
 
-    engine: 'hybrid' or 'clear'; kv: 'ciphertext' or 'none' (hybrid only); arithmetic: 'float' or 'fixed' (clear only).
+    engine: 'hybrid' or 'clear'; kv: 'ciphertext' or 'none' (hybrid only); arithmetic: 'float' or 'fixed'
+    (clear only).
     """
 
     engine: str = "hybrid"
@@ -43,7 +44,8 @@ class ModelParty(ABC):
 
     @abstractmethod
     def prefill(self, public_tokens: Sequence[int], n_private: int) -> None:
-        """Append a public prefix (only in an empty session) and n_private tokens that only the client knows."""
+        """Append a public prefix (only in an empty session) and n_private tokens that only the client
+        knows."""
 
     @abstractmethod
     def decode(self) -> None:
@@ -53,7 +55,7 @@ class ModelParty(ABC):
     def truncate(self, length: int) -> None:
         """Forget all tokens from position `length` on."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  (a hook: not every engine holds something)
         """Release the session's keys and cache."""
 
 
@@ -81,7 +83,7 @@ class DataParty(ABC):
     def truncate(self, length: int) -> None:
         """Forget all tokens from position `length` on."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  (a hook)
         """Forget keys and one-time material."""
 
 
@@ -96,7 +98,8 @@ class Engine(ABC):
 
     @abstractmethod
     def public(self) -> dict[str, Any]:
-        """What the client's half needs to know, as JSON values; sent in the handshake, nothing about weights."""
+        """What the client's half needs to know, as JSON values; sent in the handshake, nothing about
+        weights."""
 
     @abstractmethod
     def session(self) -> ModelParty:

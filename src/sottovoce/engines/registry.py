@@ -1,4 +1,5 @@
-"""From an engine's name to its two halves. Imports are lazy: the client never loads what only servers need."""
+"""From an engine's name to its two halves. Imports are lazy: the client never loads what only servers
+need."""
 
 from __future__ import annotations
 
