@@ -1,0 +1,138 @@
+"""Plans of matrix-vector products: exact against integers, every entry placed once, few plaintexts and keys."""
+
+import numpy as np
+import pytest
+
+from sottovoce.errors import ParameterError
+from sottovoce.packing import CostModel, MatVecPlan, plan_matvec
+from sottovoce.packing.cover import EMPTY, covers
+from sottovoce.packing.model import multiply_slots
+from sottovoce.ring.primes import P_FIELD
+
+REAL = [
+    (960, 576),
+    (576, 576),
+    (3072, 576),
+    (576, 1536),
+    (172, 64),
+    (64, 172),
+    (128, 64),
+    (512, 64),
+    (64, 512),
+]
+GPT2 = [(2304, 768), (768, 3072)]
+
+
+def exact_product(weights: np.ndarray, x: np.ndarray) -> np.ndarray:
+    low = weights.astype(np.int64) @ (x & 0xFFFFF).astype(np.int64)
+    high = weights.astype(np.int64) @ (x >> 20).astype(np.int64)
+    return ((low + (high % P_FIELD) * (1 << 20)) % P_FIELD).astype(np.uint64)
+
+
+def run_plan(plan: MatVecPlan, weights: np.ndarray, x: np.ndarray) -> np.ndarray:
+    slots = plan.lay_out(x)
+    results = np.stack([multiply_slots(plan, weights, row, P_FIELD) for row in slots])
+    return plan.collect(results, P_FIELD)
+
+
+@pytest.mark.parametrize(("d_out", "d_in"), REAL + GPT2)
+def test_product_is_exact(d_out: int, d_in: int) -> None:
+    rng = np.random.default_rng(d_out * 7 + d_in)
+    weights = rng.integers(-(2**15), 2**15, (d_out, d_in), dtype=np.int16)
+    x = rng.integers(0, P_FIELD, (1, d_in), dtype=np.uint64)
+    plan = plan_matvec(d_out, d_in)
+    assert np.array_equal(run_plan(plan, weights, x)[0], exact_product(weights, x[0]))
+
+
+@pytest.mark.parametrize(
+    ("d_out", "d_in"), [(1, 1), (3, 5), (33, 20), (20, 33), (100, 64), (200, 3), (3, 200), (130, 130)]
+)
+@pytest.mark.parametrize("degree", [64, 128])
+def test_odd_shapes_in_small_rings(d_out: int, d_in: int, degree: int) -> None:
+    rng = np.random.default_rng(degree + d_out)
+    weights = rng.integers(-(2**15), 2**15, (d_out, d_in), dtype=np.int16)
+    x = rng.integers(0, P_FIELD, (3, d_in), dtype=np.uint64)
+    plan = plan_matvec(d_out, d_in, degree, babies=4)
+    result = run_plan(plan, weights, x)
+    for row in range(3):
+        assert np.array_equal(result[row], exact_product(weights, x[row]))
+
+
+@pytest.mark.parametrize(("d_out", "d_in"), [(960, 576), (576, 1536), (33, 20)])
+def test_every_entry_is_placed_once(d_out: int, d_in: int) -> None:
+    plan = plan_matvec(d_out, d_in)
+    seen = np.zeros(d_out * d_in, dtype=np.int64)
+    for o in range(plan.output_count):
+        for c in range(plan.input_count):
+            for index in plan.diagonal_indices(o, c):
+                np.add.at(seen, index[index != EMPTY], 1)
+    assert (seen == 1).all()
+
+
+@pytest.mark.slow
+def test_vocabulary_shapes_place_every_entry() -> None:
+    # The validity table raises if an entry is missing; a full product would take minutes, so check slices of outputs.
+    rng = np.random.default_rng(1)
+    head = plan_matvec(49152, 576)
+    assert (head.input_count, head.output_count, head.plaintext_count) == (2, 6, 3516)
+    embedding = plan_matvec(576, 49152)
+    assert (embedding.input_count, embedding.output_count, embedding.plaintext_count) == (6, 1, 3516)
+    column = rng.integers(-(2**15), 2**15, (576, 49152), dtype=np.int16)
+    token = 31234
+    one_hot = np.zeros((1, 49152), dtype=np.uint64)
+    one_hot[0, token] = 4096
+    expected = column[:, token].astype(np.int64) * 4096 % P_FIELD
+    assert np.array_equal(run_plan(embedding, column, one_hot)[0], expected.astype(np.uint64))
+
+
+def test_head_slice_is_exact() -> None:
+    # A vocabulary that still needs several input and output ciphertexts, at an eighth of the ring.
+    rng = np.random.default_rng(2)
+    weights = rng.integers(-(2**15), 2**15, (4096, 576), dtype=np.int16)
+    x = rng.integers(0, P_FIELD, (1, 576), dtype=np.uint64)
+    plan = plan_matvec(4096, 576, 1024)
+    assert plan.output_count >= 4
+    assert np.array_equal(run_plan(plan, weights, x)[0], exact_product(weights, x[0]))
+    transposed = plan_matvec(576, 4096, 1024)
+    assert transposed.input_count >= 4
+    y = rng.integers(0, P_FIELD, (1, 4096), dtype=np.uint64)
+    assert np.array_equal(run_plan(transposed, weights.T, y)[0], exact_product(weights.T, y[0]))
+
+
+@pytest.mark.parametrize(
+    ("d_out", "d_in", "most"),
+    [(960, 576, 72), (576, 576, 42), (3072, 576, 288), (576, 1536, 120), (172, 64, 2)],
+)
+def test_plaintext_counts(d_out: int, d_in: int, most: int) -> None:
+    plan = plan_matvec(d_out, d_in)
+    assert plan.plaintext_count <= most
+    assert (plan.input_count, plan.output_count) == (1, 1)
+
+
+def test_rotation_keys_are_shared() -> None:
+    steps = set().union(*(plan_matvec(*shape).steps() for shape in REAL))
+    assert steps <= set(range(1, 33))
+
+
+def test_more_babies_than_the_limit_are_never_planned() -> None:
+    for shape in REAL:
+        plan = plan_matvec(*shape, babies=8)
+        assert plan.babies <= 8
+        assert max(plan.steps(), default=0) <= 8
+
+
+def test_expensive_rotations_prefer_fewer_of_them() -> None:
+    cheap = plan_matvec(3072, 576, cost=CostModel(rotation=0.1))
+    dear = plan_matvec(3072, 576, cost=CostModel(rotation=3.0))
+    assert dear.giants <= cheap.giants
+
+
+def test_covers_reach_the_bound_within_a_tenth() -> None:
+    for inputs, outputs in [(576, 480), (576, 288), (768, 576), (64, 86), (4096, 576), (576, 4096)]:
+        best = min(cover.rotations for cover in covers(inputs, outputs, 4096, 1))
+        assert best <= 1.1 * inputs * outputs / 4096 + 8
+
+
+def test_impossible_shape_is_refused() -> None:
+    with pytest.raises(ParameterError):
+        plan_matvec(5, 0)
