@@ -79,7 +79,6 @@ void require(bool ok, const char* what) {
 
 std::size_t packed_size(std::size_t values, int width) { return (values * width + 7) / 8; }
 
-template <bool Xor>
 void write_tables(BitWriter& writer, const u64* table, std::size_t length, int columns, const u64* start, u64 step,
                   const u64* rotation, const u64* masks, u64 modulus, const u64* pads, int words, int width,
                   std::size_t n, std::size_t entries) {
@@ -89,14 +88,8 @@ void write_tables(BitWriter& writer, const u64* table, std::size_t length, int c
             u64 segment = (j + rotation[e]) & (entries - 1);
             const u64* row = table + ((start[e] + segment * step) & (length - 1)) * columns;
             for (int c = 0; c < columns; ++c) {
-                u64 v;
-                if constexpr (Xor) {
-                    v = row[c] ^ mask[c];
-                } else {
-                    u64 d = row[c] - mask[c];  // wraps to a huge number when negative, and then the lifted one is smaller
-                    v = std::min(d, d + modulus);
-                }
-                writer.put(v ^ pad_bits(pads, c * width, width), width);
+                u64 d = row[c] - mask[c];  // wraps to a huge number when negative; then the lifted one is smaller
+                writer.put(std::min(d, d + modulus) ^ pad_bits(pads, c * width, width), width);
             }
         }
     }
@@ -108,20 +101,38 @@ static void mask_tables(In<2> table, In<1> start, u64 step, In<1> rotation, In<2
                         int width, BytesOut out) {
     std::size_t length = table.shape(0), n = start.shape(0), entries = pads.shape(1);
     int columns = static_cast<int>(table.shape(1)), words = static_cast<int>(pads.shape(2));
-    require(width >= 1 && width <= 64, "mask_tables: width must be 1 to 64");
+    require(width >= 1 && width <= 63, "mask_tables: width must be 1 to 63");
     require(std::has_single_bit(length) && std::has_single_bit(entries), "mask_tables: sizes must be powers of two");
     require(rotation.shape(0) == n && masks.shape(0) == n && pads.shape(0) == n, "mask_tables: lengths differ");
     require(static_cast<int>(masks.shape(1)) == columns && words * 64 >= columns * width,
             "mask_tables: masks or pads do not fit the table");
     require(out.shape(0) == packed_size(n * entries * columns, width), "mask_tables: the output has another size");
+    nb::gil_scoped_release release;
     BitWriter writer{out.data()};
-    auto write = modulus == 0 ? write_tables<true> : write_tables<false>;
-    {
-        nb::gil_scoped_release release;
-        write(writer, table.data(), length, columns, start.data(), step, rotation.data(), masks.data(), modulus,
-              pads.data(), words, width, n, entries);
-        writer.finish();
+    write_tables(writer, table.data(), length, columns, start.data(), step, rotation.data(), masks.data(), modulus,
+                 pads.data(), words, width, n, entries);
+    writer.finish();
+}
+
+static void mask_regions(BytesIn table, In<1> start, u64 step, In<1> rotation, BytesIn masks, In<2> pads, int width,
+                         BytesOut out) {
+    std::size_t length = table.shape(0), n = start.shape(0), entries = pads.shape(1);
+    require(width >= 1 && width <= 8, "mask_regions: width must be 1 to 8");
+    require(std::has_single_bit(length) && std::has_single_bit(entries), "mask_regions: sizes must be powers of two");
+    require(rotation.shape(0) == n && masks.shape(0) == n && pads.shape(0) == n, "mask_regions: lengths differ");
+    require(out.shape(0) == packed_size(n * entries, width), "mask_regions: the output has another size");
+    nb::gil_scoped_release release;
+    BitWriter writer{out.data()};
+    const u64* pad = pads.data();
+    const u64 keep = (u64{1} << width) - 1;
+    for (std::size_t e = 0; e < n; ++e) {
+        u64 a = start.data()[e], turn = rotation.data()[e], mask = masks.data()[e];
+        for (std::size_t j = 0; j < entries; ++j, ++pad) {
+            u64 segment = (j + turn) & (entries - 1);
+            writer.put((table.data()[(a + segment * step) & (length - 1)] ^ mask ^ *pad) & keep, width);
+        }
     }
+    writer.finish();
 }
 
 static void open_entries(BytesIn stream, In<1> index, u64 entries, In<2> pads, int width, Out2 out) {
@@ -141,8 +152,10 @@ static void open_entries(BytesIn stream, In<1> index, u64 entries, In<2> pads, i
 void register_mpc(nb::module_& m) {
     m.def("mask_tables", &mask_tables, nb::arg("table"), nb::arg("start"), nb::arg("step"), nb::arg("rotation"),
           nb::arg("masks"), nb::arg("modulus"), nb::arg("pads"), nb::arg("width"), nb::arg("out"),
-          "Entry j of element e: (table[start + ((j + rotation) mod 2^m)*step] - masks mod modulus) XOR pads[j], packed; "
-          "modulus 0: XOR instead of subtraction.");
+          "Entry j of element e: (table[start + ((j + rotation) mod 2^m)*step] - masks mod modulus) XOR pads[j], packed.");
+    m.def("mask_regions", &mask_regions, nb::arg("table"), nb::arg("start"), nb::arg("step"), nb::arg("rotation"),
+          nb::arg("masks"), nb::arg("pads"), nb::arg("width"), nb::arg("out"),
+          "The same for a table of a few bits an entry, masked by XOR.");
     m.def("open_entries", &open_entries, nb::arg("stream"), nb::arg("index"), nb::arg("entries"), nb::arg("pads"),
-          nb::arg("width"), nb::arg("out"), "The receiver's half of mask_tables: its entry of each element, unpadded.");
+          nb::arg("width"), nb::arg("out"), "The receiver's half of both: its entry of each element, unpadded.");
 }
