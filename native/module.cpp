@@ -9,6 +9,11 @@ NB_MODULE(_native, m) {
     m.doc() = "Kernels of Sottovoce: they work in place over arrays that NumPy owns and release the GIL.";
     register_cpu(m);
     register_mpc(m);
+    register_ot(m);
     register_ring(m);
+    register_ring_crt(m);
+    register_ring_switch(m);
+    register_pack(m);
+    register_field(m);
     register_bgv(m);
 }
