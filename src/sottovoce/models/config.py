@@ -1,7 +1,8 @@
 """What a model is, without its weights: the public description that both parties hold.
 
-Everything here is public. A `Config` that can be constructed can be executed: whatever the reference and the engines do
-not implement is refused by the loader of its file format, with the name of the operation and of the layer.
+Everything here is public. A `Config` that can be constructed can be executed: whatever the reference and
+the engines do not implement is refused by the loader of its file format, with the name of the operation and
+of the layer.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ class Rope:
 class Config:
     """Shapes and operations of a decoder: embedding, `layers` equal blocks, final norm, head.
 
-    A block is x += attention(norm1(x)); x += mlp(norm2(x)). Without `rope` the positions are learned: a table of
-    (context_length, width) is added to the embedding.
+    A block is x += attention(norm1(x)); x += mlp(norm2(x)). Without `rope` the positions are learned: a
+    table of (context_length, width) is added to the embedding.
     """
 
     model_type: str
@@ -62,7 +63,7 @@ class Config:
                 raise CorruptFileError(f"model description: {name} = {value!r} is not between 1 and {limit}")
         if self.heads % self.kv_heads:
             raise CorruptFileError(
-                f"model description: {self.heads} query heads cannot share {self.kv_heads} key-value heads evenly"
+                f"model description: {self.heads} query heads cannot share {self.kv_heads} key-value heads"
             )
         if self.rope is not None and self.head_dim % 2:
             raise CorruptFileError(

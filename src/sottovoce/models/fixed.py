@@ -1,24 +1,24 @@
 """The fixed-point form of a model: what the server of a private engine holds.
 
-Scales. Activations that enter a matrix are at 2^-f (f = 12), matrices at 2^-w (w = `weight_bits` = 11, int16), so every
-product, every bias and the residual stream are at 2^-(f+w) = 2^-23. The embedding is at 2^-w as well: a one-hot vector
-scaled by 2^f selects a row at 2^-23.
+Scales. Activations that enter a matrix are at 2^-f (f = 12), matrices at 2^-w (w = `weight_bits` = 11,
+int16), so every product, every bias and the residual stream are at 2^-(f+w) = 2^-23. The embedding is at
+2^-w as well: a one-hot vector scaled by 2^f selects a row at 2^-23.
 
 Folded away before rounding:
 - norm gains into the matrix that follows; LayerNorm's bias into that matrix's bias;
-- log2(e)/sqrt(head_dim), the softmax's scale in base 2, into the query rows, except for a power of two: the query rows
-  are multiplied by log2(e)/sqrt(head_dim)·2^`score_shift`, a number in [1, 2) when it fits, because a smaller factor
-  would throw away bits of the int16 weights. With q and k at 2^-f a raw product q·k is therefore the base-2 score at
-  scale 2^-(2f + score_shift), and softmax is 2^(score - c) normalised;
+- log2(e)/sqrt(head_dim), the softmax's scale in base 2, into the query rows, except for a power of two: the
+  query rows are multiplied by log2(e)/sqrt(head_dim)·2^`score_shift`, a number in [1, 2) when it fits,
+  because a smaller factor would throw away bits of the int16 weights. With q and k at 2^-f a raw product
+  q·k is therefore the base-2 score at scale 2^-(2f + score_shift), and softmax is 2^(score - c) normalised;
 - rotary order: query and key rows are permuted so that the rotation is always rotate-half.
 
 Row order of the fused matrices:
-- `qkv`: q rows (query head h, dimension j) at h·head_dim + j, then k rows (key-value head, j), then v rows. Query head h
-  uses key-value head h // (heads // kv_heads);
+- `qkv`: q rows (query head h, dimension j) at h·head_dim + j, then k rows (key-value head, j), then v rows.
+  Query head h uses key-value head h // (heads // kv_heads);
 - `gate_up`: all gate rows, then all up rows (gated MLPs); just the up rows for a plain GELU MLP.
 
-Public: everything in `Config`, `FixedNorm`, `weight_bits`, `score_shift`, `rope_cos`, `rope_sin`. Private to the server: matrices, biases,
-`softmax_shift`.
+Public: everything in `Config`, `FixedNorm`, `weight_bits`, `score_shift`, `rope_cos`, `rope_sin`. Private
+to the server: matrices, biases, `softmax_shift`.
 """
 
 from __future__ import annotations
@@ -42,9 +42,12 @@ ROPE_BITS = 11  # rotary tables
 
 @dataclass(frozen=True)
 class FixedNorm:
-    """Public constants of one norm. `low` and `high` bound the mean square (RMSNorm) or variance (LayerNorm) of its
-    input, already widened; squares are taken of a copy of the input at 2^-square_bits, so that
-    width · high · 2^(2·square_bits) < 2^42 (the sum is not negative: half the field is allowed)."""
+    """Public constants of one norm.
+
+    `low` and `high` bound the mean square (RMSNorm) or variance (LayerNorm) of its input, already widened.
+    Squares are taken of a copy of the input at 2^-square_bits, chosen so that
+    width · high · 2^(2·square_bits) < 2^42: the sum is not negative, so half the field is allowed.
+    """
 
     kind: NormKind
     eps: float
@@ -64,7 +67,8 @@ class FixedNorm:
 
 @dataclass(frozen=True)
 class FixedBlock:
-    """One decoder block. Matrices are (outputs, inputs) int16 at 2^-w, biases (outputs,) int64 at 2^-(f+w) or None."""
+    """One decoder block. Matrices are (outputs, inputs) int16 at 2^-w, biases (outputs,) int64 at 2^-(f+w)
+    or None."""
 
     norm1: FixedNorm
     qkv: Int16  # (heads·head_dim + 2·kv_heads·head_dim, width)
