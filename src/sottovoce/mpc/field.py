@@ -7,7 +7,7 @@ shared bit is np.uint8 0 or 1, its shares joined by XOR. The loops have no branc
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sottovoce.errors import RangeError
+from sottovoce.errors import IntegrityError, RangeError
 from sottovoce.ring.primes import P_FIELD, P_SMALL
 
 P = P_FIELD
@@ -49,6 +49,14 @@ def neg(x: Field, modulus: int) -> Field:
     return sub(np.zeros_like(x), x, modulus)
 
 
+def negate_where(flip: Bits, x: Field, modulus: int) -> Field:
+    """−x mod M where the bit is 1, else x. The result is in [0, M], so that only `add` may follow without
+    care.
+    """
+    sign = np.negative(flip.astype(np.uint64))  # all ones where the bit is 1
+    return np.add(x ^ sign, sign & np.uint64(modulus + 1))
+
+
 def mul(x: Field, y: Field, modulus: int) -> Field:
     """x·y mod M, with broadcasting."""
     if is_ring(modulus):
@@ -83,8 +91,19 @@ def total(x: Field, axis: int, modulus: int) -> Field:
 
 
 def from_signed(x: ArrayLike, modulus: int) -> Field:
-    """Integers of either sign to their residues in [0, M)."""
+    """Integers of either sign (64-bit) to their residues in [0, M)."""
+    if is_ring(modulus):
+        return np.asarray(x, dtype=np.int64).astype(np.uint64) & np.uint64(modulus - 1)
     return np.mod(np.asarray(x, dtype=np.int64), np.int64(modulus)).astype(np.uint64)
+
+
+def checked(x: Field, modulus: int) -> Field:
+    """x itself. IntegrityError if a value is no residue: the other party then broke the protocol."""
+    if x.size and int(x.max()) >= modulus:
+        raise IntegrityError(
+            f"the other side sent a number that is no residue mod {modulus}; end the session"
+        )
+    return x
 
 
 def centred(x: Field, modulus: int) -> NDArray[np.int64]:
@@ -120,6 +139,7 @@ __all__ = [
     "Field",
     "add",
     "centred",
+    "checked",
     "decode",
     "encode",
     "from_signed",
@@ -128,6 +148,7 @@ __all__ = [
     "mul_mod",
     "mul_reference",
     "neg",
+    "negate_where",
     "sub",
     "total",
     "width",
