@@ -24,15 +24,17 @@ Source: protocols.md 4 (the wrap bit and the spline transfer are ours; triples B
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sottovoce.mpc import field
+from sottovoce.mpc.field import Bits
+from sottovoce.mpc.field import Field as Share
 from sottovoce.mpc.requests import (
     And,
-    Bits,
     Lookup,
     MaskedRows,
     MaskRows,
@@ -41,7 +43,6 @@ from sottovoce.mpc.requests import (
     RegionLookup,
     Request,
     ScaleRows,
-    Share,
     SplineLookup,
     SumSquares,
     ToArithmetic,
@@ -59,6 +60,10 @@ class Arithmetic(ABC):
 
     p = P_FIELD
     lead: int  # leading party axes of every share array: 0 (two-party) or 1 (model)
+
+    def operation(self, name: str) -> AbstractContextManager[Any]:
+        """Name what follows, for the ledger (two-party) and for error messages (model)."""
+        return nullcontext()
 
     # ---------------------------------------------------------------- interactive
 
