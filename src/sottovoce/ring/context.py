@@ -1,11 +1,12 @@
 """Polynomials of Z_Q[X]/(X^N + 1) in residue form: the arithmetic that every scheme is written on.
 
-A polynomial is a C-contiguous ``np.uint64`` array of shape (..., L, N): L limbs, limb l reduced modulo the prime q_l.
-Leading axes are a batch. The caller knows whether an array holds coefficients or evaluations ("NTT form"); in NTT
-form position i holds the value at ψ^(2·brv(i)+1), brv the reversal of lg N bits, and products are pointwise.
+A polynomial is a C-contiguous ``np.uint64`` array of shape (..., L, N): L limbs, limb l reduced modulo the
+prime q_l. Leading axes are a batch. The caller knows whether an array holds coefficients or evaluations
+("NTT form"); in NTT form position i holds the value at ψ^(2·brv(i)+1), brv the reversal of lg N bits, and
+products are pointwise.
 
-Kernels work in place or into ``out`` and release the GIL; without ``out`` the wrapper allocates. All operands must be
-reduced and their shapes must agree: a wrong shape raises ParameterError.
+Kernels work in place or into ``out`` and release the GIL; without ``out`` the wrapper allocates. All operands
+must be reduced and their shapes must agree: a wrong shape raises ParameterError.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _threads = int(os.environ.get("SOTTOVOCE_THREADS", "0")) or _available_cores()
 
 
 def threads() -> int:
-    """How many threads a kernel uses unless told otherwise (environment: SOTTOVOCE_THREADS; default: all cores)."""
+    """How many threads a kernel uses unless told otherwise (SOTTOVOCE_THREADS, or all cores)."""
     return _threads
 
 
@@ -49,7 +50,7 @@ def set_threads(count: int) -> None:
 class RingContext:
     """The ring of degree N over a list of primes; tables are shared between all contexts of a process.
 
-    N: a power of two up to 2^17. primes: distinct, below 2^61, each ≡ 1 mod 2N. Raises ParameterError otherwise.
+    N: a power of two up to 2^17. primes: distinct, below 2^61, each ≡ 1 mod 2N; else ParameterError.
     """
 
     def __init__(self, n: int, primes: Sequence[int]) -> None:
@@ -117,7 +118,7 @@ class RingContext:
         return self.mul_scalar(a, -1, out)
 
     def mul(self, a: Words, b: Words, out: Words | None = None) -> Words:
-        """The pointwise product (the ring product of operands in NTT form); b may be one polynomial against a batch."""
+        """The pointwise product: the ring product of operands in NTT form. b may be one against a batch."""
         out = self._out(a, out)
         with _shapes("mul"):
             self._native.mul(a, b, out, _threads)
@@ -172,9 +173,10 @@ class RingContext:
     ) -> Words:
         """acc += Σ_k cts[k] ⊙ pts[k], reduced once at the end; in place.
 
-        acc: (C, L, N), or (L, N). cts: K arrays of acc's shape. pts: K arrays (L, M), M dividing N: a plaintext that
-        is a polynomial in X^r, r = N/M, has runs of r equal values in NTT form and is stored once per run.
-        This is the hottest kernel of the package; see `mac_matrix` for several sums over the same ciphertexts.
+        acc: (C, L, N), or (L, N). cts: K arrays of acc's shape. pts: K arrays (L, M), M dividing N: a
+        plaintext that is a polynomial in X^r, r = N/M, has runs of r equal values in NTT form and is stored
+        once per run. This is the hottest kernel of the package; `mac_matrix` does several sums over the
+        same ciphertexts.
         """
         with _shapes("mac_many"):
             self._native.mac(acc, list(cts), list(pts), 1, threads or _threads)
