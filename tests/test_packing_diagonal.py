@@ -1,4 +1,4 @@
-"""Plans of matrix-vector products: exact against integers, every entry placed once, few plaintexts and keys."""
+"""Plans of matrix-vector products: exact against integers, every entry placed once, few plaintexts."""
 
 import numpy as np
 import pytest
@@ -71,7 +71,8 @@ def test_every_entry_is_placed_once(d_out: int, d_in: int) -> None:
 
 @pytest.mark.slow
 def test_vocabulary_shapes_place_every_entry() -> None:
-    # The validity table raises if an entry is missing; a full product would take minutes, so check slices of outputs.
+    # The validity table raises if an entry is missing; a full product would take minutes, so check slices of
+    # outputs.
     rng = np.random.default_rng(1)
     head = plan_matvec(49152, 576)
     assert (head.input_count, head.output_count, head.plaintext_count) == (2, 6, 3516)

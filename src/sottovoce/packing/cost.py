@@ -9,9 +9,9 @@ from dataclasses import dataclass
 class CostModel:
     """Milliseconds of one core per operation on ciphertexts of the SIMD set (N = 8192, three 50-bit primes).
 
-    hoisted: one more rotation of a ciphertext that is already decomposed. rotation: a rotation on its own. product:
-    plaintext times ciphertext, accumulated. sent, returned: a ciphertext encrypted and loaded, or masked, packed,
-    decrypted and decoded; both include their bytes on a 1 Gbit/s link.
+    hoisted: one more rotation of a ciphertext that is already decomposed. rotation: a rotation on its own.
+    product: plaintext times ciphertext, accumulated. sent, returned: a ciphertext encrypted and loaded, or
+    masked, packed, decrypted and decoded; both include their bytes on a 1 Gbit/s link.
     """
 
     hoisted: float = 0.13
@@ -21,7 +21,9 @@ class CostModel:
     returned: float = 3.6
 
     def rotations(self, inputs: int, outputs: int, count: int, babies: int) -> float:
-        """Cost of the rotations of a product with `count` diagonals in `babies` hoisted steps and the rest by Horner."""
+        """Cost of the rotations of a product with `count` diagonals in `babies` hoisted steps and the rest by
+        Horner.
+        """
         giants = -(-count // babies)
         return inputs * (babies - 1) * self.hoisted + outputs * (giants - 1) * self.rotation
 

@@ -1,19 +1,22 @@
-"""One row of slots: which input each slot holds, which output each slot collects, and how few rotations join them.
+"""One row of slots: which input each slot holds, which output each slot collects, and how few rotations join
+them.
 
-A row is a ring of `columns` slots. Slot s of an output row collects one output out(s); slot s of the input row holds one
-input idx(s); the product for rotation k adds W[out(s), idx(s + k)] * x[idx(s + k)] into slot s. With rotations
-0 .. K - 1 a slot therefore reads the window idx(s), ..., idx(s + K - 1), and a layout is a *cover* when the windows of
-every output's slots together contain every input. Nothing is replicated or folded by rotation: the client lays its
-input out as idx says, and adds the partial sums of an output after decryption.
+A row is a ring of `columns` slots. Slot s of an output row collects one output out(s); slot s of the input
+row holds one input idx(s); the product for rotation k adds W[out(s), idx(s + k)] * x[idx(s + k)] into slot s.
+With rotations 0 .. K - 1 a slot therefore reads the window idx(s), ..., idx(s + K - 1), and a layout is a
+*cover* when the windows of every output's slots together contain every input. Nothing is replicated or folded
+by rotation: the client lays its input out as idx says, and adds the partial sums of an output after
+decryption.
 
-Lower bound: K >= inputs * outputs / (columns * rows). The two constructions here reach it within a few per cent:
+Lower bound: K >= inputs * outputs / (columns * rows). The two constructions here reach it within a few per
+cent:
 
 - *direct*: inputs repeat along the row, an output gets m slots whose windows are 1/m of a period apart;
-- *mirrored*: the same with the roles of inputs and outputs exchanged (s -> -s turns one into the other); for rows that
-  are full of distinct inputs (the one-hot vector of an embedding).
+- *mirrored*: the same with the roles of inputs and outputs exchanged (s -> -s turns one into the other); for
+  rows that are full of distinct inputs (the one-hot vector of an embedding).
 
-A period that does not divide the row leaves a seam. Either the slots whose window crosses it stay unused, or the
-periods are stretched with empty slots until they fill the row evenly; both are tried.
+A period that does not divide the row leaves a seam. Either the slots whose window crosses it stay unused, or
+the periods are stretched with empty slots until they fill the row evenly; both are tried.
 """
 
 from __future__ import annotations
@@ -32,8 +35,8 @@ Index = npt.NDArray[np.int32]
 class Cover:
     """A layout of one input row and `rows` output rows.
 
-    inputs: (columns,) input held by each slot, or EMPTY. outputs: (rows, columns) output collected by each slot, or
-    EMPTY. rotations: K, the window length.
+    inputs: (columns,) input held by each slot, or EMPTY. outputs: (rows, columns) output collected by each
+    slot, or EMPTY. rotations: K, the window length.
     """
 
     inputs: Index
@@ -42,7 +45,7 @@ class Cover:
 
 
 def covers(inputs: int, outputs: int, columns: int, rows: int) -> list[Cover]:
-    """Return the good covers of `inputs` x `outputs` by one input row and `rows` output rows (possibly none)."""
+    """Return good covers of `inputs` x `outputs` by one input row and `rows` output rows (possibly none)."""
     found = [_direct(inputs, outputs, columns, rows, stretch) for stretch in (False, True)]
     per_row = -(-outputs // rows)
     for stretch in (False, True):
@@ -81,7 +84,9 @@ def _assign(
     outputs: int,
     rows: int,
 ) -> Index | None:
-    """Give every output `copies` slots with residues spaced by length / copies, or return None if they run out."""
+    """Give every output `copies` slots with residues spaced by length / copies, or return None if they run
+    out.
+    """
     steps = np.arange(copies) * length // copies
     free = rows * np.bincount(residue[usable], minlength=length)
     starts = _starts(free, steps, length, outputs, everything=False)
@@ -90,7 +95,8 @@ def _assign(
     if starts is None:
         return None
     wanted = (starts[:, None] + steps) % length  # (outputs, copies) residues
-    # Both sides sorted by residue: the i-th request for a residue takes the i-th usable slot with that residue.
+    # Both sides sorted by residue: the i-th request for a residue takes the i-th usable slot with that
+    # residue.
     order = np.argsort(wanted.ravel(), kind="stable")
     supply = np.flatnonzero(np.tile(usable, rows))
     supply = supply[np.argsort(np.tile(residue, rows)[supply], kind="stable")]
@@ -105,7 +111,9 @@ def _assign(
 def _starts(
     free: npt.NDArray[np.int64], steps: npt.NDArray[np.int64], length: int, outputs: int, everything: bool
 ) -> npt.NDArray[np.int64] | None:
-    """Choose a start residue for each output, greedily: one at a time round the period, or all that fit at once."""
+    """Choose a start residue for each output, greedily: one at a time round the period, or all that fit at
+    once.
+    """
     left = free.copy()
     chosen: list[npt.NDArray[np.int64]] = []
     count = 0

@@ -1,13 +1,14 @@
-"""The plan of a matrix-vector product by diagonals: what the client lays out, what the server multiplies and rotates.
+"""The plan of a matrix-vector product by diagonals: what the client lays out, what the server multiplies and
+rotates.
 
-y = W x for W (d_out, d_in), on ciphertexts of two rows of N/2 slots. The client encrypts x already laid out; the server
-computes, for every output ciphertext o,
+y = W x for W (d_out, d_in), on ciphertexts of two rows of N/2 slots. The client encrypts x already laid out;
+the server computes, for every output ciphertext o,
 
     acc_o = sum_j rot_{B j}( sum_{i < B} sum_c P[o, c, B j + i] * rot_i(x_c) )
 
-with B baby steps (hoisted: one decomposition for all) and the giant steps by Horner's rule, so that the only rotation
-keys in use are 1 .. B, shared by all plans of a model. The client adds the slots of acc that belong to one output.
-Every entry of W appears in exactly one plaintext, once.
+with B baby steps (hoisted: one decomposition for all) and the giant steps by Horner's rule, so that the only
+rotation keys in use are 1 .. B, shared by all plans of a model. The client adds the slots of acc that belong
+to one output. Every entry of W appears in exactly one plaintext, once.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ DEFAULT_BABIES = 32  # rotation keys 1 .. 32: 32 x 0.4 MB; more babies would gai
 class MatVecPlan:
     """How one matrix shape is multiplied with one encrypted vector.
 
-    inputs: (I, 2, N/2) index into x of each slot of each input ciphertext, or EMPTY. outputs: (O, 2, N/2) index into y
-    of each slot of each output ciphertext, or EMPTY. rotations: diagonals K per pair of ciphertexts. babies: B.
+    inputs: (I, 2, N/2) index into x of each slot of each input ciphertext, or EMPTY. outputs: (O, 2, N/2)
+    index into y of each slot of each output ciphertext, or EMPTY. rotations: diagonals K per pair of
+    ciphertexts. babies: B.
     """
 
     d_out: int
@@ -89,8 +91,9 @@ class MatVecPlan:
     def diagonal_indices(self, o: int, c: int) -> Iterator[npt.NDArray[np.int64]]:
         """Yield for k = 0 .. K - 1 the flat index into W (d_out * d_in) of each slot (N,), or EMPTY.
 
-        Slot s of diagonal k holds W[out(s), idx(s + k)], unless that entry was placed already. In the order of use: the
-        plaintext for k = B j + i is rotated by -B j, because the server rotates the sum of its giant step afterwards.
+        Slot s of diagonal k holds W[out(s), idx(s + k)], unless that entry was placed already. In the order
+        of use: the plaintext for k = B j + i is rotated by -B j, because the server rotates the sum of its
+        giant step afterwards.
         """
         valid = self._validity()[o, c]
         half = self.degree // 2
@@ -106,7 +109,9 @@ class MatVecPlan:
         return np.where((read == EMPTY) | (out == EMPTY), EMPTY, out * self.d_in + read)
 
     def _validity(self) -> npt.NDArray[np.uint8]:
-        """Packed bits (O, I, K, N/8): whether the slot of a diagonal carries its entry. Computed once, then kept."""
+        """Packed bits (O, I, K, N/8): whether the slot of a diagonal carries its entry. Computed once, then
+        kept.
+        """
         if "bits" not in self._valid:
             self._valid["bits"] = self._place_entries()
         return self._valid["bits"]
@@ -179,8 +184,8 @@ def _plans(
 ) -> Iterator[MatVecPlan]:
     """Plans with given numbers of ciphertexts.
 
-    split: the two rows hold different inputs and collect the same outputs; otherwise the rows hold the same inputs and
-    collect different outputs.
+    split: the two rows hold different inputs and collect the same outputs; otherwise the rows hold the same
+    inputs and collect different outputs.
     """
     columns = degree // 2
     chunks = inputs * (2 if split else 1)

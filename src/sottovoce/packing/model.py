@@ -1,4 +1,6 @@
-"""The product of a plan in NumPy, rotations and all: the reference that the encrypted product is tested against."""
+"""The product of a plan in NumPy, rotations and all: the reference that the encrypted product is tested
+against.
+"""
 
 from __future__ import annotations
 
