@@ -23,7 +23,7 @@ def test_calls_differ_and_are_counted():
 
 def test_refuses_a_network_channel():
     class Network:
-        in_memory = False
+        is_network = True
 
     with pytest.raises(RefusedError, match="nothing"):
         SimulatedSource(Role.CLIENT, 7, Network())

@@ -44,7 +44,7 @@ class SimulatedSource(CorrelationSource):
 
     def bind(self, channel: "Channel") -> None:
         """Refuse a channel that leaves the process: there the items would protect nothing."""
-        if not getattr(channel, "in_memory", False):
+        if channel.is_network:
             raise RefusedError(
                 "simulated correlations were asked for on a network channel; both parties know all of them,"
                 " so nothing would be private. Use PairSource."
