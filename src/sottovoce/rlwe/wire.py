@@ -1,0 +1,121 @@
+"""Serialised keys and ciphertexts: one header, dense residues, every check before any use.
+
+Header (32 bytes): magic "SVRL", format version (u8), kind (u8), reserved (u16, zero), parameter digest (8 bytes), payload
+length (u64), checksum of the payload (8 bytes of BLAKE2b; against accidents, the channel authenticates). Residues are
+packed at the bit length of their prime, limb by limb.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from sottovoce.errors import (
+    FrameError,
+    IntegrityError,
+    ParameterError,
+    ParameterMismatchError,
+    VersionMismatchError,
+)
+from sottovoce.net import pack_bits, packed_size, unpack_bits
+from sottovoce.rlwe.parameters import Parameters
+
+MAGIC = b"SVRL"
+FORMAT_VERSION = 1
+_HEADER = struct.Struct("<4sBBH8sQ8s")
+HEADER_BYTES = _HEADER.size
+
+Buffer = bytes | bytearray | memoryview | npt.NDArray[np.uint8]
+Words = npt.NDArray[np.uint64]
+
+KINDS = {"secret key": 1, "public key": 2, "relinearization key": 3, "galois keys": 4, "ciphertext": 5}
+
+
+def frame(kind: str, parameters: Parameters, payload: bytes) -> bytes:
+    """Header and payload."""
+    header = _HEADER.pack(
+        MAGIC, FORMAT_VERSION, KINDS[kind], 0, parameters.digest, len(payload), _checksum(payload)
+    )
+    return header + payload
+
+
+def unframe(kind: str, parameters: Parameters, data: Buffer) -> memoryview:
+    """The payload of a serialised object of this kind and parameter set.
+
+    Raises FrameError (not such an object, truncated, oversized), VersionMismatchError, ParameterMismatchError, or
+    IntegrityError (checksum).
+    """
+    view = memoryview(data).cast("B") if not isinstance(data, memoryview) else data
+    if view.nbytes < HEADER_BYTES:
+        raise FrameError(f"a serialised {kind} is at least {HEADER_BYTES} bytes long, got {view.nbytes}")
+    magic, version, number, reserved, digest, length, checksum = _HEADER.unpack(view[:HEADER_BYTES])
+    payload = view[HEADER_BYTES:]
+    if magic != MAGIC or reserved != 0:
+        raise FrameError(f"these bytes are not a serialised {kind}")
+    if version != FORMAT_VERSION:
+        raise VersionMismatchError(
+            f"format version {version} of a {kind}; this version reads {FORMAT_VERSION}"
+        )
+    if number != KINDS[kind]:
+        raise FrameError(f"expected a serialised {kind}, got an object of kind {number}")
+    if length != payload.nbytes:
+        raise FrameError(f"a {kind} announces {length} bytes and has {payload.nbytes}")
+    if digest != parameters.digest:
+        raise ParameterMismatchError(
+            f"this {kind} was made for other parameters: both parties must use one set"
+        )
+    if checksum != _checksum(payload):
+        raise IntegrityError(f"the checksum of a {kind} does not match its content")
+    return payload
+
+
+def _checksum(payload: bytes | memoryview) -> bytes:
+    return hashlib.blake2b(payload, digest_size=8).digest()
+
+
+def residue_bytes(primes: Sequence[int], n: int) -> int:
+    """Packed bytes of one polynomial (L, N)."""
+    return sum(packed_size(n, q.bit_length()) for q in primes)
+
+
+def pack_residues(x: Words, primes: Sequence[int]) -> bytes:
+    """(..., L, N) -> bytes, polynomial by polynomial and limb by limb."""
+    n = x.shape[-1]
+    if len({q.bit_length() for q in primes}) == 1 and n * primes[0].bit_length() % 8 == 0:
+        return pack_bits(x, primes[0].bit_length()).tobytes()
+    rows = x.reshape(-1, n)
+    return b"".join(
+        pack_bits(row, primes[i % len(primes)].bit_length()).tobytes() for i, row in enumerate(rows)
+    )
+
+
+def unpack_residues(data: Buffer, primes: Sequence[int], shape: tuple[int, ...]) -> Words:
+    """Bytes -> (*shape[:-2], L, N). FrameError on a wrong size, IntegrityError on a residue that is not reduced."""
+    n = shape[-1]
+    rows = int(np.prod(shape[:-1], dtype=np.int64))
+    view = np.frombuffer(data, np.uint8)
+    polynomials, rest = divmod(rows, len(primes))
+    if rest or shape[-2] != len(primes):
+        raise ParameterError("the shape does not have one row per prime")
+    if view.nbytes != polynomials * residue_bytes(primes, n):
+        raise FrameError(
+            f"expected {polynomials * residue_bytes(primes, n)} bytes of residues, got {view.nbytes}"
+        )
+    if len({q.bit_length() for q in primes}) == 1 and n * primes[0].bit_length() % 8 == 0:
+        out = unpack_bits(view, rows * n, primes[0].bit_length()).reshape(shape)
+    else:
+        out = np.empty(shape, np.uint64)
+        at = 0
+        for i, row in enumerate(out.reshape(-1, n)):
+            width = primes[i % len(primes)].bit_length()
+            size = packed_size(n, width)
+            row[:] = unpack_bits(view[at : at + size], n, width)
+            at += size
+    limits = np.array(primes, np.uint64)[:, None]
+    if out.size and not bool((out < limits).all()):
+        raise IntegrityError("a residue is not smaller than its prime")
+    return out
