@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sottovoce import _native
-from sottovoce.errors import RangeError
+from sottovoce.errors import ParameterError, RangeError
 from sottovoce.mpc import field
-from sottovoce.mpc.field import Bits, Field
+from sottovoce.mpc.field import Bits, Field, P
 from sottovoce.mpc.protocols.wire import Expected, Opened, Party, Piece
 from sottovoce.mpc.requests import Lookup, RegionLookup, SplineLookup
 from sottovoce.net import packed_size
@@ -95,7 +95,7 @@ class SplineServer:
         )
         _native.mask_tables(
             table.entries,
-            self._y.reshape(-1),
+            self._y.ravel(),
             1 << table.remainder_bits,
             difference,
             masks,
@@ -137,7 +137,7 @@ class RegionServer:
     def __init__(self, party: Party, request: RegionLookup) -> None:
         table = self._table = request.table
         self._y = request.y
-        self._pads = party.source.send_ots(request.y.size, table.segment_bits, 1)
+        self._pads = party.source.send_ots(request.y.size, table.segment_bits, 1)[:, :, 0]
         self._own = party.stream.bytes(request.y.size) & np.uint8((1 << table.width) - 1)
 
     def expects(self) -> list[Expected]:
@@ -149,7 +149,7 @@ class RegionServer:
         out = np.empty(packed_size(self._y.size << table.segment_bits, table.width), np.uint8)
         _native.mask_regions(
             table.entries,
-            self._y.reshape(-1),
+            self._y.ravel(),
             1 << table.remainder_bits,
             difference,
             self._own,
@@ -160,13 +160,21 @@ class RegionServer:
         return out, _split(self._own, table.width, self._y.shape)
 
 
+def check(lookup: Lookup) -> None:
+    """ParameterError for a table whose correlations no source makes: inner products exist mod p only."""
+    if isinstance(lookup, SplineLookup) and lookup.table.modulus != P:
+        raise ParameterError(f"a spline table is looked up mod {P}, not mod {lookup.table.modulus}")
+
+
 def client(party: Party, lookup: Lookup) -> SplineClient | RegionClient:
     """The client's side of any look-up."""
+    check(lookup)
     return SplineClient(party, lookup) if isinstance(lookup, SplineLookup) else RegionClient(party, lookup)
 
 
 def server(party: Party, lookup: Lookup) -> SplineServer | RegionServer:
     """The server's side of any look-up."""
+    check(lookup)
     return SplineServer(party, lookup) if isinstance(lookup, SplineLookup) else RegionServer(party, lookup)
 
 
@@ -180,7 +188,7 @@ def open_entries(reply: memoryview, choice: _Choice, segment_bits: int, columns:
 
 
 def _choose(party: Party, y: Field, segment_bits: int, remainder_bits: int, words: int) -> _Choice:
-    flat = y.reshape(-1)
+    flat = y.ravel()
     segment = flat >> np.uint64(remainder_bits)
     if flat.size and int(segment.max()) >> segment_bits:
         raise RangeError(f"a look-up takes shares below 2^{segment_bits + remainder_bits}")
