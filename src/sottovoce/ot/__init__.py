@@ -1,0 +1,5 @@
+"""Oblivious transfer: base OTs, their extension, and random, 1-of-2^m and correlated OTs."""
+
+from sottovoce.ot.extension import OtExtension
+
+__all__ = ["OtExtension"]

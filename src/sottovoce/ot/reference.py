@@ -1,4 +1,5 @@
-"""The kernels of oblivious transfer as plain NumPy over `cryptography`: slow, obvious, and what the tests compare with.
+"""The kernels of oblivious transfer as plain NumPy over `cryptography`: slow, obvious, and what the tests
+compare with.
 
 Shapes and byte order are those of the kernels in `_native` (see native/aes.h).
 """
@@ -26,7 +27,10 @@ def aes_ctr(keys: U8, first: int, blocks: int) -> U8:
 
 
 def ggm_fold(leaves: U8, first: int, blocks: int) -> tuple[U8, U8]:
-    """For leaves (trees, 256, 16): per tree the XOR of all streams, and of those with bit j of the leaf number set."""
+    """For leaves (trees, 256, 16):
+
+    per tree the XOR of all streams, and of those with bit j of the leaf number set.
+    """
     sums, weighted = [], []
     for tree in leaves:
         streams = aes_ctr(tree, first, blocks).reshape(256, -1)

@@ -1,0 +1,48 @@
+"""Sums modulo a prime below 2^63 or a power of two up to 2^64, on arrays of uint64 residues."""
+
+import numpy as np
+import numpy.typing as npt
+
+from sottovoce import _native
+from sottovoce.errors import IntegrityError
+
+U64 = npt.NDArray[np.uint64]
+
+
+def bit_width(modulus: int) -> int:
+    """Bits of a residue."""
+    return (modulus - 1).bit_length()
+
+
+def add_mod(a: U64, b: U64, modulus: int) -> U64:
+    """a + b mod M."""
+    total: U64 = a + b
+    if modulus & (modulus - 1) == 0:
+        return total & np.uint64(modulus - 1)
+    # The smaller of s and s - M in unsigned arithmetic is the reduced one: s - M wraps to a huge number if s
+    # < M.
+    reduced: U64 = np.minimum(total, total - np.uint64(modulus))
+    return reduced
+
+
+def sub_mod(a: U64, b: U64, modulus: int) -> U64:
+    """a − b mod M."""
+    difference: U64 = a - b
+    if modulus & (modulus - 1) == 0:
+        return difference & np.uint64(modulus - 1)
+    reduced: U64 = np.minimum(difference, difference + np.uint64(modulus))
+    return reduced
+
+
+def reduce_words(blocks: U64, modulus: int) -> U64:
+    """(n, 2) uniform words to (n,) residues, uniform up to 2^-64."""
+    out = np.empty(len(blocks), np.uint64)
+    _native.scale_to_modulus(np.ascontiguousarray(blocks), modulus % (1 << 64), out)
+    return out
+
+
+def checked(values: U64, modulus: int) -> U64:
+    """`values`, if all are residues; IntegrityError otherwise."""
+    if modulus < 1 << 64 and values.size and int(values.max()) >= modulus:
+        raise IntegrityError("oblivious transfer: the other party sent a number that is not a residue")
+    return values
