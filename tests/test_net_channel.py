@@ -259,3 +259,17 @@ def test_tap_sees_what_is_received(pair):
 def test_network_flag():
     memory, tcp = memory_pair(), socket_pair()
     assert not memory[0].is_network and isinstance(tcp[0], SocketChannel) and tcp[0].is_network
+
+
+def test_wait(pair):
+    client, server = pair
+    assert not server.wait(0.01)
+    client.send(b"ab")
+    client.send(b"c")
+    assert server.wait(1) and bytes(server.recv(2)) == b"ab"
+    assert server.wait(1) and bytes(server.recv(1)) == b"c"
+    assert not server.wait(0.01)
+    client.close()
+    assert server.wait(1)
+    with pytest.raises(PeerGoneError):
+        server.recv(1)

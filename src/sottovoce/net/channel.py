@@ -57,10 +57,14 @@ class Channel(ABC):
         self.ledger.message(self.role.other, size)
         return self._received(self._read(size, size))
 
-    def recv_message(self, max_size: int) -> memoryview:
-        """Receive one frame of at most `max_size` bytes: only for handshakes and control messages."""
+    def recv_message(self, max_size: int, booked: bool = True) -> memoryview:
+        """Receive one frame of at most `max_size` bytes: only for handshakes and control messages.
+
+        booked=False leaves the entry in the ledger to the caller, who knows its phase only after reading it.
+        """
         view = self._received(self._read(0, max_size))
-        self.ledger.message(self.role.other, len(view))
+        if booked:
+            self.ledger.message(self.role.other, len(view))
         return view
 
     def exchange(self, payload: Payload, size: int) -> memoryview:
@@ -84,6 +88,10 @@ class Channel(ABC):
 
     def flush(self) -> None:  # noqa: B027  (nothing is held back by the channels that exist today)
         """Push out anything not sent yet."""
+
+    @abstractmethod
+    def wait(self, timeout: float) -> bool:
+        """Whether something can be received (a frame, the end, or an error) within `timeout` seconds."""
 
     @abstractmethod
     def close(self) -> None:

@@ -1,7 +1,7 @@
 """Two parties in one process: a pair of channels over queues, and a runner for tests."""
 
 from collections.abc import Callable
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Thread
 from time import perf_counter
 from typing import TypeVar
@@ -27,6 +27,15 @@ class MemoryChannel(Channel):
         self._inbox = inbox
         self._outbox = outbox
         self._closed = False
+        self._peeked: list[_Frame] = []
+
+    def wait(self, timeout: float) -> bool:
+        if not self._peeked:
+            try:
+                self._peeked.append(self._inbox.get(timeout=timeout))
+            except Empty:
+                return False
+        return True
 
     def close(self) -> None:
         if not self._closed:
@@ -47,7 +56,7 @@ class MemoryChannel(Channel):
 
     def _read(self, minimum: int, maximum: int) -> memoryview:
         start = perf_counter()
-        frame = self._inbox.get()
+        frame = self._peeked.pop() if self._peeked else self._inbox.get()
         self.ledger.waited(perf_counter() - start)
         if frame is None:
             self._inbox.put(None)

@@ -49,6 +49,16 @@ class SocketChannel(Channel):
         self._closed = False
         self._eof = False
 
+    def wait(self, timeout: float) -> bool:
+        if self._eof or self._start < self._end or self._early:
+            return True
+        if isinstance(self._sock, ssl.SSLSocket) and self._sock.pending():
+            return True
+        try:
+            return bool(self._readable.poll(timeout * 1000))
+        except ValueError:  # closed by another thread: receiving says so
+            return True
+
     def close(self) -> None:
         if self._closed:
             return

@@ -1,0 +1,25 @@
+"""Where a user's files live: pinned certificates, the server's key, cached model cards."""
+
+import os
+from pathlib import Path
+
+
+def config_dir() -> Path:
+    """SOTTOVOCE_CONFIG_DIR, or `sottovoce` below XDG_CONFIG_HOME, or ~/.config/sottovoce."""
+    own = os.environ.get("SOTTOVOCE_CONFIG_DIR")
+    if own:
+        return Path(own).expanduser()
+    base = os.environ.get("XDG_CONFIG_HOME")
+    return (Path(base) if base else Path.home() / ".config") / "sottovoce"
+
+
+def known_hosts_path() -> Path:
+    return config_dir() / "known_hosts"
+
+
+def server_key_dir() -> Path:
+    return config_dir() / "server"
+
+
+def card_cache_dir() -> Path:
+    return config_dir() / "cards"

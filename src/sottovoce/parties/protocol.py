@@ -1,0 +1,268 @@
+"""What the parties say to each other outside the engines: the handshake, and the client's commands.
+
+    client                                   server
+    hello    protocol, wanted engine,   -->  refuses, or
+             wanted model               <--  welcome  options, public description, model card
+    accept   digest of what was agreed  -->  compares
+                                        <--  model card (tokenizer, chat template), if the client has not
+                                        got it
+
+then, as often as the client likes, one command before each engine call; the engines' own messages follow it.
+
+Everything the handshake carries is public. A peer that wants something else is refused with the reason, on
+both sides; nothing falls back to a weaker choice.
+"""
+
+import hashlib
+import json
+import re
+import struct
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..engines.base import EngineOptions
+from ..errors import (
+    IntegrityError,
+    ModelMismatchError,
+    ParameterMismatchError,
+    ProtocolError,
+    SottovoceError,
+    VersionMismatchError,
+)
+from ..models.card import MAX_BYTES as MAX_CARD
+from ..models.card import ModelCard
+from ..net import Channel
+from ..net.tls import make_private_directory, write_private_file
+from ..ring import primes
+
+# Counts changes of the handshake, the commands, and the engines' messages: two releases with the same
+# number work together.
+PROTOCOL = 1
+
+MAX_HELLO = 1 << 14
+MAX_WELCOME = 1 << 20
+MAX_COMMAND = 1 << 20
+_ACCEPT = struct.Struct("<32s?")
+_COMMAND = struct.Struct("<BII")
+
+
+def parameters_digest() -> str:
+    """A digest of the cryptographic constants compiled into this release."""
+    constants = {name: getattr(primes, name) for name in ("P_FIELD", "P_SMALL", "SIMD_PRIMES")}
+    return hashlib.sha256(json.dumps(constants, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a client accepts; None means that any value is fine.
+
+    The engine has no "any": a server must not be able to talk a client into one without cryptography.
+    """
+
+    engine: str = "hybrid"
+    kv: str | None = None
+    arithmetic: str | None = None
+    model: str | None = None  # commitment (hex SHA-256) or the beginning of one
+
+
+@dataclass(frozen=True)
+class Welcome:
+    """What the server offers: the options, the engine's public description, the model's card."""
+
+    options: EngineOptions
+    public: dict[str, Any]
+    card: ModelCard
+
+    def digest(self) -> bytes:
+        return _agreement(self.options, self.public, self.card.digest)
+
+
+def client_handshake(channel: Channel, wish: Wish, cards: "CardCache | None" = None) -> Welcome:
+    """The client's side. Raises the RefusedError that fits; the server gets the same reason. Cost: 4
+    messages.
+    """
+    hello = {
+        "protocol": PROTOCOL,
+        "release": __version__,
+        "parameters": parameters_digest(),
+        "wish": asdict(wish),
+    }
+    channel.send(json.dumps(hello).encode())
+    try:
+        fields = _load(channel.recv_message(MAX_WELCOME), {"protocol", "release", "parameters", "offer"})
+        _check_peer(fields)
+        offer = _entries(fields["offer"], {"options", "public", "model", "card"})
+        options = _entries(offer["options"], {"engine", "kv", "arithmetic"})
+        if not all(isinstance(value, str) for value in (*options.values(), offer["model"], offer["card"])):
+            raise ProtocolError("the server's handshake is malformed")
+        agreed, public = EngineOptions(**options), _object(offer["public"])
+        _check_wish(wish, agreed, offer["model"])
+        card = None if cards is None else cards.load(offer["card"])
+        channel.send(_ACCEPT.pack(_agreement(agreed, public, offer["card"]), card is None))
+        if card is None:
+            card = ModelCard.from_bytes(channel.recv_message(MAX_CARD))
+        if card.digest != offer["card"] or card.model_digest != offer["model"]:
+            raise ModelMismatchError(
+                "the server sent another model card than it announced; do not trust this server"
+            )
+        if cards is not None:
+            cards.store(card)
+    except Exception as error:
+        channel.abort(error)
+        raise
+    return Welcome(agreed, public, card)
+
+
+def server_handshake(channel: Channel, welcome: Welcome) -> None:
+    """The server's side; on a mismatch both sides get the reason."""
+    fields = _load(channel.recv_message(MAX_HELLO), {"protocol", "release", "parameters", "wish"})
+    _check_peer(fields)
+    wish = _entries(fields["wish"], {"engine", "kv", "arithmetic", "model"})
+    if not isinstance(wish["engine"], str) or not all(v is None or isinstance(v, str) for v in wish.values()):
+        raise ProtocolError("the client's handshake is malformed")
+    card = welcome.card
+    _check_wish(Wish(**wish), welcome.options, card.model_digest)
+    offer = {
+        "options": asdict(welcome.options),
+        "public": welcome.public,
+        "model": card.model_digest,
+        "card": card.digest,
+    }
+    mine = {"protocol": PROTOCOL, "release": __version__, "parameters": parameters_digest(), "offer": offer}
+    channel.send(json.dumps(mine).encode())
+    agreed, wants_card = _ACCEPT.unpack(channel.recv(_ACCEPT.size))
+    if agreed != welcome.digest():
+        raise ParameterMismatchError(
+            "the client agreed to another offer than the one that was made; try again"
+        )
+    if wants_card:
+        channel.send(card.to_bytes())
+
+
+class CardCache:
+    """Cards seen before, by digest, so that a tokenizer is transferred once. The files are checked on every
+    load.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def load(self, digest: str) -> ModelCard | None:
+        if not re.fullmatch("[0-9a-f]{64}", digest):
+            raise ProtocolError("the server's handshake is malformed")
+        try:
+            card = ModelCard.from_bytes(self._path(digest).read_bytes())
+        except (OSError, SottovoceError):
+            return None
+        return card if card.digest == digest else None
+
+    def store(self, card: ModelCard) -> None:
+        """Best effort: a full disk costs the next transfer, not this session."""
+        if self._path(card.digest).exists():
+            return
+        try:
+            make_private_directory(self._directory)
+            write_private_file(self._path(card.digest), card.to_bytes())
+        except OSError:
+            pass
+
+    def _path(self, digest: str) -> Path:
+        return self._directory / f"{digest}.card"
+
+
+def _agreement(options: EngineOptions, public: dict[str, Any], card_digest: str) -> bytes:
+    text = json.dumps([PROTOCOL, parameters_digest(), asdict(options), public, card_digest], sort_keys=True)
+    return hashlib.sha256(text.encode()).digest()
+
+
+class Verb(IntEnum):
+    PREFILL = 1
+    DECODE = 2
+    TRUNCATE = 3
+    END = 4
+
+
+@dataclass(frozen=True)
+class Command:
+    """One step the client asks for: n is the number of private tokens (PREFILL) or the new length
+    (TRUNCATE).
+    """
+
+    verb: Verb
+    n: int = 0
+    public_tokens: Sequence[int] = ()
+
+    def pack(self) -> bytes:
+        head = _COMMAND.pack(self.verb, self.n, len(self.public_tokens))
+        return head + struct.pack(f"<{len(self.public_tokens)}I", *self.public_tokens)
+
+    @classmethod
+    def parse(cls, raw: bytes | memoryview) -> "Command":
+        """IntegrityError unless `raw` is exactly one well-formed command; its values are not checked here."""
+        raw = bytes(raw)
+        try:
+            verb, n, count = _COMMAND.unpack_from(raw)
+            if len(raw) != _COMMAND.size + 4 * count or (count and verb != Verb.PREFILL):
+                raise ValueError
+            return cls(Verb(verb), n, struct.unpack_from(f"<{count}I", raw, _COMMAND.size))
+        except (struct.error, ValueError):
+            raise IntegrityError("the client sent a malformed command; the session ends") from None
+
+
+def _check_peer(fields: dict[str, Any]) -> None:
+    if fields["protocol"] != PROTOCOL:
+        raise VersionMismatchError(
+            f"one side speaks protocol version {PROTOCOL} (release {__version__}), the other "
+            f"{fields['protocol']!r:.40} (release {fields['release']!r:.40}); "
+            "install the same release on both"
+        )
+    if fields["parameters"] != parameters_digest():
+        raise ParameterMismatchError(
+            "the two releases were built with different cryptographic parameters; "
+            "install the same release on both"
+        )
+
+
+def _check_wish(wish: Wish, options: EngineOptions, commitment: str) -> None:
+    for name in ("engine", "kv", "arithmetic"):
+        wanted, offered = getattr(wish, name), getattr(options, name)
+        if wanted is not None and wanted != offered:
+            raise ParameterMismatchError(
+                f"the client wants {name} {wanted!r:.40}, the server runs {offered!r:.40}; "
+                f"start the client or the server with the other --{name}"
+            )
+    if wish.model is not None and not (len(wish.model) >= 8 and commitment.startswith(wish.model)):
+        raise ModelMismatchError(
+            f"the server's model has commitment {commitment:.64}, the client expects {wish.model:.64}; "
+            "connect to a server of the expected model or drop --model-commitment"
+        )
+
+
+def _load(raw: memoryview, keys: set[str]) -> dict[str, Any]:
+    try:
+        value = json.loads(bytes(raw))
+    except (ValueError, RecursionError):
+        raise ProtocolError(
+            "the other side's handshake is malformed; is it a sottovoce of this version?"
+        ) from None
+    return _entries(value, keys)
+
+
+def _entries(value: Any, keys: set[str]) -> dict[str, Any]:
+    """A JSON object with at least the protocol number we can complain about, at best exactly `keys`."""
+    fields = _object(value)
+    if set(fields) != keys:
+        if "protocol" in keys and "protocol" in fields and fields["protocol"] != PROTOCOL:
+            _check_peer({"release": "unknown", **fields})
+        raise ProtocolError("the other side's handshake has unexpected or missing entries")
+    return fields
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ProtocolError("the other side's handshake is malformed")
+    return value

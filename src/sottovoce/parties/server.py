@@ -1,0 +1,161 @@
+"""The server: listens, and gives every connection a session in a thread of its own."""
+
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from threading import Event, Lock, Thread
+
+from ..engines.base import ModelParty
+from ..errors import PeerConnectionError, RefusedError, UsageError
+from ..net import Channel, Role, SocketChannel
+from ..net.tls import wrap_server
+from .protocol import Welcome
+from .session import ServerSession, SessionReport
+
+_POLL = 0.25
+_HANDSHAKE_TIMEOUT = 15.0
+# A client that is silent this long inside a protocol step is taken for dead.
+_STEP_TIMEOUT = 600.0
+
+Tap = Callable[[str, memoryview], None]
+
+
+class Server:
+    """Serve one engine on one address.
+
+    open_party: makes the server's half of a new session. tls: None sends everything in the open (benchmarks
+    on one machine only). on_open, on_close: called from session threads. tap: called with the session id
+    and every payload received, for audits of what a server gets to see.
+    """
+
+    def __init__(
+        self,
+        open_party: Callable[[], ModelParty],
+        welcome: Welcome,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        tls: ssl.SSLContext | None,
+        max_sessions: int = 8,
+        idle_timeout: float = 1800.0,
+        on_open: Callable[[ServerSession], None] = lambda session: None,
+        on_close: Callable[[SessionReport], None] = lambda report: None,
+        tap: Tap | None = None,
+    ) -> None:
+        self._open_party = open_party
+        self._welcome = welcome
+        self._tls = tls
+        self._max_sessions = max_sessions
+        self._idle_timeout = idle_timeout
+        self._on_open, self._on_close, self._tap = on_open, on_close, tap
+        self._stopping = Event()
+        self._lock = Lock()
+        self._channels: dict[Thread, Channel | None] = {}
+        try:
+            self._listener = socket.create_server((host, port), backlog=64)
+        except (OSError, OverflowError) as error:
+            raise UsageError(
+                f"cannot listen on {host}:{port} ({error}); choose another --host or --port, "
+                "0 picks a free one"
+            ) from None
+        self._listener.settimeout(_POLL)
+        self.host = host
+        self.port = int(self._listener.getsockname()[1])
+
+    def serve_forever(self) -> None:
+        """Accept connections until `stop` is called (from a signal handler or another thread)."""
+        with self._listener:
+            while not self._stopping.is_set():
+                try:
+                    sock, address = self._listener.accept()
+                except TimeoutError:
+                    continue
+                except OSError:
+                    # Out of file descriptors, or the client left before it was accepted: go on serving the
+                    # others.
+                    time.sleep(_POLL)
+                    continue
+                peer = f"{address[0]}:{address[1]}"
+                thread = Thread(target=self._serve, args=(sock, peer), name=f"session-{peer}", daemon=True)
+                with self._lock:
+                    self._channels[thread] = None
+                thread.start()
+
+    def stop(self) -> None:
+        """Accept nothing more; idle sessions end at once, busy ones after the token they are at."""
+        self._stopping.set()
+
+    def wait(self, grace: float) -> bool:
+        """After `stop`: give sessions `grace` seconds, then cut them. Whether all ended by themselves."""
+        deadline = time.monotonic() + grace
+        for thread in list(self._channels):
+            thread.join(max(0.0, deadline - time.monotonic()))
+        with self._lock:
+            left = list(self._channels.items())
+        for _, channel in left:
+            if channel is not None:
+                channel.close()
+        for thread, _ in left:
+            thread.join(1.0)
+        return not left
+
+    @property
+    def sessions(self) -> int:
+        """Connections that are open now."""
+        with self._lock:
+            return len(self._channels)
+
+    def start(self) -> "Server":
+        """Serve in a background thread: for tests and for programs that embed a server."""
+        Thread(target=self.serve_forever, name="accept", daemon=True).start()
+        return self
+
+    def __enter__(self) -> "Server":
+        return self.start()
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
+        self.wait(5.0)
+
+    def _serve(self, sock: socket.socket, peer: str) -> None:
+        from threading import current_thread
+
+        me = current_thread()
+        try:
+            if self._tls is not None:
+                sock = wrap_server(sock, self._tls)
+            channel = SocketChannel(Role.SERVER, sock, timeout=_HANDSHAKE_TIMEOUT)
+            with self._lock:
+                self._channels[me] = channel
+                full = len(self._channels) > self._max_sessions
+            if full:
+                channel.abort(
+                    RefusedError(f"the server is full ({self._max_sessions} sessions); try again later")
+                )
+                return
+            self._run(channel, peer)
+        except PeerConnectionError as error:
+            self._on_close(SessionReport(id="-", peer=peer, ended=str(error)))
+        finally:
+            with self._lock:
+                del self._channels[me]
+
+    def _run(self, channel: SocketChannel, peer: str) -> None:
+        session = ServerSession(
+            channel,
+            self._open_party,
+            self._welcome,
+            peer=peer,
+            idle_timeout=self._idle_timeout,
+            stopping=self._stopping,
+        )
+        tap = self._tap
+        if tap is not None:
+            channel.tap = lambda view: tap(session.report.id, view)
+
+        def ready(opened: ServerSession) -> None:
+            channel.timeout = _STEP_TIMEOUT
+            self._on_open(opened)
+
+        self._on_close(session.run(ready))

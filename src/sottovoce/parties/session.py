@@ -1,0 +1,169 @@
+"""The server's half of one connection: handshake, setup, then the client's commands until it leaves."""
+
+import resource
+import secrets
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from threading import Event
+from typing import Any
+
+from ..engines.base import ModelParty
+from ..errors import PeerGoneError, ProtocolError, SottovoceError
+from ..net import Channel, Role
+from .protocol import MAX_COMMAND, Command, Verb, Welcome, server_handshake
+
+_POLL = 0.25
+
+
+@dataclass
+class SessionReport:
+    """What may be known about a session after its end: sizes, times, counts. Never tokens or text."""
+
+    id: str
+    peer: str
+    ended: str = "client left"
+    private_tokens: int = 0
+    public_tokens: int = 0
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0  # of this session's thread; native worker threads count in the process only
+    peak_memory_bytes: int = 0  # of the whole server process so far
+    ledger: list[dict[str, Any]] = field(default_factory=list)
+
+
+class ServerSession:
+    """Runs in a thread of its own; shares nothing with other sessions but the engine's read-only weights."""
+
+    def __init__(
+        self,
+        channel: Channel,
+        open_party: Callable[[], ModelParty],
+        welcome: Welcome,
+        *,
+        peer: str = "",
+        idle_timeout: float = 1800.0,
+        stopping: Event | None = None,
+    ) -> None:
+        self.channel = channel
+        self.report = SessionReport(id=secrets.token_hex(4), peer=peer)
+        self._open_party = open_party
+        self._welcome = welcome
+        self._idle_timeout = idle_timeout
+        self._stopping = stopping or Event()
+        self._length = 0
+        config = welcome.card.config
+        self._limit, self._vocab = config.context_length, config.vocab_size
+
+    def run(self, on_ready: Callable[["ServerSession"], None] = lambda session: None) -> SessionReport:
+        """Serve until the client ends the session or something fails; never raises. `on_ready`: after
+        setup.
+        """
+        start, cpu = time.monotonic(), time.thread_time()
+        party: ModelParty | None = None
+        try:
+            with self.channel.ledger.phase("setup"):
+                with self.channel.ledger.operation("handshake"):
+                    server_handshake(self.channel, self._welcome)
+                party = self._open_party()
+                party.setup(self.channel)
+            on_ready(self)
+            self._obey(party)
+        except SottovoceError as error:
+            self.report.ended = f"{type(error).__name__}: {error}"
+            self.channel.abort(error)
+        except Exception as error:  # noqa: BLE001  (one session's fault must not end the server)
+            # Only the type: the text of a foreign exception may quote data.
+            self.report.ended = f"internal error ({type(error).__name__} in {_where(error)})"
+            self.channel.abort(error)
+        finally:
+            if party is not None:
+                party.close()
+            self.channel.close()
+            self.report.seconds = time.monotonic() - start
+            self.report.cpu_seconds = time.thread_time() - cpu
+            self.report.peak_memory_bytes = peak_memory_bytes()
+            self.report.ledger = self.channel.ledger.to_json()
+        return self.report
+
+    def _obey(self, party: ModelParty) -> None:
+        while True:
+            with self.channel.ledger.operation("idle"):
+                self._wait()
+                raw = self.channel.recv_message(MAX_COMMAND, booked=False)
+            command = Command.parse(raw)
+            if command.verb == Verb.END:
+                return
+            self._check(command)
+            with self._phase(command, len(raw)):
+                self._execute(party, command)
+
+    def _wait(self) -> None:
+        """Until the client wants something. A stopping server or a silent client ends the session here."""
+        deadline = time.monotonic() + self._idle_timeout
+        while not self.channel.wait(_POLL):
+            if self._stopping.is_set():
+                raise PeerGoneError("the server is shutting down; connect again later")
+            if time.monotonic() > deadline:
+                raise PeerGoneError(
+                    f"the session was idle for {self._idle_timeout:.0f} seconds; connect again"
+                )
+        if self._stopping.is_set():
+            raise PeerGoneError("the server is shutting down; connect again later")
+
+    def _check(self, command: Command) -> None:
+        """The server's own bounds: a client cannot make it index outside anything."""
+        public = command.public_tokens
+        if command.verb == Verb.PREFILL:
+            if public and self._length:
+                raise ProtocolError("public tokens are allowed only at the beginning of a session")
+            if any(token >= self._vocab for token in public):
+                raise ProtocolError("a public token is outside the vocabulary")
+            if command.n < 1:
+                raise ProtocolError("a prefill needs at least one private token")
+        grows = {Verb.PREFILL: command.n + len(public), Verb.DECODE: 1}.get(command.verb, 0)
+        if self._length + grows > self._limit:
+            raise ProtocolError(f"{self._length + grows} tokens exceed the model's context of {self._limit}")
+        if command.verb == Verb.TRUNCATE and command.n > self._length:
+            raise ProtocolError(f"cannot truncate {self._length} tokens to {command.n}")
+
+    def _execute(self, party: ModelParty, command: Command) -> None:
+        if command.verb == Verb.PREFILL:
+            party.prefill(list(command.public_tokens), command.n)
+            self._length += command.n + len(command.public_tokens)
+            self.report.private_tokens += command.n
+            self.report.public_tokens += len(command.public_tokens)
+        elif command.verb == Verb.DECODE:
+            party.decode()
+            self._length += 1
+            self.report.private_tokens += 1
+        else:
+            party.truncate(command.n)
+            self._length = command.n
+
+    @contextmanager
+    def _phase(self, command: Command, size: int) -> Iterator[None]:
+        """The command's phase; the frame that carried it is booked there, as the client books it."""
+        name = {Verb.PREFILL: "prefill", Verb.DECODE: "decode", Verb.TRUNCATE: "truncate"}[command.verb]
+        with self.channel.ledger.phase(name):
+            with self.channel.ledger.operation("command"):
+                self.channel.ledger.message(Role.CLIENT, size)
+            yield
+
+
+def peak_memory_bytes() -> int:
+    """The most resident memory this process has used."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _where(error: BaseException) -> str:
+    """File and line of the innermost frame of our package: enough to find a bug, nothing about data."""
+    place, trace = "unknown place", error.__traceback__
+    while trace is not None:
+        name = trace.tb_frame.f_code.co_filename
+        if "sottovoce" in name:
+            place = f"{name.rsplit('sottovoce/', 1)[-1]}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return place
