@@ -7,6 +7,7 @@ shared bit is np.uint8 0 or 1, its shares joined by XOR. The loops have no branc
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from sottovoce import _native
 from sottovoce.errors import IntegrityError, RangeError
 from sottovoce.ring.primes import P_FIELD, P_SMALL
 
@@ -53,7 +54,7 @@ def negate_where(flip: Bits, x: Field, modulus: int) -> Field:
     """−x mod M where the bit is 1, else x. The result is in [0, M], so that only `add` may follow without
     care.
     """
-    sign = np.negative(flip.astype(np.uint64))  # all ones where the bit is 1
+    sign: Field = np.negative(flip.astype(np.uint64))  # all ones where the bit is 1
     return np.add(x ^ sign, sign & np.uint64(modulus + 1))
 
 
@@ -61,11 +62,16 @@ def mul(x: Field, y: Field, modulus: int) -> Field:
     """x·y mod M, with broadcasting."""
     if is_ring(modulus):
         return np.bitwise_and(np.multiply(x, y), np.uint64(modulus - 1))
-    return mul_reference(x, y, modulus)
+    if np.shape(x) != np.shape(y):
+        x, y = np.broadcast_arrays(x, y)
+    x, y = np.asarray(x, order="C"), np.asarray(y, order="C")
+    out: Field = np.empty(x.shape, np.uint64)
+    _native.field_mul(x, y, modulus, out)
+    return out
 
 
 def mul_reference(x: Field, y: Field, modulus: int) -> Field:
-    """x·y mod a prime M < 2^50 through a floating-point quotient.
+    """`mul` for a prime M < 2^50 in NumPy, through a floating-point quotient.
 
     The quotient x·y/M is below 2^50, its relative error below 2^-51: its floor is off by at most one, and
     the remainder (computed in wrapping 64-bit words) lies in (−M, 2M).

@@ -8,6 +8,7 @@ correlation is used twice. Sources: protocols.md 4; Beaver 1991 for products; Cr
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,9 @@ class TwoPartyArithmetic(Arithmetic):
     @property
     def source(self) -> CorrelationSource:
         return self._party.source
+
+    def operation(self, name: str) -> AbstractContextManager[Any]:
+        return self._party.channel.ledger.operation(name)
 
     def exchange(self, requests: Sequence[Request]) -> list[Any]:
         """Run all requests in one exchange. Cost: one round, the requests' payloads each way."""
