@@ -6,6 +6,7 @@ from sottovoce.models.config import Config, Rope
 from sottovoce.models.fixed import FixedBlock, FixedModel, FixedNorm
 from sottovoce.models.layers import PlainCache
 from sottovoce.models.model import Model, greedy
+from sottovoce.models.quantize import public_keys_values, quantize
 from sottovoce.models.registry import load_model
 from sottovoce.models.tokenizer import StreamDecoder, Tokenizer
 from sottovoce.models.weights import BlockWeights, Weights
@@ -27,4 +28,6 @@ __all__ = [
     "Weights",
     "greedy",
     "load_model",
+    "public_keys_values",
+    "quantize",
 ]

@@ -32,7 +32,7 @@ _ENTRIES = {"name", "model_digest", "config", "tokenizer", "template"}
 
 @dataclass(frozen=True)
 class ModelCard:
-    """Name, description, digest of the weights (hex SHA-256); tokenizer and chat template, if there are any."""
+    """Name, description, digest of the weights (hex SHA-256); tokenizer and chat template, if any."""
 
     name: str
     config: Config

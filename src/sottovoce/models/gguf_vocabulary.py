@@ -16,7 +16,10 @@ from sottovoce.models.tokenizer import Tokenizer
 _CONTROL, _USER_DEFINED = 3, 4
 
 # How each family cuts text before merging; the pattern of qwen2 is part of its tokenizer.json.
-_QWEN2 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_QWEN2 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _PRE_TOKENIZERS = ("gpt-2", "smollm", "qwen2")
 
 

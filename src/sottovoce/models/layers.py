@@ -134,7 +134,7 @@ class PlainCache:
         """Refuse now, before any layer has run, tokens that do not fit the context."""
         if self.length + tokens > self._limit:
             raise PromptTooLongError(
-                f"{self.length + tokens} tokens do not fit the model's context of {self._limit}; shorten the prompt"
+                f"{self.length + tokens} tokens do not fit the model's context of {self._limit}"
             )
 
     def append(self, layer: int, k: Array, v: Array) -> tuple[Array, Array]:

