@@ -7,8 +7,6 @@
 
 namespace {
 
-using Limb = void (*)(u64*, const NttPlan&);
-
 template <class Work>  // work(limb index, first word of that limb of that polynomial)
 void each_limb(const Ring& r, std::size_t polynomials, int threads, Work&& work) {
     nb::gil_scoped_release release;
@@ -49,16 +47,12 @@ void mul_scalar(const Ring& r, Source a, Source scalars, Words out, int threads)
     });
 }
 
-using Permutation = nb::ndarray<const u32, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-
-void permute(const Ring& r, Source x, Permutation perm, Words out, int threads) {
+void automorphism_ntt(const Ring& r, Source x, u64 k, Words out, int threads) {
     r.same(x, out);
-    if (perm.size() != r.n) throw std::invalid_argument("a permutation of n positions is needed");
-    for (std::size_t i = 0; i < r.n; ++i)
-        if (perm.data()[i] >= r.n) throw std::invalid_argument("a position of the permutation is out of range");
-    if (x.data() == out.data()) throw std::invalid_argument("a permutation cannot work in place");
+    if (x.data() == out.data()) throw std::invalid_argument("an automorphism cannot work in place");
+    const auto perm = automorphism_positions(r.n, k);
     each_limb(r, r.count(x), threads, [&](std::size_t l, std::size_t at) {
-        ring_kernels(r.limbs[l]->m).permute(x.data() + at, perm.data(), out.data() + at, r.n);
+        ring_kernels(r.limbs[l]->m).permute(x.data() + at, perm->data(), out.data() + at, r.n);
     });
 }
 
@@ -155,7 +149,7 @@ void register_ring(nb::module_& m) {
         .def("mul", &binary<&RingKernels::mul>, a, b, out, threads)
         .def("mul_add", &binary<&RingKernels::mul_add>, a, b, acc, threads)
         .def("mul_scalar", &mul_scalar, a, nb::arg("scalars").noconvert(), out, threads)
-        .def("permute", &permute, x, nb::arg("perm").noconvert(), out, threads)
+        .def("automorphism_ntt", &automorphism_ntt, x, nb::arg("k"), out, threads)
         .def("automorphism_coeff", &automorphism_coeff, x, nb::arg("k"), out, threads)
         .def("mac", &mac, acc, nb::arg("cts"), nb::arg("pts"), nb::arg("groups"), threads);
 }

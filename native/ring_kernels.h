@@ -1,7 +1,21 @@
 // The kernels of one limb (one prime) of an RNS polynomial, one set per instruction set, chosen by kernels().
 #pragma once
 
+#include <new>
+
 #include "ring_arith.h"
+
+template <class T>
+struct AlignedAllocator {  // on cache lines
+    using value_type = T;
+    AlignedAllocator() = default;
+    template <class U>
+    AlignedAllocator(const AlignedAllocator<U>&) {}
+    T* allocate(std::size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), std::align_val_t(64))); }
+    void deallocate(T* p, std::size_t) { ::operator delete(p, std::align_val_t(64)); }
+    bool operator==(const AlignedAllocator&) const { return true; }
+};
+using AlignedWords = std::vector<u64, AlignedAllocator<u64>>;
 
 // Twiddle factors of the negacyclic transform of length n modulo q, in the order in which the butterflies use them.
 struct NttPlan {
@@ -9,14 +23,20 @@ struct NttPlan {
     unsigned lg = 0;
     Modulus m;
     u64 psi = 0;                         // a primitive 2n-th root of unity
-    std::vector<u64> w, w_shoup;         // w[i] = psi^brv(i)
-    std::vector<u64> iw, iw_shoup;       // iw[i] = w[i]^-1
-    std::vector<u64> w52, iw52;          // floor(w * 2^52 / q), only for q < 2^50
+    AlignedWords w, w_shoup;             // w[i] = psi^brv(i)
+    AlignedWords iw, iw_shoup;           // iw[i] = w[i]^-1
+    AlignedWords w52, iw52;              // floor(w * 2^52 / q), only for q < 2^50
+    // The same factors for the last three levels in the order of the vector kernels (q < 2^50, n >= 64): for each group
+    // of 64 coefficients seven registers of w, then seven of w52; lane b serves block b of the group's eight blocks.
+    AlignedWords tail, itail;
     u64 n_inv = 0;
 };
 
 // The plan of (n, q), built once per process. Throws std::invalid_argument unless q is 1 mod 2n and below 2^61.
 std::shared_ptr<const NttPlan> ntt_plan(u32 n, u64 q);
+
+// perm[i]: the position whose value x(X^k) has at position i, in NTT form; k odd.
+std::shared_ptr<const std::vector<u32>> automorphism_positions(u32 n, u64 k);
 
 // Operands of a multiply-accumulate over `count` products in one limb, coefficients [begin, end):
 // acc[c*acc_stride + i] += sum_k ct[k][c*ct_stride + i] * pt[k][i >> shift].
@@ -41,10 +61,11 @@ struct RingKernels {
     void (*mul_add)(const Modulus& m, const u64* a, const u64* b, u64* acc, std::size_t n);
     void (*mul_scalar)(const Modulus& m, const u64* a, u64 w, u64* out, std::size_t n);
     void (*mac)(const Modulus& m, const MacArgs& args);
+    // out[i] = x[perm[i]] for an automorphism in bit-reversed order: aligned blocks of eight stay together.
     void (*permute)(const u64* x, const u32* perm, u64* out, std::size_t n);
 };
 
-extern const RingKernels ring_portable;
+extern const RingKernels ring_portable, ring_avx512;
 
 // The kernels of the active instruction set that are valid for this modulus.
 const RingKernels& ring_kernels(const Modulus& m);

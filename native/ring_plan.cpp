@@ -17,6 +17,17 @@ u64 primitive_root(const Modulus& m, u32 two_n) {
     throw std::invalid_argument("no quadratic non-residue below 1000: the modulus is not prime");
 }
 
+AlignedWords tail_order(const AlignedWords& w, const AlignedWords& w52, u32 n) {
+    AlignedWords out;
+    out.reserve(std::size_t{n} / 64 * 112);
+    for (u32 group = 0; group < n / 64; ++group)
+        for (const AlignedWords* table : {&w, &w52})
+            for (u32 level = 0; level < 3; ++level)
+                for (u32 j = 0; j < (u32{1} << level); ++j)
+                    for (u32 b = 0; b < 8; ++b) out.push_back((*table)[(n / 8 << level) + ((8 * group + b) << level) + j]);
+    return out;
+}
+
 std::shared_ptr<const NttPlan> build(u32 n, u64 q) {
     if (n < 2 || (n & (n - 1)) || n > (u32{1} << 17)) throw std::invalid_argument("ring degree must be a power of two, 2..2^17");
     if (q < 3 || q >= (u64{1} << 61) || (q - 1) % (2 * u64{n}) != 0)
@@ -43,6 +54,10 @@ std::shared_ptr<const NttPlan> build(u32 n, u64 q) {
             p.iw52[i] = static_cast<u64>((u128{p.iw[i]} << 52) / q);
         }
     }
+    if (q < (u64{1} << 50) && n >= 64) {
+        p.tail = tail_order(p.w, p.w52, n);
+        p.itail = tail_order(p.iw, p.iw52, n);
+    }
     return plan;
 }
 
@@ -57,4 +72,30 @@ std::shared_ptr<const NttPlan> ntt_plan(u32 n, u64 q) {
     return slot;
 }
 
-const RingKernels& ring_kernels(const Modulus&) { return ring_portable; }
+std::shared_ptr<const std::vector<u32>> automorphism_positions(u32 n, u64 k) {
+    static std::mutex mutex;
+    static std::map<std::pair<u32, u64>, std::shared_ptr<const std::vector<u32>>> tables;
+    if (k % 2 == 0) throw std::invalid_argument("an automorphism exponent must be odd");
+    k %= 2 * u64{n};
+    std::lock_guard lock(mutex);
+    auto& slot = tables[{n, k}];
+    if (!slot) {
+        unsigned lg = 0;
+        while ((u32{1} << lg) < n) ++lg;
+        auto table = std::make_shared<std::vector<u32>>(n);
+        for (u32 i = 0; i < n; ++i) {
+            const u64 exponent = (2 * u64{bit_reverse(i, lg)} + 1) * k % (2 * u64{n});
+            (*table)[i] = bit_reverse(static_cast<u32>(exponent >> 1), lg);
+        }
+        slot = table;
+    }
+    return slot;
+}
+
+const RingKernels& ring_kernels(const Modulus& m) {
+#if defined(__x86_64__)
+    if (active_isa() == Isa::avx512 && m.bits <= 50) return ring_avx512;
+#endif
+    (void)m;
+    return ring_portable;
+}

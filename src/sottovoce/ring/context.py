@@ -62,7 +62,6 @@ class RingContext:
             self._native = _native.Ring(n, list(self.primes))
         except (ValueError, TypeError) as error:
             raise ParameterError(f"no ring of degree {n} over these primes: {error}") from error
-        self._permutations: dict[int, IndexArray] = {}
 
     @property
     def limbs(self) -> int:
@@ -139,22 +138,11 @@ class RingContext:
             self._native.mul_scalar(a, reduced, out, _threads)
         return out
 
-    def automorphism_permutation(self, k: int) -> IndexArray:
-        """The positions that X → X^k reads in NTT form: (N,) uint32. Cached; k odd, taken modulo 2N."""
-        k %= 2 * self.n
-        if k % 2 == 0:
-            raise ParameterError(f"X -> X^{k} is not an automorphism: the exponent must be odd")
-        if k not in self._permutations:
-            order = bit_reversal(self.n)
-            exponent = (2 * order.astype(np.uint64) + 1) * np.uint64(k) % np.uint64(2 * self.n)
-            self._permutations[k] = order[exponent >> np.uint64(1)]
-        return self._permutations[k]
-
     def automorphism_ntt(self, x: Words, k: int, out: Words | None = None) -> Words:
         """x(X^k) for x in NTT form: a permutation of positions. out must not be x."""
         out = self._out(x, out)
         with _shapes("automorphism_ntt"):
-            self._native.permute(x, self.automorphism_permutation(k), out, _threads)
+            self._native.automorphism_ntt(x, k % (2 * self.n), out, _threads)
         return out
 
     def automorphism_coeff(self, x: Words, k: int, out: Words | None = None) -> Words:
@@ -225,7 +213,7 @@ class _shapes:
 
 @functools.lru_cache(maxsize=256)
 def context(n: int, primes: tuple[int, ...]) -> RingContext:
-    """The shared context of a ring: contexts cache permutations, so use this rather than the constructor."""
+    """The shared context of a ring; prefer it to the constructor, which only looks its tables up."""
     return RingContext(n, primes)
 
 
