@@ -55,7 +55,8 @@ def negate_where(flip: Bits, x: Field, modulus: int) -> Field:
     care.
     """
     sign: Field = np.negative(flip.astype(np.uint64))  # all ones where the bit is 1
-    return np.add(x ^ sign, sign & np.uint64(modulus + 1))
+    signed: Field = np.add(x ^ sign, sign & np.uint64(modulus + 1))
+    return signed
 
 
 def mul(x: Field, y: Field, modulus: int) -> Field:
