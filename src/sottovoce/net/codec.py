@@ -9,6 +9,7 @@ from math import prod
 import numpy as np
 import numpy.typing as npt
 
+from .. import _native
 from ..errors import IntegrityError, ParameterError, RangeError
 from .channel import Channel, Payload
 
@@ -19,8 +20,6 @@ Shape = int | tuple[int, ...]
 # The share field, `ring.primes.P_FIELD` (a test compares them: this package lies below `ring` and cannot
 # import it).
 FIELD_MODULUS = 8796092858369
-
-_SMALL = 1024
 
 
 def packed_size(count: int, width: int) -> int:
@@ -36,14 +35,9 @@ def pack_bits(values: npt.NDArray[np.unsignedinteger], width: int) -> U8:
     flat = np.ascontiguousarray(values, dtype=np.uint64).reshape(-1)
     if width < 64 and flat.size and int(flat.max()) >> width:
         raise RangeError(f"a value does not fit the {width} bits it is to be sent in")
-    if width % 8 == 0:
-        return np.ascontiguousarray(
-            flat.astype("<u8").view(np.uint8).reshape(-1, 8)[:, : width // 8]
-        ).reshape(-1)
-    if flat.size <= _SMALL or width < 8:
-        bits = np.unpackbits(flat.astype("<u8").view(np.uint8).reshape(-1, 8), axis=1, bitorder="little")
-        return np.packbits(np.ascontiguousarray(bits[:, :width]).reshape(-1), bitorder="little")
-    return _pack_words(flat, width)
+    out = np.empty(packed_size(flat.size, width), np.uint8)
+    _native.pack_bits(flat, width, out)
+    return out
 
 
 def unpack_bits(buffer: Payload, count: int, width: int) -> U64:
@@ -55,17 +49,9 @@ def unpack_bits(buffer: Payload, count: int, width: int) -> U64:
             f"{count} values of {width} bits take {packed_size(count, width)} bytes, got {raw.size}"
         )
     _check_padding(raw, count * width)
-    if width % 8 == 0:
-        wide = np.zeros((count, 8), np.uint8)
-        wide[:, : width // 8] = raw.reshape(count, width // 8)
-        return wide.reshape(-1).view("<u8").astype(np.uint64, copy=False)
-    if count <= _SMALL or width < 8:
-        bits = np.unpackbits(raw, count=count * width, bitorder="little").reshape(count, width)
-        wide = np.zeros((count, 8), np.uint8)
-        narrow = np.packbits(bits, axis=1, bitorder="little")
-        wide[:, : narrow.shape[1]] = narrow
-        return wide.reshape(-1).view("<u8").astype(np.uint64, copy=False)
-    return _unpack_words(raw, count, width)
+    out = np.empty(count, np.uint64)
+    _native.unpack_bits(raw, width, out)
+    return out
 
 
 def send_field(channel: Channel, x: U64, width: int = 43) -> None:
@@ -135,39 +121,3 @@ def _check_width(width: int) -> None:
 
 def _count(shape: Shape) -> int:
     return shape if isinstance(shape, int) else prod(shape)
-
-
-def _pack_words(flat: U64, width: int) -> U8:
-    """64 values fill exactly `width` words, so each of the 64 has a fixed word and shift: 64 vector steps."""
-    groups = -(-flat.size // 64)
-    full = np.zeros(groups * 64, np.uint64)
-    full[: flat.size] = flat
-    padded = np.ascontiguousarray(full.reshape(groups, 64).T)
-    words = np.zeros((width, groups), np.uint64)
-    for i in range(64):
-        word, shift = divmod(i * width, 64)
-        words[word] |= padded[i] << np.uint64(shift)
-        if shift + width > 64:
-            words[word + 1] |= padded[i] >> np.uint64(64 - shift)
-    return (
-        np.ascontiguousarray(words.T)
-        .astype("<u8")
-        .view(np.uint8)
-        .reshape(-1)[: packed_size(flat.size, width)]
-    )
-
-
-def _unpack_words(raw: U8, count: int, width: int) -> U64:
-    groups = -(-count // 64)
-    full = np.zeros(groups * width * 8, np.uint8)
-    full[: raw.size] = raw
-    words = np.ascontiguousarray(full.view("<u8").reshape(groups, width).T)
-    mask = np.uint64((1 << width) - 1)
-    values = np.empty((64, groups), np.uint64)
-    for i in range(64):
-        word, shift = divmod(i * width, 64)
-        values[i] = words[word] >> np.uint64(shift)
-        if shift + width > 64:
-            values[i] |= words[word + 1] << np.uint64(64 - shift)
-        values[i] &= mask
-    return np.ascontiguousarray(values.T).reshape(-1)[:count]
