@@ -65,6 +65,9 @@ class Arithmetic(ABC):
         """Name what follows, for the ledger (two-party) and for error messages (model)."""
         return nullcontext()
 
+    def require_range(self, x: Share, low: int, high: int) -> None:
+        """Promise low <= x < high (signed, mod p). Not checked here: shares hide x; the model raises RangeError."""
+
     # ---------------------------------------------------------------- interactive
 
     @abstractmethod

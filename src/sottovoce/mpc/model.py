@@ -73,6 +73,11 @@ class ModelArithmetic(Arithmetic):
         finally:
             self._names.pop()
 
+    def require_range(self, x: Share, low: int, high: int) -> None:
+        if self.check:
+            value = field.centred(self.reveal(x), self.p)
+            self._require((value >= low) & (value < high), f"a value outside [{low}, {high})")
+
     def exchange(self, requests: Sequence[Request]) -> list[Any]:
         size = sum(r.payload(1) for r in requests)
         self.spent += Cost(1, size, size)

@@ -1,0 +1,213 @@
+"""C·x^-1 and C·x^(-1/2) over a wide range, for few elements (protocols.md 4.8).
+
+The range is cut into windows [M/4, M), M = 2^(bottom + 2j). In each window v = x/M mod 1 is had by local
+reduction of the shares, one spline (1-of-16, degree 3) gives κ·v^-e for all windows with the same table,
+and one bit says "x mod 2M is at least about M/4". The highest window whose bit is set is the right one: a
+suffix of ANDs makes the selection one-hot, MUX and a sum pick. Windows and their number are public.
+
+The bit's threshold is fuzzy by M/32, always towards a larger set: any x >= M/4 sets it or a higher one, and
+for x >= 0.218·M the spline of this window is good. Look-ups on the bit use the ring mod 2M, so that the
+segment that runs over the ring's end lies where a higher window decides.
+
+Rounds: wrap to Z_2^k 1, look-up 2, suffix ANDs ceil(lg(windows - 1)) (the spline's rescaling rides on the
+first), MUX 1.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+
+from sottovoce.mpc import cost
+from sottovoce.mpc.arithmetic import Arithmetic
+from sottovoce.mpc.cost import Cost
+from sottovoce.mpc.field import Bits
+from sottovoce.mpc.field import Field as Share
+from sottovoce.mpc.functions.fit import polynomials, spline_table
+from sottovoce.mpc.requests import And, RegionLookup, Request, SplineLookup, Wrap, WrapOutput
+from sottovoce.mpc.tables import RegionTable, SplineTable
+
+SIGNIFICANT_BITS = 14  # of the spline's result after rescaling, at v = 1
+_RING = 16  # bits of v
+_SEGMENT = 4
+_RESULT = 26  # bits of the spline's result before rescaling
+_LOWEST = 0.15  # no segment that is used starts below (v >= 0.218, segments of 1/16); the table is flat there
+_BIT_RING = 12
+_BIT_SEGMENT = 6
+
+
+@dataclass(frozen=True)
+class InversePower:
+    """x -> C·x^-e, 2^(bottom - 2) <= x < 2^(bottom + 2·windows - 2), x an integer below p/2; e is 1 or 1/2.
+
+    The smallest result (at the top of the range) should have SIGNIFICANT_BITS bits or nearly; the relative
+    error is about 1e-4 plus half a unit of the result.
+    """
+
+    exponent: float
+    scale: float  # C
+    bottom: int
+    windows: int
+
+    @property
+    def top(self) -> int:
+        """x < 2^top."""
+        return self.bottom + 2 * (self.windows - 1)
+
+    def at_window(self, j: int) -> float:
+        """C·M_j^-e, the result at the upper end of window j."""
+        return float(self.scale * 2.0 ** (-self.exponent * (self.bottom + 2 * j)))
+
+    @property
+    def mantissa(self) -> float:
+        """κ in [1, 2): at_window(j) is κ times a power of two, the same κ for every window."""
+        return float(2.0 ** (np.log2(self.at_window(0)) % 1.0))
+
+    def exponent_of(self, j: int) -> int:
+        """lg(at_window(j) / κ)."""
+        return round(float(np.log2(self.at_window(j) / self.mantissa)))
+
+    def kept_bits(self, j: int) -> int:
+        """Fractional bits that window j's spline keeps; the rest of its exponent is multiplied back."""
+        return max(0, min(SIGNIFICANT_BITS, self.exponent_of(j)))
+
+
+def covering(exponent: float, scale: float, low: float, high: float) -> InversePower:
+    """The fewest windows that cover low <= x < high."""
+    top = max(2, int(np.ceil(np.log2(high))))
+    windows = max(1, int(np.ceil((top - np.log2(low)) / 2 - 1e-9)))
+    # A bottom window below 4 would have M/4 < 1.
+    windows = min(windows, top // 2)
+    return InversePower(exponent, scale, top - 2 * (windows - 1), windows)
+
+
+@lru_cache(maxsize=64)
+def _spline(exponent: float, mantissa: float) -> SplineTable:
+    return spline_table(
+        lambda v: mantissa * np.maximum(v, _LOWEST) ** -exponent,
+        low=0.0,
+        frac_bits=_RING,
+        segment_bits=_SEGMENT,
+        remainder_bits=_RING - _SEGMENT,
+        degree=3,
+        result_bits=_RESULT,
+    )
+
+
+@lru_cache(maxsize=1)
+def _at_least_quarter() -> RegionTable:
+    """Bit on x mod 2M: the segment ends above M/4 and does not run over 2M."""
+    remainder = _BIT_RING - _BIT_SEGMENT
+    start = np.arange(1 << _BIT_RING)
+    end = start + (1 << remainder)
+    quarter = 1 << (_BIT_RING - 3)
+    # One unit of guard below for the local truncation; a segment that ends at 2M itself does not run over.
+    bit = (end >= quarter - 1) & (end <= 1 << _BIT_RING)
+    return RegionTable(_BIT_SEGMENT, remainder, 1, bit.astype(np.uint8))
+
+
+def evaluate(
+    arithmetic: Arithmetic, x: Share, function: InversePower, ride: Sequence[Request] = ()
+) -> tuple[Share, list[Any]]:
+    """C·x^-e as an integer mod p for x mod p, any shape; and the results of `ride` (in the first exchange)."""
+    arithmetic.require_range(x, 1 << (function.bottom - 2), 1 << function.top)
+    ring_bits = function.top + 1
+    (y,), *riders = arithmetic.exchange([Wrap(x, (WrapOutput(0, 1 << ring_bits),), signed=False), *ride])
+    highs = [function.bottom + 2 * j for j in range(function.windows)]
+    lookups: list[Any] = [
+        SplineLookup(_stack(arithmetic, y, highs, _RING), _spline(function.exponent, function.mantissa))
+    ]
+    if function.windows == 1:
+        return _rescaled(arithmetic, arithmetic.lookup(lookups)[0], function, [])[0][..., 0], riders
+    tops = [high + 1 for high in highs[1:]]
+    lookups.append(RegionLookup(_stack(arithmetic, y, tops, _BIT_RING), _at_least_quarter()))
+    values, bits = arithmetic.lookup(lookups)
+    chosen, scaled = _choose(arithmetic, arithmetic.not_(bits[..., 0]), values, function)
+    return arithmetic.sum(arithmetic.mux(chosen, scaled)), riders
+
+
+def _stack(arithmetic: Arithmetic, y: Share, highs: list[int], ring_bits: int) -> Share:
+    """y mod 2^high in ring_bits bits, for each high: (..., len(highs))."""
+
+    def reduced(high: int) -> Share:
+        if high >= ring_bits:
+            return arithmetic.take_bits(y, high - ring_bits, high)
+        widened: Share = arithmetic.take_bits(y, 0, high) << np.uint64(ring_bits - high)
+        return widened
+
+    return np.stack([reduced(high) for high in highs], axis=-1)
+
+
+def _choose(arithmetic: Arithmetic, none: Bits, values: Share, function: InversePower) -> tuple[Bits, Share]:
+    """One-hot selection (..., windows) and the values at their final scale.
+
+    none: (..., windows - 1), bit j - 1: window j is not set. After the suffix ANDs it says that neither
+    window j nor any above is; these are monotone, so neighbours differ exactly at the highest window that
+    is set.
+    """
+    scaled: Share | None = None
+    distance = 1
+    while distance < function.windows - 1:
+        step = And(none[..., :-distance], none[..., distance:])
+        if scaled is None:
+            scaled, (lower,) = _rescaled(arithmetic, values, function, [step])
+        else:
+            (lower,) = arithmetic.exchange([step])
+        none = np.concatenate([lower, none[..., -distance:]], axis=-1)
+        distance *= 2
+    if scaled is None:
+        scaled, _ = _rescaled(arithmetic, values, function, [])
+    top = arithmetic.not_(none[..., -1:])
+    middle = arithmetic.xor(none[..., :-1], none[..., 1:])
+    return np.concatenate([none[..., :1], middle, top], axis=-1), scaled
+
+
+def _runs(function: InversePower) -> list[tuple[int, int, int]]:
+    """(first window, end, bits kept) for each run of windows that keep the same number of bits."""
+    grouped = groupby(range(function.windows), key=function.kept_bits)
+    return [(indices[0], indices[-1] + 1, kept) for kept, group in grouped for indices in [list(group)]]
+
+
+def _rescaled(
+    arithmetic: Arithmetic, values: Share, function: InversePower, ride: Sequence[Request]
+) -> tuple[Share, list[Any]]:
+    """Splines from 2^-_RESULT to each window's own scale, in one exchange that takes `ride` along."""
+    runs = _runs(function)
+    wraps = [
+        Wrap(values[..., first:end], (WrapOutput(_RESULT - kept),), signed=False) for first, end, kept in runs
+    ]
+    results = arithmetic.exchange([*wraps, *ride])
+    narrow = np.concatenate([result[0] for result in results[: len(runs)]], axis=-1)
+    shifts = [1 << (function.exponent_of(j) - function.kept_bits(j)) for j in range(function.windows)]
+    return arithmetic.mul_public(narrow, np.array(shifts)), results[len(runs) :]
+
+
+def evaluate_cost(n: int, function: InversePower, ride: int = 0) -> Cost:
+    """Online cost of `evaluate` on n elements with `ride` bytes of riders."""
+    windows = function.windows
+    table = _spline(function.exponent, function.mantissa)
+    total = cost.exchange(cost.bits(n), ride)
+    wraps = [cost.bits(n * (end - first)) for first, end, _ in _runs(function)]
+    if windows == 1:
+        return total + cost.lookup((n, table)) + cost.exchange(*wraps)
+    total += cost.lookup((n * windows, table), (n * (windows - 1), _at_least_quarter()))
+    distance, riding = 1, wraps
+    while distance < windows - 1:
+        total += cost.exchange(*riding, cost.ands(n * (windows - 1 - distance)))
+        distance, riding = 2 * distance, []
+    if riding:
+        total += cost.exchange(*riding)
+    return total + cost.exchange(cost.muxes(n * windows))
+
+
+def relative_error(function: InversePower) -> float:
+    """Largest relative error of the spline where a window is used, without the rounding of the result."""
+    u = 2.0**-_SEGMENT
+    starts = np.linspace(_LOWEST, 1.0 - u, 512)
+    exact = (starts[:, None] + u * np.linspace(0, 1, 33)) ** -function.exponent
+    c = polynomials(lambda v: v**-function.exponent, starts, u, 3)
+    approx = sum(c[:, i, None] * np.linspace(0, 1, 33) ** i for i in range(4))
+    return float(np.max(np.abs(np.asarray(approx) / exact - 1)))
