@@ -21,6 +21,7 @@ template <int D>
 using In = nb::ndarray<const u64, nb::ndim<D>, nb::c_contig, nb::device::cpu>;
 using BytesIn = nb::ndarray<const std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using BytesOut = nb::ndarray<std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Out1 = nb::ndarray<u64, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Out2 = nb::ndarray<u64, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 namespace {
@@ -149,6 +150,33 @@ static void open_entries(BytesIn stream, In<1> index, u64 entries, In<2> pads, i
     }
 }
 
+// This party's share of x / 2^shift mod `modulus`: the quotient of its share of x (residues of `source`), plus the one of
+// three constants that its known bits select, plus or minus the prepared product (protocols/wrap.py derives it).
+static void wrap_shares(In<1> x, u64 source, BytesIn known, BytesIn flip, In<1> product, In<1> constants, int shift,
+                        bool ceiling, u64 modulus, Out1 out) {
+    std::size_t n = x.shape(0);
+    require(known.shape(0) == n && flip.shape(0) == n && product.shape(0) == n && out.shape(0) == n,
+            "wrap_shares: lengths differ");
+    require(constants.shape(0) == 4 && shift >= 0 && shift < 63 && modulus > 1 && modulus <= u64{1} << 62,
+            "wrap_shares: constants, shift or modulus out of range");
+    const u64 round = ceiling ? (u64{1} << shift) - 1 : 0;
+    const bool ring = std::has_single_bit(modulus), reduce = !ring && (source >> shift) + 1 > modulus;
+    nb::gil_scoped_release release;
+    for (std::size_t i = 0; i < n; ++i) {
+        u64 own = (x.data()[i] + round) >> shift;
+        if (reduce) own %= modulus;
+        u64 sign = ~u64{0} * (flip.data()[i] & 1);  // all ones: minus the product, as modulus - product
+        u64 rest = constants.data()[known.data()[i] & 3] + ((product.data()[i] ^ sign) + ((modulus + 1) & sign));
+        if (ring) {
+            out.data()[i] = (own + rest) & (modulus - 1);
+        } else {
+            rest = std::min(rest, rest - modulus);
+            u64 sum = own + rest;
+            out.data()[i] = std::min(sum, sum - modulus);
+        }
+    }
+}
+
 void register_mpc(nb::module_& m) {
     m.def("mask_tables", &mask_tables, nb::arg("table"), nb::arg("start"), nb::arg("step"), nb::arg("rotation"),
           nb::arg("masks"), nb::arg("modulus"), nb::arg("pads"), nb::arg("width"), nb::arg("out"),
@@ -156,6 +184,9 @@ void register_mpc(nb::module_& m) {
     m.def("mask_regions", &mask_regions, nb::arg("table"), nb::arg("start"), nb::arg("step"), nb::arg("rotation"),
           nb::arg("masks"), nb::arg("pads"), nb::arg("width"), nb::arg("out"),
           "The same for a table of a few bits an entry, masked by XOR.");
+    m.def("wrap_shares", &wrap_shares, nb::arg("x"), nb::arg("source"), nb::arg("known"), nb::arg("flip"),
+          nb::arg("product"), nb::arg("constants"), nb::arg("shift"), nb::arg("ceiling"), nb::arg("modulus"),
+          nb::arg("out"), "A party's share of x / 2^shift mod modulus once the wrap's bits are open.");
     m.def("open_entries", &open_entries, nb::arg("stream"), nb::arg("index"), nb::arg("entries"), nb::arg("pads"),
           nb::arg("width"), nb::arg("out"), "The receiver's half of both: its entry of each element, unpadded.");
 }

@@ -55,6 +55,18 @@ def mask_tables(
 def mask_regions(
     table: U8, start: U64, step: int, rotation: U64, masks: U8, pads: U64, width: int, out: U8
 ) -> None: ...
+def wrap_shares(
+    x: U64,
+    source: int,
+    known: U8,
+    flip: U8,
+    product: U64,
+    constants: U64,
+    shift: int,
+    ceiling: bool,
+    modulus: int,
+    out: U64,
+) -> None: ...
 def open_entries(stream: U8, index: U64, entries: int, pads: U64, width: int, out: U64) -> None: ...
 
 # ot

@@ -7,12 +7,15 @@ is at least p. So x/2^f = x0/2^f + x1/2^f − w·p/2^f needs only the complement
 a multiple of P = round(p/2^f): the product of a bit the client knows and a bit the server knows.
 """
 
+from functools import lru_cache
+
 import numpy as np
 
+from sottovoce import _native
 from sottovoce.mpc import field
 from sottovoce.mpc.field import Bits, Field
 from sottovoce.mpc.protocols.wire import Party, Piece, Steps
-from sottovoce.mpc.requests import Wrap
+from sottovoce.mpc.requests import Wrap, WrapOutput
 
 
 def wrap(party: Party, request: Wrap) -> Steps[list[Field]]:
@@ -39,19 +42,10 @@ def wrap(party: Party, request: Wrap) -> Steps[list[Field]]:
     if not party.is_client:
         known = known + np.uint8(1) - (theirs & mine)
     flip = mine ^ theirs
-    results = []
-    for out, (worth, modulus), product in zip(request.outputs, targets, prepared.products, strict=True):
-        if party.is_client:
-            own, constants = x >> np.uint64(out.shift), [0, worth]
-        else:
-            own = (x + np.uint64((1 << out.shift) - 1)) >> np.uint64(out.shift)
-            constants = [k * worth - worth - (offset >> out.shift) for k in (-1, 0, 1)]
-        if (p >> out.shift) + 1 > modulus:
-            own = own % np.uint64(modulus)
-        part = field.add(own, _choose(known, constants, modulus), modulus)
-        signed = field.negate_where(flip, product.reshape(x.shape), modulus)
-        results.append(field.add(part, signed, modulus))
-    return results
+    return [
+        _share(party, x, request, out, known, flip, product)
+        for out, product in zip(request.outputs, prepared.products, strict=True)
+    ]
 
 
 def multiple(p: int, shift: int) -> int:
@@ -59,6 +53,31 @@ def multiple(p: int, shift: int) -> int:
     return (p + (1 << shift >> 1)) >> shift
 
 
-def _choose(index: Bits, constants: list[int], modulus: int) -> Field:
-    """constants[index] mod M; the few constants lie in one cache line."""
-    return np.array([c % modulus for c in constants], np.uint64)[index]
+def _share(
+    party: Party, x: Field, request: Wrap, out: WrapOutput, known: Bits, flip: Bits, product: Field
+) -> Field:
+    """The share of one output: the quotient, the constant that `known` selects, ± the prepared product."""
+    constants = _constants(party.is_client, request.modulus, out.shift, out.modulus, request.signed_offset())
+    result = np.empty(x.shape, np.uint64)
+    _native.wrap_shares(
+        x.ravel(),
+        request.modulus,
+        known.ravel(),
+        flip.ravel(),
+        product,
+        constants,
+        out.shift,
+        not party.is_client,
+        out.modulus,
+        result.reshape(-1),
+    )
+    return result
+
+
+@lru_cache(maxsize=256)
+def _constants(is_client: bool, p: int, shift: int, modulus: int, offset: int) -> Field:
+    """What known = 0, 1, 2 adds to the share (entry 3 is unused): multiples of P, the server's offset."""
+    worth = multiple(p, shift)
+    if is_client:
+        return np.array([0, worth % modulus, 0, 0], np.uint64)
+    return np.array([((k - 2) * worth - (offset >> shift)) % modulus for k in range(4)], np.uint64)
