@@ -1,13 +1,15 @@
 """BGV with slots modulo p: the scheme of the online linear layers, the encrypted cache and element products.
 
-Shapes: slots are ``np.uint64`` (..., N) below p (two rows of N/2, slot (r, c) = index r·N/2 + c); NTT plaintexts are
-(..., L, M) with M = N unless periodic; ciphertext data are (*batch, S, L, N) in NTT form. Everything takes a batch.
+Shapes: slots are ``np.uint64`` (..., N) below p, two rows of N/2, slot (r, c) = index r·N/2 + c. NTT
+plaintexts are (..., L, M), M = N unless periodic. Ciphertext data are (*batch, S, L, N) in NTT form.
+Everything takes a batch.
 
     SIMD: Parameters                                N 8192, Q 3x50 bits, special 50 bits, p = P_FIELD
     ParametersSpec(degree, primes, special, plaintext, security=128 | "unchecked").checked() -> Parameters
 
-    KeyGenerator(parameters, secret=None): .secret_key, .public_key(), .relinearization_key(), .galois_keys(steps)
-    every key: .to_bytes(), .from_bytes(parameters, data);  GaloisKeys.steps;  ROW_SWAP = -1 is the step of the row swap
+    KeyGenerator(parameters, secret=None)
+      .secret_key, .public_key(), .relinearization_key(), .galois_keys(steps); ROW_SWAP = -1 is a step too
+    every key: .to_bytes(), .from_bytes(parameters, data);  GaloisKeys.steps
 
     Encoder(parameters)
       .encode(slots (..., N)) / .encode_periodic(slots (..., M)) -> Plaintext;   .decode(plaintext) -> slots
@@ -15,26 +17,30 @@ Shapes: slots are ``np.uint64`` (..., N) below p (two rows of N/2, slot (r, c) =
     Encryptor(parameters, SecretKey | PublicKey)
       .encrypt(plaintext) -> Ciphertext;   .encrypt_many(slots (B, N)) -> bytes of fresh_bytes(parameters, B)
     load_many(parameters, data, B) -> Ciphertext (batch B)
-    Decryptor(parameters, SecretKey): .decrypt(ct) -> Plaintext, .decrypt_slots(ct) -> (*batch, N), .noise(ct), .budget()
-    Evaluator(parameters, relinearization_key=None, galois_keys=None)
-      .add(a, b) .sub(a, b) .sum(batch) .negate(a) .add_plain(a, plain) .sub_plain(a, plain) .trivial(plain, batch=())
-      .mul_plain(a, plain)                                     plain: Plaintext, or (L, M) from to_ntt
+    Decryptor(parameters, SecretKey)
+      .decrypt(ct) -> Plaintext;   .decrypt_slots(ct) -> (*batch, N);   .noise(ct);   .budget()
+    Evaluator(parameters, relinearization_key=None, galois_keys=None); plain: Plaintext, or (L, M) from to_ntt
+      .add(a, b) .sub(a, b) .sum(batch) .negate(a) .add_plain(a, plain) .sub_plain(a, plain)
+      .trivial(plain, batch=())                                a "ciphertext" of public or own data
+      .mul_plain(a, plain)
       .mul_plain_accumulate(cts, plains, into=None)            Σ_k cts[k]·plains[k], plains K arrays (L, M)
       .mul_plain_matrix(cts, plains, into=None)                G such sums over the same cts -> batch of G
-      .tensor_accumulate(a, b, into=None) -> three components; .relinearize(ct)
+      .tensor_accumulate(a, b, into=None) .relinearize(ct)     Σ_k a[k]·b[k], of three components; back to two
       .rotate(ct, step) .rotate_hoisted(ct, steps) -> list     new[c] = old[(c + step) mod N/2] in both rows
       .rotate_sum(cts, steps)                                  Σ_k rotate(cts[k], steps[k]), one division by P
       .mod_switch(ct)
-    Ciphertext(parameters, data, noise, factor=1): .batch .size .limbs, indexing and len() over the first batch axis; stack(list)
+    Ciphertext(parameters, data, noise, factor=1)
+      .batch .size .limbs, indexing and len() over the first batch axis;   stack(list) -> one batch
 
-    recipe Z   mask_and_pack(ct, public_key) -> (bytes, share (*batch, N));  unmask_and_decode(data, secret_key, B) -> (B, N)
-               masked_bytes(parameters, B), failure_bits(parameters, noise)
-    recipe F   flood_and_pack(ct, public_key) -> (bytes, share);  unpack(data, secret_key, B) -> (B, N)
-               flooded_bytes(parameters, B)
+    recipe Z, for products with weights: masked_bytes(parameters, B), failure_bits(parameters, noise)
+      mask_and_pack(ct, public_key) -> (bytes, share (*batch, N))
+      unmask_and_decode(data, secret_key, B) -> share (B, N)
+    recipe F, for products of one-time masks: flooded_bytes(parameters, B)
+      flood_and_pack(ct, public_key) -> (bytes, share);   unpack(data, secret_key, B) -> share
     the two shares add up to the slots modulo p.
 
-Rotation keys must exist for every step used (`galois_keys([1, 2, …])`, steps in [1, N/2)). Periodic plaintexts are those
-whose rows repeat: slot (r, c) = values[r·M/2 + c mod M/2].
+Rotation keys must exist for every step used (`galois_keys([1, 2, …])`, steps in [1, N/2)). Periodic
+plaintexts are those whose rows repeat: slot (r, c) = values[r·M/2 + c mod M/2].
 """
 
 from sottovoce.bgv.ciphertext import Ciphertext, Plaintext, stack

@@ -1,4 +1,4 @@
-"""Plaintexts and ciphertexts: arrays with the little that must be known about them. Leading axes are a batch."""
+"""Plaintexts and ciphertexts: arrays, and the little that must be known about them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Words = npt.NDArray[np.uint64]
 
 @dataclass(frozen=True, eq=False)
 class Plaintext:
-    """Polynomials modulo p in X^r: coefficients (..., M) of Y = X^r, M = N/r (r = 1 unless encoded periodically)."""
+    """Polynomials modulo p in X^r: coefficients (..., M) of Y = X^r, M = N/r; r = 1 unless periodic."""
 
     parameters: Parameters
     coefficients: Words = field(repr=False)
@@ -29,8 +29,9 @@ class Plaintext:
 class Ciphertext:
     """A batch of BGV ciphertexts in NTT form whose phase Σ_i c_i·s^i is factor·m + p·e modulo Q.
 
-    data: (*batch, S, L, N), S = 2, or 3 after a product of ciphertexts. factor: the plaintext factor that modulus
-    switching leaves, modulo p. noise: lg of the standard deviation of e, estimated from public bounds only.
+    data: (*batch, S, L, N), S = 2, or 3 after a product of ciphertexts. factor: the plaintext factor that
+    modulus switching leaves, modulo p. noise: lg of the standard deviation of e, estimated from public bounds
+    only.
     """
 
     parameters: Parameters
@@ -69,7 +70,7 @@ class Ciphertext:
         return replace(self, data=self.data.copy())
 
     def flat(self) -> Words:
-        """(B, S, L, N), B = 1 for a single ciphertext: the form in which kernels read a batch. Shares memory."""
+        """(B, S, L, N), B = 1 for a single ciphertext: a batch as kernels read it. Shares memory."""
         return np.ascontiguousarray(self.data).reshape(-1, *self.data.shape[-3:])
 
 

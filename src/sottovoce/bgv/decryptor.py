@@ -44,7 +44,7 @@ class Decryptor:
         return self.encoder.slots_of(self.decrypt(ciphertext).coefficients)
 
     def noise(self, ciphertext: Ciphertext) -> float:
-        """lg of the root mean square of e in the phase factor·m + p·e: the measured value. Slow; for tests."""
+        """lg of the root mean square of e in the phase factor·m + p·e, measured. Slow; for tests."""
         phase = self._phase(ciphertext)
         primes, modulus = (
             self.parameters.primes[: ciphertext.limbs],

@@ -23,19 +23,19 @@ class Encoder:
         self.parameters = parameters
 
     def encode(self, slots: Words) -> Plaintext:
-        """(..., N) uint64 below p -> plaintexts. RangeError if a value is not reduced. One transform per batch item."""
+        """(..., N) uint64 below p -> plaintexts. RangeError if a value is not reduced. One transform each."""
         return self.encode_periodic(self._sized(slots, self.parameters.degree))
 
     def encode_periodic(self, slots: Words) -> Plaintext:
-        """(..., M) -> plaintexts whose rows repeat: slot (r, c) = slots[r·M/2 + c mod M/2], M = N/r a power of two ≥ 2.
+        """(..., M) -> plaintexts whose rows repeat: slot (r, c) = slots[r·M/2 + c mod M/2].
 
-        Such a plaintext is a polynomial in X^(N/M): it is stored, encoded and transformed at length M, and in NTT form
-        each of its M values stands for a run of N/M equal ones. Only *periodic* slots have this: a value that is
-        constant on runs of neighbouring slots is not a sparse polynomial.
+        Such a plaintext is a polynomial in X^(N/M): it is stored, encoded and transformed at length M, and in
+        NTT form each of its M values stands for a run of N/M equal ones. Only *periodic* slots have this: a
+        value that is constant on runs of neighbouring slots is not a sparse polynomial.
         """
         degree = slots.shape[-1]
-        if degree < 2 or degree & (degree - 1) or degree > self.parameters.degree:
-            raise ParameterError(f"slots repeat with a power of two of at least 2 values, not {degree}")
+        if degree < 4 or degree & (degree - 1) or degree > self.parameters.degree:
+            raise ParameterError(f"slots repeat with a power of two of at least 4 values, not {degree}")
         if slots.dtype != np.uint64:
             raise ParameterError(f"slots are uint64 residues modulo p, not {slots.dtype}")
         if slots.size and int(slots.max()) >= self.parameters.plaintext:
@@ -55,7 +55,7 @@ class Encoder:
         return np.take(coefficients, slot_positions(degree), axis=-1)
 
     def to_ntt(self, plaintext: Plaintext, limbs: int | None = None, out: Words | None = None) -> Words:
-        """Centred lift modulo Q in NTT form: (..., L, M) uint64, what `mul_plain` and `mul_plain_accumulate` take.
+        """Centred lift modulo Q in NTT form: (..., L, M) uint64, what products with plaintexts take.
 
         24·M bytes per plaintext of the SIMD set; a server stores its weights in this form, in one big array.
         """

@@ -12,7 +12,7 @@ from sottovoce.bgv.encoder import Encoder
 from sottovoce.errors import FrameError, ParameterError
 from sottovoce.ring import sampling, threads
 from sottovoce.rlwe import Parameters, PublicKey, SecretKey
-from sottovoce.rlwe.wire import Buffer, pack_residues, residue_bytes, unpack_residues
+from sottovoce.rlwe.wire import Buffer, as_bytes, pack_residues, residue_bytes, unpack_residues
 
 Words = npt.NDArray[np.uint64]
 
@@ -56,7 +56,7 @@ class Encryptor:
         return Ciphertext(parameters, data, noise.fresh_public(parameters))
 
     def encrypt_many(self, slots: Words) -> bytes:
-        """(B, N) slots -> `fresh_bytes(parameters, B)` bytes for `load_many`: a 32-byte seed, then the B halves.
+        """(B, N) slots -> `fresh_bytes(parameters, B)` bytes for `load_many`: a seed, then the B halves.
 
         154 KB per ciphertext of the SIMD set. Leaks nothing but B.
         """
@@ -83,7 +83,7 @@ class Encryptor:
 
 
 def encrypt_zero(key: PublicKey, count: int) -> Words:
-    """(count, 2, L, N) NTT form: (u·b + e0, u·a + e1) with fresh u, e0, e1; unit errors (multiply by p for BGV)."""
+    """(count, 2, L, N) NTT form: (u·b + e0, u·a + e1); unit errors, to be multiplied by p for BGV."""
     parameters = key.parameters
     ring, n, stream = parameters.ring(), parameters.degree, sampling.Stream()
     u = ring.ntt(ring.reduce_signed(stream.ternary(count, n)))
@@ -99,8 +99,11 @@ def fresh_bytes(parameters: Parameters, count: int) -> int:
 
 
 def load_many(parameters: Parameters, data: Buffer, count: int) -> Ciphertext:
-    """The ciphertexts of `encrypt_many`, as a batch of `count`. FrameError on a wrong size, IntegrityError on a bad residue."""
-    view = memoryview(data).cast("B")
+    """The ciphertexts of `encrypt_many`, a batch of `count`.
+
+    FrameError on a wrong size, IntegrityError on a residue that is not reduced.
+    """
+    view = as_bytes(data)
     expected = fresh_bytes(parameters, count)
     if view.nbytes != expected:
         raise FrameError(f"{count} fresh ciphertexts take {expected} bytes, got {view.nbytes}")

@@ -22,7 +22,7 @@ PlainOperand = Plaintext | Words
 
 
 class Evaluator:
-    """Everything the model party does. relinearization_key and galois_keys are needed only by what uses them."""
+    """Everything the model party does. Keys are needed only by the operations that use them."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class Evaluator:
         self.relinearization_key, self.galois_keys = relinearization_key, galois_keys
         self.encoder = Encoder(parameters)
 
-    # --- linear -----------------------------------------------------------------------------------------------
+    # Linear
 
     def add(self, a: Ciphertext, b: Ciphertext) -> Ciphertext:
         """a + b; b may be a single ciphertext against a batch."""
@@ -64,7 +64,7 @@ class Evaluator:
         return replace(a, data=self.parameters.ring(a.limbs).neg(np.ascontiguousarray(a.data)))
 
     def add_plain(self, a: Ciphertext, plain: PlainOperand) -> Ciphertext:
-        """a + plain; one plaintext per ciphertext of the batch, or one for all. Free of noise but for one unit."""
+        """a + plain; one plaintext per ciphertext of the batch, or one for all. Adds one unit of noise."""
         ring, operand = self.parameters.ring(a.limbs), self._plain(plain, a)
         if a.factor != 1:
             operand = ring.mul_scalar(operand, _centred(a.factor, self.parameters.plaintext))
@@ -100,7 +100,8 @@ class Evaluator:
         plains: Words | Sequence[Words],
         into: Ciphertext | None = None,
     ) -> Ciphertext:
-        """Σ_k cts[k]·plains[k] (+ into). plains: K arrays (L, M) from `Encoder.to_ntt`, M = N unless periodic.
+        """Σ_k cts[k]·plains[k] (+ into). plains: K arrays (L, M) from `Encoder.to_ntt`, M = N unless
+        periodic.
 
         One pass with a single reduction per coefficient: the operation to give thousands of products to.
         """
@@ -116,7 +117,8 @@ class Evaluator:
     ) -> Ciphertext:
         """G sums over the same K ciphertexts: result[g] = Σ_k cts[k]·plains[g][k] (+ into[g]); a batch of G.
 
-        Reads every ciphertext once per cache block for all sums, which is what a layer with many outputs wants.
+        Reads every ciphertext once per cache block for all sums, which is what a layer with many outputs
+        wants.
         """
         items = [cts[k] for k in range(len(cts))]
         groups, first = len(plains), items[0]
@@ -128,16 +130,18 @@ class Evaluator:
         else:
             self._same(first, into)
             acc = into.data.copy()
-        ring.mac_matrix(acc, [np.ascontiguousarray(item.data) for item in items], plains)
+        ring.mac_matrix(
+            acc, [np.ascontiguousarray(item.data) for item in items], [list(row) for row in plains]
+        )
         degree = int(plains[0][0].shape[-1])
         terms = [noise.mul_plain(self.parameters, item.noise, degree) for item in items]
         bits = noise.add(*terms, *([] if into is None else [into.noise]))
         return Ciphertext(self.parameters, acc, bits, first.factor)
 
-    # --- products of ciphertexts --------------------------------------------------------------------------------
+    # Products of ciphertexts
 
     def tensor_accumulate(self, a: Ciphertext, b: Ciphertext, into: Ciphertext | None = None) -> Ciphertext:
-        """Σ_k a[k]·b[k] (+ into) over two batches of K: one ciphertext of three components; relinearise it."""
+        """Σ_k a[k]·b[k] (+ into) over two batches of K: one ciphertext of three components."""
         if a.size != 2 or b.size != 2 or a.batch != b.batch or a.limbs != b.limbs or len(a.batch) > 1:
             raise ParameterError(
                 "a tensor product takes two batches of equal length and level, of two components"
@@ -168,14 +172,14 @@ class Evaluator:
         switcher.ring.add(out, np.ascontiguousarray(data[:, :2]), out)
         return self._switched(a, out)
 
-    # --- rotations ------------------------------------------------------------------------------------------------
+    # Rotations
 
     def rotate(self, a: Ciphertext, step: int) -> Ciphertext:
-        """new[c] = old[(c + step) mod N/2] in both rows; ROW_SWAP (-1) swaps the rows. One key switch each."""
+        """new[c] = old[(c + step) mod N/2] in both rows; ROW_SWAP (-1) swaps them. One key switch."""
         return self.rotate_hoisted(a, [step])[0]
 
     def rotate_hoisted(self, a: Ciphertext, steps: Sequence[int]) -> list[Ciphertext]:
-        """a rotated by every step, decomposed once: the price of each further rotation is about a third less."""
+        """a rotated by every step, decomposed once: each further rotation costs about half."""
         keys = self._rotation_keys(a)
         switcher, data = key_switcher(self.parameters, a.limbs), a.flat()
         results, digits = [], None
@@ -223,10 +227,10 @@ class Evaluator:
         bits = noise.add(*[item.noise for item in items], *[switch] * len(items))
         return replace(first, data=total, noise=bits)
 
-    # --- levels -----------------------------------------------------------------------------------------------------
+    # Levels
 
     def mod_switch(self, a: Ciphertext) -> Ciphertext:
-        """Divide by the last prime: smaller noise, one limb less, plaintext factor times q_last^-1 (tracked)."""
+        """Divide by the last prime: less noise, one limb less, plaintext factor times q_last^-1."""
         if a.limbs < 2:
             raise ParameterError("a ciphertext with one prime left cannot be switched further")
         parameters, kept = self.parameters, a.limbs - 1
@@ -249,12 +253,13 @@ class Evaluator:
             a.factor * pow(last, -1, p) % p,
         )
 
-    # --- helpers ------------------------------------------------------------------------------------------------------
+    # Helpers
 
     def _same(self, a: Ciphertext, b: Ciphertext) -> None:
         if a.size != b.size or a.limbs != b.limbs or a.factor != b.factor:
             raise ParameterError(
-                f"operands differ in size ({a.size}, {b.size}), level ({a.limbs}, {b.limbs}) or plaintext factor"
+                f"operands differ in size ({a.size}, {b.size}), level ({a.limbs}, {b.limbs}) or "
+                "plaintext factor"
             )
 
     def _plain(self, plain: PlainOperand, a: Ciphertext) -> Words:

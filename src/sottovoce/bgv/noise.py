@@ -1,4 +1,5 @@
-"""Noise estimates: lg of the standard deviation of e in a phase m + p·e, from public bounds, never from secret values.
+"""Noise estimates: lg of the standard deviation of e in a phase m + p·e, from public bounds, never from
+secret values.
 
 Coefficients of messages, masks and encoded plaintexts are taken as uniform modulo p, their worst case; see
 docs/design/parameters.md for the table and the measurements that these formulas meet.

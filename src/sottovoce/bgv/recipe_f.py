@@ -1,14 +1,14 @@
-"""Recipe F: slot-wise products of one-time masks leave under a mask modulo p, flooded, in 100 bits per coefficient.
+"""Recipe F: slot-wise products of one-time masks leave under a flooded mask modulo p.
 
 1. A fresh public-key encryption of zero is added, and a mask uniform modulo p per slot.
-2. The error is flooded with an integer uniform in [−W, W), W = 2^51·B, B a power of two of at least six standard
-   deviations of the honest noise, from public bounds. Flooding comes before the rounding; what follows is
-   post-processing.
-3. Both halves are rounded (A: 52 bits, B: 48) and sent: 102 KB per ciphertext of the SIMD set, 12.5 bytes per slot.
+2. The error is flooded with an integer uniform in [−W, W), W = 2^51·B, B a power of two of at least six
+   standard deviations of the honest noise, from public bounds. Flooding comes before the rounding; what
+   follows is post-processing.
+3. Both halves are rounded (A: 52 bits, B: 48) and sent: 102 KB per ciphertext of the SIMD set.
 
-The view of the receiver is within N·2^-52 = 2^-39 (statistical distance) of one that does not depend on the plaintext
-operand, per ciphertext. That is enough for operands that are used once, and it adds up: never use it for weights, which
-take recipe Z. It gives nothing against a receiver whose own noise is not honest.
+The view of the receiver is within N·2^-52 = 2^-39 (statistical distance) of one that does not depend on the
+plaintext operand, per ciphertext. That is enough for operands that are used once, and it adds up: never use
+it for weights, which take recipe Z. It gives nothing against a receiver whose own noise is not honest.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def flooded_bytes(parameters: Parameters, count: int) -> int:
 
 
 def flood_bits(parameters: Parameters, noise: float) -> int:
-    """lg W for honest noise of this many bits. RangeError if flood and rounding would not leave the result exact."""
+    """lg W for honest noise of this many bits. RangeError if the result would not stay exact."""
     bound = math.ceil(noise + math.log2(6))
     width = bound + FLOOD_BITS
     # What is left of the half unit must be nine standard deviations of the rounding of A' (error 1/√12 per
@@ -53,7 +53,7 @@ def flood_bits(parameters: Parameters, noise: float) -> int:
 
 
 def flood_and_pack(ciphertext: Ciphertext, public_key: PublicKey) -> tuple[bytes, Words]:
-    """A batch (B, 2, L, N) or one ciphertext -> the bytes to send and the sender's shares, (*batch, N) modulo p.
+    """A batch (B, 2, L, N) or one ciphertext -> the bytes to send and the sender's shares (*batch, N).
 
     `flooded_bytes(parameters, B)` bytes; the size of the flood depends on the public noise estimate only.
     """
@@ -74,5 +74,5 @@ def flood_and_pack(ciphertext: Ciphertext, public_key: PublicKey) -> tuple[bytes
 
 
 def unpack(data: Buffer, secret_key: SecretKey, count: int) -> Words:
-    """The bytes of `flood_and_pack` for `count` ciphertexts -> the receiver's shares of the slots, (count, N) modulo p."""
+    """The bytes of `flood_and_pack` for `count` ciphertexts -> the receiver's shares (count, N)."""
     return unmask_and_decode(data, secret_key, count, kappa_a=KAPPA_A, kappa_b=KAPPA_B)

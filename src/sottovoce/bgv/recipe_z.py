@@ -1,17 +1,18 @@
-"""Recipe Z: results leave the server under a mask that is uniform over all of Z_Q, so that nothing about the plaintext
-operand (the weights) leaks, whatever noise the client put into its ciphertexts.
+"""Recipe Z: results leave the server under a mask that is uniform over all of Z_Q, so that nothing about the
+plaintext operand (the weights) leaks, whatever noise the client put into its ciphertexts.
 
-1. Server: the ciphertext is brought to most-significant-bit form (times p^-1), a public-key encryption of zero is added
-   (without it the client, who chose the uniform half, could solve for the weights), and Z uniform in Z_Q per coefficient
-   goes onto the B half. A mask modulo p would leave the low bits, weights times error, in the open.
+1. Server: the ciphertext is brought to most-significant-bit form (times p^-1), a public-key encryption of
+   zero is added (without it the client, who chose the uniform half, could solve for the weights), and Z
+   uniform in Z_Q per coefficient goes onto the B half. A mask modulo p would leave the low bits, weights
+   times error, in the open.
 2. Both halves are rounded to a few bits (A: 92, B: 88) and sent: 184 KB per ciphertext of the SIMD set.
-3. Client: y0 = round(p·(B' + A'·s)/Q). Server: y1 = −round(p·Z/Q). Then y0 + y1 is the plaintext modulo p, exactly,
-   unless p·Z/Q lies within p·E/Q of a rounding boundary in some coefficient, E being all noise with the rounding of
-   the halves: probability at most N·p·E|E|/Q per ciphertext, see `failure_bits`.
+3. Client: y0 = round(p·(B' + A'·s)/Q). Server: y1 = −round(p·Z/Q). Then y0 + y1 is the plaintext modulo p,
+   exactly, unless p·Z/Q lies within p·E/Q of a rounding boundary in some coefficient, E being all noise with
+   the rounding of the halves: probability at most N·p·E|E|/Q per ciphertext, see `failure_bits`.
 4. Both decode their coefficients to slots, which is linear.
 
-Source: the masking is uniform one-time padding of the phase (no smudging argument is needed); hiding of A' rests on RLWE
-with the fresh u and e1.
+Source: the masking is uniform one-time padding of the phase (no smudging argument is needed); hiding of A'
+rests on RLWE with the fresh u and e1.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def failure_bits(
     kappa_b: int = KAPPA_B,
     limbs: int | None = None,
 ) -> float:
-    """lg of the probability that one ciphertext decodes wrongly (all its slots then do), for this noise in bits.
+    """lg of the probability that one ciphertext decodes wrongly in all its slots.
 
     N·p·E|E|/Q with E|E| = √(2/π)·σ_E, σ_E² = noise² + Q²·2^(-2κ_A)·(2N/3)/12 + Q²·2^(-2κ_B)/12.
     """
@@ -66,10 +67,10 @@ def failure_bits(
 
 
 def mask_and_pack(ciphertext: Ciphertext, public_key: PublicKey) -> tuple[bytes, Words]:
-    """Server: (B, 2, L, N) or one ciphertext -> the bytes to send and its shares of the slots, (*batch, N) modulo p.
+    """Server: (B, 2, L, N) or one ciphertext -> the bytes to send and its shares (*batch, N).
 
-    masked_bytes(parameters, B) bytes: all A halves, then all B halves. RangeError if the estimated noise is above the
-    limit for which decoding is promised (the estimate is public). Leaks nothing.
+    masked_bytes(parameters, B) bytes: all A halves, then all B halves. RangeError if the estimated noise is
+    above the limit for which decoding is promised (the estimate is public). Leaks nothing.
     """
     if ciphertext.noise > NOISE_LIMIT:
         raise RangeError(
@@ -97,19 +98,20 @@ def unmask_and_decode(
     kappa_a: int = KAPPA_A,
     kappa_b: int = KAPPA_B,
 ) -> Words:
-    """Client: the bytes of `mask_and_pack` for `count` ciphertexts -> its shares of the slots, (count, N) modulo p.
+    """Client: the bytes of `mask_and_pack` for `count` ciphertexts -> its shares (count, N).
 
     FrameError on a wrong size; any bytes of the right size decode to something.
     """
     parameters = secret_key.parameters
-    view = np.frombuffer(memoryview(data).cast("B"), np.uint8)
+    view = np.frombuffer(data, np.uint8)
     expected = masked_bytes(parameters, count, kappa_a, kappa_b)
     if view.nbytes != expected:
         raise FrameError(f"{count} masked ciphertexts take {expected} bytes, got {view.nbytes}")
     n, p = parameters.degree, parameters.plaintext
     split = count * n // 8 * kappa_a
     a_bytes, b_bytes = view[:split].reshape(count, -1), view[split:].reshape(count, -1)
-    # A' times s modulo about 2^100, two primes: finer than the rounding of A' by eight bits, and one limb cheaper than Q.
+    # A' times s modulo about 2^100, two primes: finer than the rounding of A' by eight bits, and one limb
+    # cheaper than Q.
     limbs = min(2, parameters.limbs)
     ring, primes = parameters.ring(limbs), list(parameters.primes[:limbs])
     product = np.empty((count, limbs, n), np.uint64)
@@ -122,7 +124,7 @@ def unmask_and_decode(
 
 
 def rerandomised_halves(ciphertext: Ciphertext, public_key: PublicKey) -> tuple[Words, Words]:
-    """(A, B), (B, L, N) each in coefficient form: most-significant-bit form plus a fresh encryption of zero."""
+    """(A, B), each (B, L, N) coefficients: most-significant-bit form plus an encryption of zero."""
     parameters = ciphertext.parameters
     if ciphertext.size != 2 or ciphertext.limbs != parameters.limbs or ciphertext.factor != 1:
         raise ParameterError(

@@ -1,8 +1,8 @@
 """The automorphisms X → X^k and the slots they permute.
 
-The N slots are two rows of N/2. Slot (row r, column c), index r·N/2 + c, is the value at ψ^((-1)^r · 3^c): so X → X^(3^k)
-rotates both rows by k to the left (new[c] = old[(c + k) mod N/2]) and X → X^-1 swaps the rows. This is also the order of
-Microsoft SEAL, against which it is tested.
+The N slots are two rows of N/2. Slot (row r, column c), index r·N/2 + c, is the value at ψ^((-1)^r · 3^c): so
+X → X^(3^k) rotates both rows by k to the left (new[c] = old[(c + k) mod N/2]) and X → X^-1 swaps the rows.
+This is also the order of Microsoft SEAL, against which it is tested.
 """
 
 from __future__ import annotations

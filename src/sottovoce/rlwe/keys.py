@@ -1,8 +1,8 @@
 """Keys: a ternary secret, the public key, and the keys that switch a ciphertext from one secret to another.
 
-All keys are in NTT form and in "unit error" form: the phase b + a·s of a public key is an error e, not p·e. A scheme
-that multiplies errors by p (BGV) multiplies what it takes from them. The uniform half of every key is the expansion of a
-seed and travels as 32 bytes.
+All keys are in NTT form and in "unit error" form: the phase b + a·s of a public key is an error e, not p·e. A
+scheme that multiplies errors by p (BGV) multiplies what it takes from them. The uniform half of every key is
+the expansion of a seed and travels as 32 bytes.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class SecretKey:
 
 @dataclass(frozen=True, eq=False)
 class PublicKey:
-    """An encryption of zero under s: data (2, L, N) NTT form, rows b = −a·s + e and a; a expands from `seed`."""
+    """An encryption of zero under s: data (2, L, N) NTT form, b = −a·s + e and a, expanded from `seed`."""
 
     parameters: Parameters
     seed: bytes = field(repr=False)
@@ -108,10 +108,10 @@ class PublicKey:
 
 @dataclass(frozen=True, eq=False)
 class SwitchingKey:
-    """Turns a multiple of s' into a ciphertext under s: data (D, 2, L+1, N), NTT form modulo Q·P, D = L digits.
+    """Turns a multiple of s' into a ciphertext under s: data (D, 2, L+1, N), NTT form modulo Q·P, D = L.
 
-    Digit d has b_d + a_d·s = e_d + P·p^-1·s' in limb d, e_d in the others: the product with the digits of c modulo
-    each prime, divided by P and multiplied by p, is a ciphertext of c·s' with its plaintext unchanged.
+    Digit d has b_d + a_d·s = e_d + P·p^-1·s' in limb d, e_d in the others: the product with the digits of c
+    modulo each prime, divided by P and multiplied by p, is a ciphertext of c·s' with its plaintext unchanged.
     """
 
     parameters: Parameters
@@ -173,9 +173,10 @@ class RelinearizationKey:
 
 @dataclass(frozen=True, eq=False)
 class GaloisKeys:
-    """Switching keys of rotations, by step: `keys[k]` for rotation by k columns, `keys[ROW_SWAP]` for the row swap.
+    """Switching keys of rotations, by step: `keys[k]` for rotation by k columns, `keys[ROW_SWAP]` swaps rows.
 
-    `aligned(step)` is a key with the inverse automorphism applied, so that a hoisted rotation permutes once, at the end.
+    `aligned(step)` is a key with the inverse automorphism applied, so that a hoisted rotation permutes once,
+    at the end.
     """
 
     parameters: Parameters
@@ -253,8 +254,8 @@ class KeyGenerator:
     def galois_keys(self, steps: list[int] | tuple[int, ...] | range) -> GaloisKeys:
         """Keys for rotations by these steps (taken modulo N/2) and, for ROW_SWAP = -1, the swap of the rows.
 
-        Negative rotations must be given modulo N/2, since -1 is the row swap. 1.6 MB in memory and 614 KB on the
-        wire per step of the SIMD set.
+        Negative rotations must be given modulo N/2, since -1 is the row swap. 1.6 MB in memory and 614 KB on
+        the wire per step of the SIMD set.
         """
         n, ring = self.parameters.degree, self.parameters.key_ring
         keys = {}

@@ -1,12 +1,13 @@
 """Key switching: a digit per prime, products accumulated modulo Q·P, one division by P at the end.
 
-A polynomial c modulo Q is split into its residues c mod q_d, each lifted to a small integer polynomial (centred, which
-halves its size) modulo every prime of Q·P. The sum of digit d times key d has phase p^-1·P·c·s' + Σ digit·e; subtracting
-its centred residue modulo P and dividing by P leaves p^-1·c·s' plus a rounding error, and the factor p makes it a BGV
-ciphertext whose error is a multiple of p. The factor p^-1 that this needs is built into the keys.
+A polynomial c modulo Q is split into its residues c mod q_d, each lifted to a small integer polynomial
+(centred, which halves its size) modulo every prime of Q·P. The sum of digit d times key d has phase
+p^-1·P·c·s' + Σ digit·e; subtracting its centred residue modulo P and dividing by P leaves p^-1·c·s' plus a
+rounding error, and the factor p makes it a BGV ciphertext whose error is a multiple of p. The factor p^-1
+that this needs is built into the keys.
 
-Noise added (standard deviation of e in m + p·e): √(D·N/12)·σ·q/P from the digits, √(N/18) from the rounding; 7.2 bits
-with a 50-bit P.
+Noise added (standard deviation of e in m + p·e): √(D·N/12)·σ·q/P from the digits, √(N/18) from the rounding;
+7.2 bits with a 50-bit P.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ Words = npt.NDArray[np.uint64]
 
 
 class KeySwitcher:
-    """The three steps of key switching at one level (the first `limbs` primes), shared by every key of a set."""
+    """The three steps of key switching at one level, the first `limbs` primes; for every key of a set."""
 
     def __init__(self, parameters: Parameters, limbs: int) -> None:
         if not 1 <= limbs <= parameters.limbs:
@@ -39,7 +40,7 @@ class KeySwitcher:
         self._scales = [p * pow(parameters.special, -1, q) % q for q in self.primes]
 
     def decompose(self, c: Words) -> Words:
-        """(R, L, N) in NTT form -> digits (R, L, L+1, N) in NTT form. Cost: L inverse and L(L+1) forward transforms."""
+        """(R, L, N) -> digits (R, L, L+1, N), both in NTT form. L inverse and L·(L+1) forward transforms."""
         coefficients = self.ring.intt(c.copy())
         rows, limbs, n = c.shape
         out = np.empty((rows, limbs, limbs + 1, n), np.uint64)
@@ -55,7 +56,7 @@ class KeySwitcher:
         return out
 
     def mod_down(self, x: Words) -> Words:
-        """(R, 2, L+1, N) modulo Q·P -> (R, 2, L, N): divided by P, multiplied by p. NTT form on both sides."""
+        """(R, 2, L+1, N) modulo Q·P -> (R, 2, L, N): divided by P, multiplied by p; in NTT form."""
         rows, parts, limbs, n = x.shape
         special = np.ascontiguousarray(x[:, :, -1:, :])
         self.parameters.special_ring.intt(special)

@@ -1,4 +1,4 @@
-"""Parameters of an RLWE scheme in two states: a free `ParametersSpec`, and `Parameters`, checked and immutable."""
+"""Parameters in two states: a free `ParametersSpec`, and `Parameters`, checked and immutable."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Serialised keys and ciphertexts: one header, dense residues, every check before any use.
 
-Header (32 bytes): magic "SVRL", format version (u8), kind (u8), reserved (u16, zero), parameter digest (8 bytes), payload
-length (u64), checksum of the payload (8 bytes of BLAKE2b; against accidents, the channel authenticates). Residues are
-packed at the bit length of their prime, limb by limb.
+Header (32 bytes): magic "SVRL", format version (u8), kind (u8), reserved (u16, zero), parameter digest (8
+bytes), payload length (u64), checksum of the payload (8 bytes of BLAKE2b; against accidents, the channel
+authenticates). Residues are packed at the bit length of their prime, limb by limb.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ def frame(kind: str, parameters: Parameters, payload: bytes) -> bytes:
 def unframe(kind: str, parameters: Parameters, data: Buffer) -> memoryview:
     """The payload of a serialised object of this kind and parameter set.
 
-    Raises FrameError (not such an object, truncated, oversized), VersionMismatchError, ParameterMismatchError, or
-    IntegrityError (checksum).
+    Raises FrameError (not such an object, truncated, oversized), VersionMismatchError,
+    ParameterMismatchError, or IntegrityError (checksum).
     """
-    view = memoryview(data).cast("B") if not isinstance(data, memoryview) else data
+    view = as_bytes(data)
     if view.nbytes < HEADER_BYTES:
         raise FrameError(f"a serialised {kind} is at least {HEADER_BYTES} bytes long, got {view.nbytes}")
     magic, version, number, reserved, digest, length, checksum = _HEADER.unpack(view[:HEADER_BYTES])
@@ -73,6 +73,11 @@ def unframe(kind: str, parameters: Parameters, data: Buffer) -> memoryview:
     return payload
 
 
+def as_bytes(data: Buffer) -> memoryview:
+    """A view of any buffer, byte by byte."""
+    return np.frombuffer(data, np.uint8).data
+
+
 def _checksum(payload: bytes | memoryview) -> bytes:
     return hashlib.blake2b(payload, digest_size=8).digest()
 
@@ -94,7 +99,7 @@ def pack_residues(x: Words, primes: Sequence[int]) -> bytes:
 
 
 def unpack_residues(data: Buffer, primes: Sequence[int], shape: tuple[int, ...]) -> Words:
-    """Bytes -> (*shape[:-2], L, N). FrameError on a wrong size, IntegrityError on a residue that is not reduced."""
+    """Bytes -> `shape`. FrameError on a wrong size, IntegrityError on a residue that is not reduced."""
     n = shape[-1]
     rows = int(np.prod(shape[:-1], dtype=np.int64))
     view = np.frombuffer(data, np.uint8)
