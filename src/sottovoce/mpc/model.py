@@ -140,7 +140,7 @@ class ModelArithmetic(Arithmetic):
         m, offset = r.modulus, r.signed_offset()
         x0, x1 = r.x[0], field.add(r.x[1], np.uint64(offset), m)
         bound = "abs(x) < modulus/4" if r.signed else "0 <= x < modulus/2"
-        self._require(field.add(x0, x1, m) < m // 2, f"a wrapped value breaks {bound}")
+        self._require(field.add(x0, x1, m) <= m // 2, f"a wrapped value breaks {bound}")
         half = np.uint64((m + 1) // 2)
         w = ((x0 >= half) | (x1 >= half)).astype(np.uint64)
         results = []

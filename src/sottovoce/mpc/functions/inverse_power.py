@@ -112,7 +112,8 @@ def _at_least_quarter() -> RegionTable:
 def evaluate(
     arithmetic: Arithmetic, x: Share, function: InversePower, ride: Sequence[Request] = ()
 ) -> tuple[Share, list[Any]]:
-    """C·x^-e as an integer mod p for x mod p, any shape; and the results of `ride` (in the first exchange)."""
+    """C·x^-e as an integer mod p for x mod p, any shape; and the results of `ride` (in the first
+    exchange)."""
     arithmetic.require_range(x, 1 << (function.bottom - 2), 1 << function.top)
     ring_bits = function.top + 1
     (y,), *riders = arithmetic.exchange([Wrap(x, (WrapOutput(0, 1 << ring_bits),), signed=False), *ride])

@@ -77,7 +77,8 @@ def exp_table() -> SplineTable:
 
 @lru_cache(maxsize=1)
 def region_table() -> RegionTable:
-    """Bit 0, live: the segment (2 long) starts in [-2, 54]. Bit 1, above: it starts lower. Guard: one unit."""
+    """Bit 0, live: the segment (2 long) starts in [-2, 54]. Bit 1, above: it starts lower. Guard: one
+    unit."""
     ring_bits = _RANGE_BITS + _COARSE
     remainder_bits = ring_bits - _REGION_BITS
     a = np.arange(1 << ring_bits)
@@ -95,11 +96,15 @@ def inverse_sum(columns: int) -> InversePower:
 
 
 def softmax(
-    arithmetic: Arithmetic, scores: Share, shift: IntArray | None, live: NDArray[np.bool_] | None = None
+    arithmetic: Arithmetic,
+    scores: Share,
+    shift: IntArray | None,
+    live: NDArray[np.bool_] | None = None,
+    in_bits: int = IN_BITS,
 ) -> Share:
     """Probabilities at 2^-14 over the last axis. 16 rounds at 92 columns.
 
-    scores: (..., n) at 2^-24, base 2; -190 < score - shift < 62. shift: the server's constant c at 2^-24,
+    scores: (..., n) at 2^-in_bits, base 2; -190 < score - shift < 62. shift: the server's constant c at 2^-in_bits,
     int64, broadcasting against (...) (None at the client). live: public (..., n), broadcasting; dead
     columns give exactly 0, every row has a live one.
     """
@@ -108,18 +113,18 @@ def softmax(
     with arithmetic.operation("softmax"):
         column = None if shift is None else np.asarray(shift, dtype=np.int64)[..., None]
         y = arithmetic.add_server(arithmetic.neg(scores), column)
-        e = _scatter(arithmetic, exponentials(arithmetic, y[..., mask]), mask)
+        e = _scatter(arithmetic, exponentials(arithmetic, y[..., mask], in_bits), mask)
         total = arithmetic.add_public(arithmetic.sum(e), 1)
         inverse, [rows] = evaluate(arithmetic, total, inverse_sum(shape[-1]), [MaskRows(e)])
         product = arithmetic.scale_rows(rows, inverse)
         return arithmetic.rescale(product, _INVERSE_BITS - OUT_BITS, signed=False)
 
 
-def exponentials(arithmetic: Arithmetic, y: Share) -> Share:
-    """2^-y at 2^-28 for y at 2^-24, -62 < y < 190, any shape; 0 from about 55 on, 4 below -2. 5 rounds."""
-    arithmetic.require_range(y, -(62 << IN_BITS), 190 << IN_BITS)
+def exponentials(arithmetic: Arithmetic, y: Share, in_bits: int = IN_BITS) -> Share:
+    """2^-y at 2^-28 for y at 2^-in_bits, -62 < y < 190, any shape; 0 from about 55 on, 4 below -2. 5 rounds."""
+    arithmetic.require_range(y, -(62 << in_bits), 190 << in_bits)
     ring_bits = _RANGE_BITS + _GRID
-    (index,) = arithmetic.wrap(y, [WrapOutput(IN_BITS - _GRID, 1 << ring_bits)])
+    (index,) = arithmetic.wrap(y, [WrapOutput(in_bits - _GRID, 1 << ring_bits)])
     inner = arithmetic.take_bits(index, 0, _INNER_BITS + _GRID)
     coarse = arithmetic.take_bits(index, _GRID - _COARSE, ring_bits)
     value, bits = arithmetic.lookup([SplineLookup(inner, exp_table()), RegionLookup(coarse, region_table())])
