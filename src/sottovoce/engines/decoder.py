@@ -16,9 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from sottovoce.engines.public import PublicModel
-from sottovoce.models.fixed import ACTIVATION_BITS, ROPE_BITS
+from sottovoce.models.fixed import ROPE_BITS, SCORE_BITS
 from sottovoce.mpc.arithmetic import Arithmetic
-from sottovoce.mpc.functions import PROBABILITY_BITS, gelu, layer_norm, rms_norm, silu, softmax
+from sottovoce.mpc.functions.gelu import gated_gelu, gelu
+from sottovoce.mpc.functions.norm import NormRange, layer_norm, rms_norm
+from sottovoce.mpc.functions.silu import gated_silu
+from sottovoce.mpc.functions.softmax import OUT_BITS as PROBABILITY_BITS
+from sottovoce.mpc.functions.softmax import softmax
 from sottovoce.mpc.requests import Share, Wrap, WrapOutput
 
 Int64 = npt.NDArray[np.int64]
@@ -71,6 +75,8 @@ class Decoder:
         self.caches = caches
         self.softmax_shifts = softmax_shifts
         self.operation = operation
+        width = public.config.width
+        self._ranges = [NormRange(width, norm.low, norm.high, norm.eps) for norm in public.norms]
 
     def block(self, i: int, x: Share, start: int) -> Share:
         """One decoder block. x: (T, width) at 2^-23, tokens at positions start, start + 1, …"""
@@ -110,9 +116,8 @@ class Decoder:
             return self._norm(x, 2 * self.config.layers)
 
     def _norm(self, x: Share, index: int) -> Share:
-        norm = self.public.norms[index]
-        function = rms_norm if norm.kind == "rms" else layer_norm
-        return function(self.ar, x, norm)
+        function = rms_norm if self.config.norm == "rms" else layer_norm
+        return function(self.ar, x, self._ranges[index])
 
     def _split_heads(self, qkv: Share, start: int) -> tuple[Share, Share, Share]:
         """Rotate q and k on the shares (the tables are public integers), then one rescale to 2^-12 for all
@@ -145,15 +150,16 @@ class Decoder:
         """raw: (T, heads, n), row t sees the first start + t + 1 positions."""
         tokens, _, n = self.ar.shape(raw)
         live = np.arange(n)[None, :] <= start + np.arange(tokens)[:, None]
-        shift = None if self.softmax_shifts is None else self.softmax_shifts[i]
-        return softmax(self.ar, raw, shift, live[:, None, :], self.public.score_bits)
+        bits = self.public.score_bits
+        shift = None
+        if self.softmax_shifts is not None:
+            shift = self.softmax_shifts[i] << (bits - SCORE_BITS)
+        return softmax(self.ar, raw, shift, live[:, None, :], in_bits=bits)
 
     def _activation(self, gate_up: Share) -> Share:
         """(T, 2·ffn) or (T, ffn) at 2^-23 -> (T, ffn) at 2^-12."""
-        ar, c = self.ar, self.config
-        function = silu if c.activation == "silu" else gelu
+        c = self.config
         if not c.gated:
-            return function(ar, gate_up)
-        gate, up = gate_up[..., : c.ffn_width], gate_up[..., c.ffn_width :]
-        up = ar.rescale(up, self.public.weight_bits)
-        return ar.rescale(ar.mul(function(ar, gate), up), ACTIVATION_BITS)
+            return gelu(self.ar, gate_up)
+        function = gated_silu if c.activation == "silu" else gated_gelu
+        return function(self.ar, gate_up[..., : c.ffn_width], gate_up[..., c.ffn_width :])

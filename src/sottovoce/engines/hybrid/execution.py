@@ -1,0 +1,133 @@
+"""One session of the hybrid engine: the part that both parties run in lockstep.
+
+Tokens enter as one-hot vectors of the client, logits leave to the client; in between everything is a share
+or a ciphertext under the client's key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from sottovoce.bgv import SIMD
+from sottovoce.correlations import CorrelationSource
+from sottovoce.engines.base import Progress
+from sottovoce.engines.decoder import Decoder
+from sottovoce.engines.hybrid.linears import HomomorphicLinears
+from sottovoce.engines.prefix import LayerPrefix
+from sottovoce.engines.public import PublicModel
+from sottovoce.kvcache import CiphertextCache
+from sottovoce.models.fixed import ACTIVATION_BITS
+from sottovoce.mpc import field
+from sottovoce.mpc.requests import Share
+from sottovoce.mpc.two_party import TwoPartyArithmetic
+from sottovoce.net import Channel, Role
+from sottovoce.packing import Side
+from sottovoce.ring.primes import P_FIELD
+
+Int64 = npt.NDArray[np.int64]
+
+# Tokens that travel through the layers together in a prefill; more save rounds, fewer save memory.
+CHUNK = 16
+
+
+class Execution:
+    """State of a session at one party: cache, position, one-time material.
+
+    shifts: the server's private softmax shifts per block, None at the client. kv: 'ciphertext' keeps the
+    cache, 'none' throws it away and recomputes every token from the start (a baseline for benchmarks).
+    """
+
+    def __init__(
+        self,
+        channel: Channel,
+        public: PublicModel,
+        side: Side,
+        source: CorrelationSource,
+        linears: HomomorphicLinears,
+        shifts: Sequence[Int64] | None,
+        positions: Int64 | None,
+        kv: str,
+    ) -> None:
+        self.channel = channel
+        self.public = public
+        self.linears = linears
+        self.ar = TwoPartyArithmetic(channel, source)
+        self.shifts = shifts
+        self.positions = positions
+        self.kv = kv
+        self.side = side
+        self.length = 0
+        self._prefix: list[LayerPrefix] | None = None
+        self._history: list[int | None] = []  # `none` only: tokens at the client, as many None at the server
+        self._reset()
+
+    def _reset(self) -> None:
+        c = self.public.config
+        self.caches = [CiphertextCache(self.side, c.heads, c.kv_heads, c.head_dim) for _ in range(c.layers)]
+        self.decoder = Decoder(
+            self.public, self.ar, self.linears, self.caches, self.shifts, self.channel.ledger.operation
+        )
+        self.length = 0
+
+    def append_public(self, n: int, prefix: list[LayerPrefix] | None) -> None:
+        """n public tokens at the beginning; their keys and values are the server's (None at the client)."""
+        self._prefix = prefix
+        for i, cache in enumerate(self.caches):
+            layer = None if prefix is None else prefix[i]
+            cache.append_public(n, None if layer is None else layer.k, None if layer is None else layer.v)
+        self.length = n
+        self._public = n
+
+    def forward(self, tokens: Sequence[int | None], progress: Progress | None = None) -> Int64 | None:
+        """Append private tokens (None each at the server). Logits (vocab,) at 2^-23 of the last one; None at
+        the server."""
+        if self.kv == "none":
+            self._history += tokens
+            tokens = self._history
+            self._reset()
+            if self._public:
+                self.append_public(self._public, self._prefix)
+        layers = self.public.config.layers
+        total, done = layers * len(tokens), 0
+        x: Share | None = None
+        for first in range(0, len(tokens), CHUNK):
+            chunk = tokens[first : first + CHUNK]
+            x = self._embed(chunk)
+            for i in range(layers):
+                x = self.decoder.block(i, x, self.length)
+                done += len(chunk)
+                if progress is not None:
+                    progress(done, total, "layers")
+            self.length += len(chunk)
+        assert x is not None
+        h = self.decoder.final_norm(x[-1:])
+        with self.channel.ledger.operation("head"):
+            return self.linears.head(h)
+
+    def truncate(self, length: int) -> None:
+        """Forget tokens from `length` on; their places in the cache stay dead."""
+        if self.kv == "none":
+            del self._history[max(0, length - self._public) :]
+        else:
+            for cache in self.caches:
+                cache.truncate(length)
+        self.length = length
+
+    def _embed(self, tokens: Sequence[int | None]) -> Share:
+        """One-hot vectors scaled by 2^12, times the embedding matrix: (T, width) at 2^-23."""
+        with self.channel.ledger.operation("embedding"):
+            one_hot = np.zeros((len(tokens), self.public.config.vocab_size), dtype=np.uint64)
+            for row, token in zip(one_hot, tokens, strict=True):
+                if token is not None:
+                    row[token] = 1 << ACTIVATION_BITS
+            x = self.linears.embedding(one_hot)
+        if self.positions is not None and self.channel.role is Role.SERVER:
+            rows = self.positions[self.length : self.length + len(tokens)]
+            x = field.add(x, field.from_signed(rows, P_FIELD), P_FIELD)
+        return x
+
+
+PARAMETERS = SIMD

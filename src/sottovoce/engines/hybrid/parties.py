@@ -1,0 +1,151 @@
+"""The two halves of the hybrid engine: what each party brings to a session, and what it gets out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sottovoce.correlations import PairSource
+from sottovoce.engines.base import DataParty, Engine, EngineOptions, Logits, ModelParty, Progress
+from sottovoce.engines.hybrid.execution import PARAMETERS, Execution
+from sottovoce.engines.hybrid.linears import EncodedModel, HomomorphicLinears, matrix_shapes
+from sottovoce.engines.prefix import LayerPrefix, prefill_public
+from sottovoce.engines.public import PublicModel
+from sottovoce.mpc.linear import rotation_steps
+from sottovoce.net import Channel
+from sottovoce.packing import exchange_keys
+
+if TYPE_CHECKING:
+    from sottovoce.models import Model
+    from sottovoce.models.fixed import FixedModel
+
+
+class HybridEngine(Engine):
+    """A model quantised and encoded once; sessions share it and nothing else."""
+
+    def __init__(self, options: EngineOptions, model: Model) -> None:
+        self.options = options
+        self.model = model
+        self.fixed: FixedModel | None = None
+        self.encoded: EncodedModel | None = None
+        self._prefixes: dict[tuple[int, ...], list[LayerPrefix]] = {}
+
+    def prepare(self, progress: Progress | None = None) -> None:
+        """Quantise and encode all matrices: seconds, and 24 bytes of memory per weight."""
+        from sottovoce.models.quantize import quantize
+
+        self.fixed = quantize(self.model)
+        report = None if progress is None else lambda done, total: progress(done, total, "encoding weights")
+        self.encoded = EncodedModel.encode(self.fixed, report)
+
+    def public(self) -> dict[str, Any]:
+        assert self.fixed is not None, "prepare() comes first"
+        return PublicModel.of(self.fixed).to_json()
+
+    def session(self) -> ModelParty:
+        assert self.fixed is not None and self.encoded is not None, "prepare() comes first"
+        return HybridModelParty(self)
+
+    def prefix(self, tokens: Sequence[int]) -> list[LayerPrefix]:
+        """Keys and values of a public prefix; the last few are kept, most sessions share the template's."""
+        key = tuple(tokens)
+        if key not in self._prefixes:
+            while len(self._prefixes) >= 8:
+                self._prefixes.pop(next(iter(self._prefixes)))
+            self._prefixes[key] = prefill_public(self.model, tokens)
+        return self._prefixes[key]
+
+
+def _open(
+    channel: Channel, public: PublicModel, options: EngineOptions, engine: HybridEngine | None
+) -> Execution:
+    """Setup of a session, in lockstep: keys, base OTs. `engine` at the server only."""
+    ledger = channel.ledger
+    with ledger.operation("keys"):
+        side = exchange_keys(channel, rotation_steps(matrix_shapes(public.config).values()), PARAMETERS)
+    with ledger.operation("oblivious transfer"):
+        source = PairSource(channel, side)
+    encoded = None if engine is None else engine.encoded
+    fixed = None if engine is None else engine.fixed
+    return Execution(
+        channel,
+        public,
+        side,
+        source,
+        HomomorphicLinears(public, side, encoded),
+        None if fixed is None else [block.softmax_shift for block in fixed.blocks],
+        None if fixed is None else fixed.positions,
+        options.kv,
+    )
+
+
+class HybridModelParty(ModelParty):
+    """The server's half of a session. Sees ciphertexts under the client's key and uniformly random shares."""
+
+    def __init__(self, engine: HybridEngine) -> None:
+        self.engine = engine
+        self._execution: Execution | None = None
+
+    def setup(self, channel: Channel, progress: Progress | None = None) -> None:
+        assert self.engine.fixed is not None
+        self._execution = _open(channel, PublicModel.of(self.engine.fixed), self.engine.options, self.engine)
+
+    def prefill(self, public_tokens: Sequence[int], n_private: int) -> None:
+        if public_tokens:
+            prefix = self.engine.prefix(public_tokens)
+            self.execution.append_public(len(public_tokens), prefix)
+        self.execution.forward([None] * n_private)
+
+    def decode(self) -> None:
+        self.execution.forward([None])
+
+    def truncate(self, length: int) -> None:
+        self.execution.truncate(length)
+
+    def close(self) -> None:
+        self._execution = None
+
+    @property
+    def execution(self) -> Execution:
+        assert self._execution is not None, "setup() comes first"
+        return self._execution
+
+
+class HybridDataParty(DataParty):
+    """The client's half of a session: holds the secret key, the tokens and the logits."""
+
+    def __init__(self, options: EngineOptions, public: dict[str, Any]) -> None:
+        self.options = options
+        self.public = PublicModel.from_json(public)
+        self._execution: Execution | None = None
+
+    def setup(self, channel: Channel, progress: Progress | None = None) -> None:
+        self._execution = _open(channel, self.public, self.options, None)
+
+    def prefill(
+        self, public_tokens: Sequence[int], private_tokens: Sequence[int], progress: Progress | None = None
+    ) -> Logits:
+        if public_tokens:
+            self.execution.append_public(len(public_tokens), None)
+        return self._forward(private_tokens, progress)
+
+    def decode(self, token: int, progress: Progress | None = None) -> Logits:
+        return self._forward([token], progress)
+
+    def truncate(self, length: int) -> None:
+        self.execution.truncate(length)
+
+    def close(self) -> None:
+        self._execution = None
+
+    @property
+    def execution(self) -> Execution:
+        assert self._execution is not None, "setup() comes first"
+        return self._execution
+
+    def _forward(self, tokens: Sequence[int], progress: Progress | None) -> Logits:
+        logits = self.execution.forward(list(tokens), progress)
+        assert logits is not None
+        return np.asarray(logits * 2.0**-self.public.residual_bits, dtype=np.float64)
