@@ -23,6 +23,11 @@ _SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 STORIES_VARIABLE = "SOTTOVOCE_STORIES260K"
 
 
+def known_names() -> list[str]:
+    """The names that stand for weights inside installed packages or at a configured place."""
+    return list(_NAMES)
+
+
 def load_model(name: str | os.PathLike[str]) -> Model:
     """A registered name (`smollm2-135m`, `stories260k`), or the path of a directory, .gguf or llama2.c .bin
     file.

@@ -1,0 +1,158 @@
+"""What goes to stderr: notes, progress, tables. stdout is for text and JSON only."""
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import IO, Any
+
+from ..engines.base import Progress
+
+_PLAIN_INTERVAL = 10.0
+
+
+class Console:
+    """Notes and progress on stderr: bars on a terminal, plain lines elsewhere, nothing with `quiet`."""
+
+    def __init__(self, quiet: bool = False, stream: IO[str] | None = None) -> None:
+        self.quiet = quiet
+        self.stream = sys.stderr if stream is None else stream
+        self.fancy = self.stream.isatty() and not quiet
+        self._bar: _Bar | None = None
+
+    def note(self, text: str) -> None:
+        """One line."""
+        if not self.quiet:
+            self.end_progress()
+            print(text, file=self.stream, flush=True)
+
+    def warn(self, text: str) -> None:
+        """One line that -q does not silence."""
+        self.end_progress()
+        print("warning: " + text, file=self.stream, flush=True)
+
+    def table(self, title: str, headers: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> None:
+        """A table whose first `left` columns are aligned left, the others right."""
+        if self.quiet:
+            return
+        self.end_progress()
+        print(format_table(title, headers, rows, left), file=self.stream, flush=True)
+
+    @property
+    def progress(self) -> Progress:
+        """A callback for engines: (done, total, what)."""
+        return self._progress
+
+    def end_progress(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _progress(self, done: int, total: int, what: str) -> None:
+        if self.quiet:
+            return
+        if self._bar is None or self._bar.what != what:
+            self.end_progress()
+            self._bar = _RichBar(what, self.stream) if self.fancy else _PlainBar(what, self.stream)
+        self._bar.update(done, total)
+        if done >= total:
+            self.end_progress()
+
+
+class _Bar:
+    def __init__(self, what: str, stream: IO[str]) -> None:
+        self.what = what
+        self.stream = stream
+
+    def update(self, done: int, total: int) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Take the bar off the screen."""
+
+
+class _RichBar(_Bar):
+    def __init__(self, what: str, stream: IO[str]) -> None:
+        super().__init__(what, stream)
+        from rich.console import Console as RichConsole
+        from rich.progress import Progress as RichProgress
+
+        self._progress = RichProgress(console=RichConsole(file=stream), transient=True)
+        self._task = self._progress.add_task(what, total=None)
+        self._progress.start()
+
+    def update(self, done: int, total: int) -> None:
+        self._progress.update(self._task, completed=done, total=total)
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+class _PlainBar(_Bar):
+    """A line now and then: only what takes long says anything."""
+
+    def __init__(self, what: str, stream: IO[str]) -> None:
+        super().__init__(what, stream)
+        self._last = time.monotonic()
+
+    def update(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self._last >= _PLAIN_INTERVAL:
+            self._last = now
+            print(f"{self.what}: {done} of {total}", file=self.stream, flush=True)
+
+
+def format_table(title: str, headers: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Plain aligned columns: readable in a terminal, a log and an issue."""
+    cells = [list(headers), *[list(row) for row in rows]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(headers))]
+
+    def line(row: Sequence[str]) -> str:
+        parts = [
+            c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
+        ]
+        return "  " + "  ".join(parts).rstrip()
+
+    rule = "  " + "  ".join("-" * w for w in widths)
+    return "\n".join([title, line(cells[0]), rule, *[line(row) for row in cells[1:]]])
+
+
+def size_text(count: float) -> str:
+    """1234567 -> '1.23 MB' (decimal units)."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000 or unit == "GB":
+            return (
+                f"{count:.0f} {unit}"
+                if unit == "B"
+                else f"{count:.3g} {unit}"
+                if count < 1000
+                else f"{count:.0f} {unit}"
+            )
+        count /= 1000
+    raise AssertionError
+
+
+def seconds_text(seconds: float) -> str:
+    if seconds < 1e-3:
+        return f"{seconds * 1e6:.0f} µs"
+    if seconds < 1:
+        return f"{seconds * 1e3:.0f} ms"
+    return f"{seconds:.2f} s" if seconds < 60 else f"{seconds / 60:.1f} min"
+
+
+def ledger_rows(rows: Sequence[Any]) -> list[list[str]]:
+    """LedgerRow objects as the cells of the ledger table."""
+    return [
+        [
+            row.phase or "-",
+            row.operation or "(between operations)",
+            size_text(row.wire_up),
+            size_text(row.wire_down),
+            str(row.rounds),
+            seconds_text(row.seconds),
+            seconds_text(row.wait_seconds),
+        ]
+        for row in rows
+    ]
+
+
+LEDGER_HEADERS = ("phase", "operation", "up", "down", "rounds", "time", "of it waiting")

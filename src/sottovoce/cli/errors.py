@@ -1,0 +1,44 @@
+"""From an exception to one clear line and an exit code."""
+
+import os
+import sys
+from collections.abc import Callable
+
+import click
+
+from ..errors import SottovoceError
+
+INTERRUPTED = 130
+
+
+def run_guarded(command: Callable[[], object]) -> int:
+    """Run a command; print its error, if any, as one line on stderr; return the exit code."""
+    try:
+        result = command()
+        return result if isinstance(result, int) else 0
+    except SottovoceError as error:
+        fail(str(error))
+        return error.exit_code
+    except click.exceptions.Abort:
+        return INTERRUPTED
+    except click.UsageError as error:
+        error.show(sys.stderr)
+        return 2
+    except click.ClickException as error:
+        fail(error.format_message())
+        return 2
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of stdout left (`| head`): nothing more to say, and nothing to flush at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except MemoryError:
+        fail("out of memory; close other programs or use a smaller model")
+        return 1
+
+
+def fail(message: str) -> None:
+    """One line on stderr."""
+    print("error: " + " ".join(message.split()), file=sys.stderr)

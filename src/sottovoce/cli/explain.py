@@ -1,0 +1,54 @@
+"""Who could learn what, in words: shown before anything private is sent."""
+
+from ..engines.base import EngineOptions
+
+CLEAR_BANNER = (
+    "engine 'clear' has NO cryptography: the server sees every token. It is for comparisons, not for secrets"
+)
+PLAINTEXT_BANNER = "no TLS (--insecure-plaintext): anybody on the way can read and change what is sent"
+
+_KV = {
+    "ciphertext": "keys and values stay at the server, encrypted under your key",
+    "none": "nothing is kept between tokens; everything is computed again",
+}
+
+
+def engine_line(options: EngineOptions) -> str:
+    """One line: engine, security level, cache."""
+    if options.engine == "clear":
+        return f"engine clear ({options.arithmetic} arithmetic, no cryptography)"
+    return (
+        f"engine {options.engine}, 128-bit security, semi-honest parties; {_KV.get(options.kv, options.kv)}"
+    )
+
+
+def what_the_server_sees(options: EngineOptions) -> str:
+    if options.engine == "clear":
+        return "the server sees every token of the prompt and of the answer"
+    return "the server sees ciphertexts under your key and uniformly random numbers, never a private token"
+
+
+def who_learns_what(
+    options: EngineOptions, public: int, private: int, new: int
+) -> list[tuple[str, str, str]]:
+    """Rows (what, you, server) for one answer."""
+    hidden = "everything" if options.engine == "clear" else "nothing but the number of tokens"
+    return [
+        (f"public prefix ({public} tokens)", "knows it", "knows it: it is public"),
+        (f"private prompt ({private} tokens)", "knows it", hidden),
+        (f"answer ({new} tokens)", "knows it", hidden),
+        ("activations, keys, values", *(_activations(options))),
+        (
+            "logits of each new position",
+            "all of them",
+            "everything" if options.engine == "clear" else "nothing",
+        ),
+        ("weights", "only what logits tell", "owns them"),
+        ("timing, sizes, architecture", "public", "public"),
+    ]
+
+
+def _activations(options: EngineOptions) -> tuple[str, str]:
+    if options.engine == "clear":
+        return "nothing", "everything"
+    return "random shares only", "random shares and ciphertexts only"

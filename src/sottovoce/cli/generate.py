@@ -1,0 +1,186 @@
+"""`sottovoce generate`: one private answer."""
+
+import json
+import sys
+from typing import Any
+
+import click
+
+from .options import json_option, option, quiet_option, stack
+
+connection_options = stack(
+    option("--model-commitment", help="Insist on the model with this commitment (as printed by serve)."),
+    option("--fingerprint", help="Insist on the certificate with this fingerprint (as printed by serve)."),
+    option(
+        "--insecure-clear", is_flag=True, help="Accept a server without cryptography: it sees every token."
+    ),
+    option("--insecure-plaintext", is_flag=True, help="No TLS. Only for benchmarks on one machine."),
+)
+sampling_options = stack(
+    option("--max-tokens", "-n", type=click.IntRange(1), default=64, help="New tokens at most."),
+    option("--temperature", type=float, default=0.0, help="0 is greedy; higher is more varied."),
+    option(
+        "--top-p", type=float, default=1.0, help="Sample from the most likely tokens that add up to this."
+    ),
+    option("--top-k", type=int, default=0, help="Sample from this many tokens at most; 0 for all."),
+    option(
+        "--seed", type=int, default=None, help="Repeat the same choices; otherwise they are fresh every time."
+    ),
+    option("--stop", multiple=True, help="End the answer before this text; may be given several times."),
+)
+prompt_options = stack(
+    option("--system-prompt", default=None, help="A system message, private like the prompt."),
+    option(
+        "--public-file",
+        type=click.Path(exists=True, dir_okay=False),
+        help="Text that precedes the prompt and that the server MAY READ; it costs almost nothing.",
+    ),
+    option(
+        "--chat/--raw",
+        default=None,
+        help="Use the model's chat template, or the text as it is.  [default: chat if there is one]",
+    ),
+)
+
+
+@click.command()
+@click.argument("server")
+@click.argument("prompt")
+@sampling_options
+@prompt_options
+@connection_options
+@json_option
+@quiet_option
+def generate(server: str, prompt: str, as_json: bool, quiet: bool, **flags: Any) -> int:
+    """Answer PROMPT with the model of SERVER (host:port), which never sees it. PROMPT - reads stdin."""
+    from .console import Console
+
+    console = Console(quiet)
+    console.note(f"connecting to {server} …")
+    text = sys.stdin.read() if prompt == "-" else prompt
+    from ..parties import GenerationOptions, SamplingOptions
+    from ..parties import generate as run
+
+    options = GenerationOptions(
+        flags["max_tokens"],
+        SamplingOptions(flags["temperature"], flags["top_p"], flags["top_k"], flags["seed"]),
+        tuple(flags["stop"]),
+    )
+    with open_client(console, server, flags) as client:
+        tokens = build_prompt(client.card, text, flags)
+        say_what_is_public(console, client, tokens)
+        from ..parties.generation import check_room
+
+        check_room(client, tokens, options)
+        client.setup(console.progress)
+        writer = TextWriter(console, silent=as_json)
+        done = run(client, tokens, options, writer.write, console.progress)
+        writer.finish()
+    if as_json:
+        print(json.dumps(done.to_json(), ensure_ascii=False))
+    say_cost(console, done)
+    return 130 if done.finish_reason == "cancelled" else 0
+
+
+def open_client(console: Any, server: str, flags: dict[str, Any]) -> Any:
+    """Connect and shake hands, saying who answered and who will see what."""
+    from ..net.tls import KnownHosts
+    from ..parties import Address, CardCache, Client, Wish
+    from ..parties.paths import card_cache_dir, known_hosts_path
+    from .explain import CLEAR_BANNER, PLAINTEXT_BANNER, engine_line, what_the_server_sees
+
+    address = Address.parse(server)
+    wish = Wish("clear" if flags["insecure_clear"] else "hybrid", model=flags["model_commitment"])
+    pin: Any = flags["fingerprint"] or KnownHosts(known_hosts_path())
+    client = Client.connect(
+        address, wish, None if flags["insecure_plaintext"] else pin, CardCache(card_cache_dir())
+    )
+    options = client.welcome.options
+    console.note(f"{client.card.name} at {address}: {engine_line(options)}")
+    if flags["insecure_plaintext"]:
+        console.warn(PLAINTEXT_BANNER)
+    elif client.identity is not None and client.identity.first_use:
+        console.note(
+            f"first connection: pinned certificate {client.identity.fingerprint}; "
+            "compare it with the server's"
+        )
+    if options.engine == "clear":
+        console.warn(CLEAR_BANNER)
+    console.note(what_the_server_sees(options))
+    return client
+
+
+def build_prompt(card: Any, text: str, flags: dict[str, Any]) -> Any:
+    """Tokens of the prompt, public prefix and private rest.
+
+    UsageError for combinations that make no sense.
+    """
+    from pathlib import Path
+
+    from ..errors import UsageError
+    from ..models.chat import Prompt
+
+    public = Path(flags["public_file"]).read_text() if flags["public_file"] else ""
+    system = flags["system_prompt"]
+    if not text.strip():
+        raise UsageError("the prompt is empty; write at least one word")
+    chat = card.template is not None if flags["chat"] is None else flags["chat"]
+    if not chat:
+        if system:
+            raise UsageError("--system-prompt needs a chat template; leave it away or drop --raw")
+        plain = card.plain(text)
+        return Prompt(plain.public + tuple(card.tokenizer.encode(public)), plain.private)
+    if public and system:
+        raise UsageError(
+            "--public-file takes the place of the system message; give it or --system-prompt, not both"
+        )
+    messages = [{"role": "user", "content": text}]
+    if public or system:
+        messages.insert(0, {"role": "system", "content": public or system})
+    return card.chat(messages, public_system=bool(public))
+
+
+def say_what_is_public(console: Any, client: Any, prompt: Any) -> None:
+    """The user is told what the server may read, before it can."""
+    shown = client.card.tokenizer.decode(prompt.public, keep_special=True)
+    shown = shown if len(shown) <= 160 else shown[:120] + " … " + shown[-30:]
+    console.note(f"public: {len(prompt.public)} tokens that the server can read: {shown!r}")
+    console.note(f"private: {len(prompt.private)} tokens of which the server learns only how many there are")
+
+
+def say_cost(console: Any, done: Any) -> None:
+    from statistics import median
+
+    from .console import seconds_text, size_text
+
+    usage = done.usage
+    line = f"{usage.completion_tokens} tokens in {seconds_text(usage.seconds)}, "
+    line += f"{size_text(usage.bytes_up)} up, {size_text(usage.bytes_down)} down, {usage.rounds} rounds"
+    if done.per_token:
+        seconds, sizes = median(s for s, _ in done.per_token), median(b for _, b in done.per_token)
+        line += f" ({seconds_text(seconds)} and {size_text(sizes)} a token)"
+    if done.finish_reason == "cancelled":
+        line = "stopped: " + line
+    console.note(line)
+
+
+class TextWriter:
+    """Streams text to stdout; bars on stderr leave the line before text goes on it."""
+
+    def __init__(self, console: Any, silent: bool) -> None:
+        self._console = console
+        self._silent = silent
+        self._wrote = False
+
+    def write(self, text: str) -> None:
+        if not self._silent:
+            self._console.end_progress()
+            sys.stdout.write(text)
+            sys.stdout.flush()
+            self._wrote = True
+
+    def finish(self) -> None:
+        self._console.end_progress()
+        if not self._silent and self._wrote:
+            sys.stdout.write("\n")
+            sys.stdout.flush()

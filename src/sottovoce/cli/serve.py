@@ -1,0 +1,241 @@
+"""`sottovoce serve`: one model, many sessions."""
+
+import json
+import os
+import signal
+import threading
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .options import option, quiet_option, stack
+
+_GRACE = 30.0
+
+network_options = stack(
+    option("--host", default="127.0.0.1", help="Address to listen on; 0.0.0.0 for every interface."),
+    option(
+        "--port", type=click.IntRange(0, 65535), default=7443, help="Port to listen on; 0 picks a free one."
+    ),
+    option("--insecure-plaintext", is_flag=True, help="No TLS. Only for benchmarks on one machine."),
+    option("--max-sessions", type=click.IntRange(1), default=8, help="Sessions at the same time."),
+    option(
+        "--idle-timeout",
+        type=click.FloatRange(1),
+        default=1800.0,
+        help="Seconds until a silent client is dropped.",
+    ),
+)
+audit_options = stack(
+    option(
+        "--ready-file",
+        type=click.Path(),
+        help="Write address, fingerprint and process id there once listening.",
+    ),
+    option(
+        "--report-file", type=click.Path(), help="Append one line of JSON about every session that ended."
+    ),
+    option(
+        "--record-received", type=click.Path(), help="Append size and first bytes of every frame received."
+    ),
+    option("--stop-with-parent", is_flag=True, hidden=True),
+)
+
+
+@click.command()
+@click.argument("model")
+@option(
+    "--engine", type=click.Choice(["hybrid", "clear"]), default="hybrid", help="How the model is executed."
+)
+@option(
+    "--kv",
+    type=click.Choice(["ciphertext", "none"]),
+    default="ciphertext",
+    help="hybrid: how keys and values are kept.",
+)
+@option(
+    "--arithmetic", type=click.Choice(["float", "fixed"]), default="float", help="clear: kind of numbers."
+)
+@network_options
+@audit_options
+@quiet_option
+def serve(
+    model: str,
+    engine: str,
+    kv: str,
+    arithmetic: str,
+    host: str,
+    port: int,
+    insecure_plaintext: bool,
+    max_sessions: int,
+    idle_timeout: float,
+    ready_file: str | None,
+    report_file: str | None,
+    record_received: str | None,
+    stop_with_parent: bool,
+    quiet: bool,
+) -> None:
+    """Serve MODEL (a name that `sottovoce models` lists, or a path) to clients that keep their prompts to
+    themselves.
+
+    Ctrl-C or SIGTERM stops: idle sessions end at once, busy ones after the step they are at; a second one at
+    once.
+    """
+    from .console import Console
+
+    console = Console(quiet)
+    console.note(f"sottovoce serve: loading {model} …")
+    parent = os.getppid()
+    hosted = _Hosted(console, model, engine, kv, arithmetic)
+    server = hosted.listen(
+        host,
+        port,
+        insecure_plaintext,
+        max_sessions,
+        idle_timeout,
+        Journal(report_file),
+        Recorder(record_received),
+    )
+    stop_on_signals(server, console)
+    if ready_file:
+        _write_ready(Path(ready_file), server.host, server.port, hosted.fingerprint)
+    if stop_with_parent:
+        threading.Thread(target=_watch_parent, args=(server, parent), daemon=True).start()
+    server.serve_forever()
+    console.note("stopping: waiting for busy sessions to finish their step (Ctrl-C again to cut them off)")
+    if not server.wait(_GRACE):
+        console.note("some sessions were cut off")
+
+
+class _Hosted:
+    """A model made ready for an engine, and the lines that say so."""
+
+    def __init__(self, console: Any, model: str, engine: str, kv: str, arithmetic: str) -> None:
+        from ..engines.base import EngineOptions
+        from ..engines.registry import make_engine
+        from ..models import load_model
+
+        self.console = console
+        start = time.perf_counter()
+        loaded = load_model(model)
+        self.engine = make_engine(EngineOptions(engine, kv, arithmetic), loaded)
+        self.engine.prepare(console.progress)
+        self.card = loaded.card
+        self.fingerprint: str | None = None
+        from .console import seconds_text
+
+        console.note(f"{self.card.name}: ready after {seconds_text(time.perf_counter() - start)}")
+
+    def listen(
+        self,
+        host: str,
+        port: int,
+        plaintext: bool,
+        max_sessions: int,
+        idle_timeout: float,
+        journal: "Journal",
+        recorder: "Recorder",
+    ) -> Any:
+        from ..net.tls import Certificate
+        from ..parties import Server, Welcome
+        from ..parties.paths import server_key_dir
+        from .explain import CLEAR_BANNER, PLAINTEXT_BANNER, engine_line, what_the_server_sees
+
+        note = self.console.note
+        certificate = None if plaintext else Certificate(server_key_dir())
+        self.fingerprint = certificate.fingerprint if certificate else None
+
+        def closed(report: Any) -> None:
+            journal.write(report)
+            tokens = f"{report.public_tokens} public and {report.private_tokens} private tokens"
+            note(
+                f"session {report.id} from {report.peer} ended: {report.ended} "
+                f"({tokens}, {report.seconds:.1f} s)"
+            )
+
+        server = Server(
+            self.engine.session,
+            Welcome(self.engine.options, self.engine.public(), self.card),
+            host=host,
+            port=port,
+            tls=certificate.context() if certificate else None,
+            max_sessions=max_sessions,
+            idle_timeout=idle_timeout,
+            on_open=lambda s: note(f"session {s.report.id} from {s.report.peer} opened"),
+            on_close=closed,
+            tap=recorder.write if recorder.path else None,
+        )
+        options = self.engine.options
+        note(engine_line(options))
+        note(what_the_server_sees(options))
+        if options.engine == "clear":
+            self.console.warn(CLEAR_BANNER)
+        if plaintext:
+            self.console.warn(PLAINTEXT_BANNER)
+        else:
+            note(f"TLS certificate {self.fingerprint}")
+        note(f"model commitment {self.card.model_digest}")
+        note(f"listening on {host}:{server.port}")
+        return server
+
+
+class Journal:
+    """One line of JSON per ended session."""
+
+    def __init__(self, path: str | None) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+
+    def write(self, report: Any) -> None:
+        if self._path:
+            with self._lock, open(self._path, "a") as file:
+                file.write(json.dumps(asdict(report)) + "\n")
+
+
+class Recorder:
+    """One line of JSON per received frame: session, size, first 32 bytes in hexadecimal."""
+
+    def __init__(self, path: str | None) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+
+    def write(self, session: str, view: memoryview) -> None:
+        if self.path:
+            entry = {"session": session, "size": len(view), "first": bytes(view[:32]).hex()}
+            with self._lock, open(self.path, "a") as file:
+                file.write(json.dumps(entry) + "\n")
+
+
+def stop_on_signals(server: Any, console: Any) -> None:
+    """First SIGINT or SIGTERM: stop politely. Second: at once."""
+
+    def handle(number: int, frame: Any) -> None:
+        if stopping:
+            os._exit(130 if number == signal.SIGINT else 143)
+        stopping.append(number)
+        server.stop()
+
+    stopping: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handle)
+
+
+def _write_ready(path: Path, host: str, port: int, fingerprint: str | None) -> None:
+    """Atomically: whoever waits for the file never reads half of it."""
+    temporary = path.with_suffix(".part")
+    temporary.write_text(
+        json.dumps({"host": host, "port": port, "fingerprint": fingerprint, "pid": os.getpid()})
+    )
+    temporary.replace(path)
+
+
+def _watch_parent(server: Any, parent: int) -> None:
+    """A server that was started by `demo` must not outlive it."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    server.stop()
+    time.sleep(5.0)
+    os._exit(1)
