@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from sottovoce.engines.public import PublicModel
-from sottovoce.models.fixed import ROPE_BITS, SCORE_BITS
+from sottovoce.models.fixed import ACTIVATION_BITS, ROPE_BITS, SCORE_BITS
 from sottovoce.mpc.arithmetic import Arithmetic
-from sottovoce.mpc.functions.gelu import gated_gelu, gelu
+from sottovoce.mpc.functions.gelu import gelu
 from sottovoce.mpc.functions.norm import NormRange, layer_norm, rms_norm
 from sottovoce.mpc.functions.silu import gated_silu
 from sottovoce.mpc.functions.softmax import OUT_BITS as PROBABILITY_BITS
@@ -158,8 +158,11 @@ class Decoder:
 
     def _activation(self, gate_up: Share) -> Share:
         """(T, 2·ffn) or (T, ffn) at 2^-23 -> (T, ffn) at 2^-12."""
-        c = self.config
+        ar, c = self.ar, self.config
         if not c.gated:
-            return gelu(self.ar, gate_up)
-        function = gated_silu if c.activation == "silu" else gated_gelu
-        return function(self.ar, gate_up[..., : c.ffn_width], gate_up[..., c.ffn_width :])
+            return gelu(ar, gate_up)
+        gate, up = gate_up[..., : c.ffn_width], gate_up[..., c.ffn_width :]
+        if c.activation == "silu":
+            return gated_silu(ar, gate, up)
+        narrow = ar.rescale(up, self.public.weight_bits)
+        return ar.rescale(ar.mul(gelu(ar, gate), narrow), ACTIVATION_BITS)

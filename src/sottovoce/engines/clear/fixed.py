@@ -15,10 +15,10 @@ import numpy.typing as npt
 
 from sottovoce._native import field_matvec_i16
 from sottovoce.engines.decoder import Decoder
-from sottovoce.engines.prefix import prefill_public
 from sottovoce.engines.public import PublicModel
 from sottovoce.errors import RangeError
 from sottovoce.models.fixed import ACTIVATION_BITS, FixedModel
+from sottovoce.models.quantize import public_keys_values
 from sottovoce.mpc import field
 from sottovoce.mpc.model import ModelArithmetic
 from sottovoce.mpc.requests import Share
@@ -113,8 +113,8 @@ class FixedExecutor:
 
     def prefill_public(self, tokens: Sequence[int]) -> None:
         """A public prefix, in an empty session."""
-        for cache, prefix in zip(self.caches, prefill_public(self.model, tokens), strict=True):
-            cache.append_public(prefix.k, prefix.v)
+        for cache, k, v in zip(self.caches, *public_keys_values(self.model, tokens), strict=True):
+            cache.append_public(k, v)
         self.length = len(tokens)
 
     def forward(self, tokens: Sequence[int]) -> npt.NDArray[np.float64]:

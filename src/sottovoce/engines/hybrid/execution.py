@@ -16,7 +16,6 @@ from sottovoce.correlations import CorrelationSource
 from sottovoce.engines.base import Progress
 from sottovoce.engines.decoder import Decoder
 from sottovoce.engines.hybrid.linears import HomomorphicLinears
-from sottovoce.engines.prefix import LayerPrefix
 from sottovoce.engines.public import PublicModel
 from sottovoce.kvcache import CiphertextCache
 from sottovoce.models.fixed import ACTIVATION_BITS
@@ -28,6 +27,8 @@ from sottovoce.packing import Side
 from sottovoce.ring.primes import P_FIELD
 
 Int64 = npt.NDArray[np.int64]
+# Keys and values of a public prefix, (layers, n, kv_heads, head_dim) each: the server's.
+Prefix = tuple[Int64, Int64]
 
 # Tokens that travel through the layers together in a prefill; more save rounds, fewer save memory.
 CHUNK = 16
@@ -60,7 +61,7 @@ class Execution:
         self.kv = kv
         self.side = side
         self.length = 0
-        self._prefix: list[LayerPrefix] | None = None
+        self._prefix: Prefix | None = None
         self._history: list[int | None] = []  # `none` only: tokens at the client, as many None at the server
         self._reset()
 
@@ -72,12 +73,11 @@ class Execution:
         )
         self.length = 0
 
-    def append_public(self, n: int, prefix: list[LayerPrefix] | None) -> None:
+    def append_public(self, n: int, prefix: Prefix | None) -> None:
         """n public tokens at the beginning; their keys and values are the server's (None at the client)."""
         self._prefix = prefix
         for i, cache in enumerate(self.caches):
-            layer = None if prefix is None else prefix[i]
-            cache.append_public(n, None if layer is None else layer.k, None if layer is None else layer.v)
+            cache.append_public(n, *((None, None) if prefix is None else (prefix[0][i], prefix[1][i])))
         self.length = n
         self._public = n
 

@@ -9,10 +9,10 @@ import numpy as np
 
 from sottovoce.correlations import PairSource
 from sottovoce.engines.base import DataParty, Engine, EngineOptions, Logits, ModelParty, Progress
-from sottovoce.engines.hybrid.execution import PARAMETERS, Execution
+from sottovoce.engines.hybrid.execution import PARAMETERS, Execution, Prefix
 from sottovoce.engines.hybrid.linears import EncodedModel, HomomorphicLinears, matrix_shapes
-from sottovoce.engines.prefix import LayerPrefix, prefill_public
 from sottovoce.engines.public import PublicModel
+from sottovoce.models.quantize import public_keys_values, quantize
 from sottovoce.mpc.linear import rotation_steps
 from sottovoce.net import Channel
 from sottovoce.packing import exchange_keys
@@ -30,12 +30,10 @@ class HybridEngine(Engine):
         self.model = model
         self.fixed: FixedModel | None = None
         self.encoded: EncodedModel | None = None
-        self._prefixes: dict[tuple[int, ...], list[LayerPrefix]] = {}
+        self._prefixes: dict[tuple[int, ...], Prefix] = {}
 
     def prepare(self, progress: Progress | None = None) -> None:
         """Quantise and encode all matrices: seconds, and 24 bytes of memory per weight."""
-        from sottovoce.models.quantize import quantize
-
         self.fixed = quantize(self.model)
         report = None if progress is None else lambda done, total: progress(done, total, "encoding weights")
         self.encoded = EncodedModel.encode(self.fixed, report)
@@ -48,13 +46,13 @@ class HybridEngine(Engine):
         assert self.fixed is not None and self.encoded is not None, "prepare() comes first"
         return HybridModelParty(self)
 
-    def prefix(self, tokens: Sequence[int]) -> list[LayerPrefix]:
+    def prefix(self, tokens: Sequence[int]) -> Prefix:
         """Keys and values of a public prefix; the last few are kept, most sessions share the template's."""
         key = tuple(tokens)
         if key not in self._prefixes:
             while len(self._prefixes) >= 8:
                 self._prefixes.pop(next(iter(self._prefixes)))
-            self._prefixes[key] = prefill_public(self.model, tokens)
+            self._prefixes[key] = public_keys_values(self.model, tokens)
         return self._prefixes[key]
 
 
