@@ -10,7 +10,7 @@ import pytest
 from sottovoce.mpc import field
 from sottovoce.mpc.cost import Cost
 from sottovoce.mpc.field import P_FIELD
-from sottovoce.mpc.functions import norm, silu, softmax
+from sottovoce.mpc.functions import compare, gelu, norm, silu, softmax
 from sottovoce.mpc.functions.inverse_power import covering, evaluate, evaluate_cost
 from two_party_fixtures import both
 
@@ -41,6 +41,25 @@ def test_gated_silu() -> None:
     y, paid = run(x, 23, 12, lambda a, share, role: silu.gated_silu(a, share[0], share[1]))
     assert np.abs(y - silu.silu_reference(x[0]) * x[1]).max() < 0.02 * 12
     assert paid == silu.gated_silu_cost(x[0].size)
+
+
+def test_gelu() -> None:
+    x = np.concatenate([np.linspace(-60, 60, 193), np.linspace(-6, 6, 208)])
+    y, paid = run(x, 23, 12, lambda a, share, role: gelu.gelu(a, share))
+    assert np.abs(y - gelu.gelu_reference(x)).max() < 0.017
+    assert paid == gelu.gelu_cost(x.size)
+
+
+@pytest.mark.parametrize("bits", [2, 9, 16, 42])
+def test_sign_at_the_edges_of_its_range(bits: int) -> None:
+    half = min(1 << (bits - 1), P_FIELD // 4)
+    x = np.array([-half, -half // 2, -2, -1, 0, 1, half // 2, half - 1] * 30)
+    x = x[(x >= -half) & (x < half)]
+    shares = RNG.integers(0, P_FIELD, (2, len(x)), dtype=np.uint64)
+    shares[1] = field.sub(field.from_signed(x, P_FIELD), shares[0], P_FIELD)
+    result, paid = both(lambda a, role: compare.is_negative(a, shares[role], bits))
+    np.testing.assert_array_equal(result[0] ^ result[1], x < 0)
+    assert compare.is_negative_cost(len(x), bits) == Cost(paid.rounds, paid.bytes_up, paid.bytes_down)
 
 
 @pytest.mark.parametrize("scale", [0.1, 1.0, 30.0])
