@@ -1,8 +1,13 @@
 """A random two-block llama over bytes, with a chat template: everything a session needs, in milliseconds."""
 
+import json
+from pathlib import Path
+
 import numpy as np
+from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from sottovoce.models import llama
 from sottovoce.models.chat import ChatTemplate
 from sottovoce.models.config import Config, Rope
 from sottovoce.models.model import Model, build
@@ -61,3 +66,35 @@ def tiny_model(seed: int = 0) -> Model:
         norm=np.ones(c.width, np.float32),
     )
     return build("tiny", c, weights, byte_tokenizer(), ChatTemplate(TEMPLATE))
+
+
+def save_tiny_model(directory: Path, seed: int = 0) -> Path:
+    """The same model as a Hugging Face directory, for commands that take a path."""
+    model = tiny_model(seed)
+    c = model.config
+    settings = {
+        "model_type": "llama",
+        "vocab_size": c.vocab_size,
+        "hidden_size": c.width,
+        "num_hidden_layers": c.layers,
+        "num_attention_heads": c.heads,
+        "num_key_value_heads": c.kv_heads,
+        "head_dim": c.head_dim,
+        "intermediate_size": c.ffn_width,
+        "max_position_embeddings": c.context_length,
+        "rms_norm_eps": c.eps,
+        "hidden_act": "silu",
+        "tie_word_embeddings": True,
+        "bos_token_id": 256,
+        "eos_token_id": 257,
+    }
+    tensors = {"model.embed_tokens.weight": model.weights.embedding, "model.norm.weight": model.weights.norm}
+    for i, block in enumerate(model.weights.blocks):
+        for ours, theirs in llama._BLOCK_NAMES.items():
+            tensors[f"model.layers.{i}.{theirs}.weight"] = getattr(block, ours)
+    save_file(tensors, directory / "model.safetensors")
+    (directory / "config.json").write_text(json.dumps(settings))
+    (directory / "tokenizer.json").write_text(model.card.tokenizer.document)
+    special = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": TEMPLATE}
+    (directory / "tokenizer_config.json").write_text(json.dumps(special))
+    return directory
