@@ -97,8 +97,10 @@ def test_random_transfers(sender, m_bits, words):
 
 
 def test_sixteen_pads_are_pairwise_and_fourwise_independent():
-    """XORs of two and of four pads of one transfer look uniform. Pads built as an XOR of one hash for each bit of the
-    index would fail: entries i, i^a, i^b, i^a^b would cancel to zero."""
+    """XORs of two and of four pads of one transfer look uniform.
+
+    Pads built as an XOR of one hash for each bit of the index would fail: i, i^a, i^b, i^a^b would cancel.
+    """
     n = 2000
     pads, _ = play(lambda ot: ot.send_random(n, 4), lambda ot: ot.receive_random(n, 4))
     pads = pads[:, :, 0]
@@ -122,13 +124,29 @@ def test_correlated_transfers(sender):
     inputs = [rng.integers(0, modulus - 1, n, np.uint64, endpoint=True) for modulus in moduli]
 
     def send(ot):
-        return ot.send_correlated(list(zip(inputs, moduli, strict=True)))
+        return ot.send_correlated(n, list(zip(inputs, moduli, strict=True)), [7, 1 << 64])
 
-    shares, (bits, values) = play(send, lambda ot: ot.receive_correlated(n, moduli), sender)
+    (shares, free), (bits, values, chosen) = play(
+        send, lambda ot: ot.receive_correlated(n, moduli, [7, 1 << 64]), sender
+    )
     for c, modulus, r, value in zip(inputs, moduli, shares, values, strict=True):
         difference = sub_mod(value, r, modulus)
         assert np.array_equal(difference, c * bits)
         assert int(r.max()) < modulus and (modulus == 2 or int(r.max()) > 0.99 * modulus)
+    for (zero, one), pad, modulus in zip(free, chosen, (7, 1 << 64), strict=True):
+        assert np.array_equal(pad, np.where(bits, one, zero))
+        assert int(zero.max()) < modulus and np.mean(zero == one) < 0.2
+
+
+def test_free_residues_need_no_message():
+    n = 1000
+    channels = memory_pair()
+    play(
+        lambda ot: ot.send_correlated(n, [], [2]),
+        lambda ot: ot.receive_correlated(n, [], [2]),
+        channels=channels,
+    )
+    assert channels[0].ledger.total().frames_up == 3  # the setup; the server sent the indices
 
 
 def test_residues_are_checked():
@@ -193,7 +211,7 @@ def test_cannot_be_copied_saved_or_overdrawn():
 
 
 def test_cost_in_the_ledger():
-    """Setup: 3 exchanges, 8256 bytes each way. An index: 15 bits from receiver to sender; one message a batch."""
+    """Setup: 3 exchanges, 8256 bytes each way. An index: 15 bits from receiver to sender, in one message."""
     channels = memory_pair()
     n = 1 << 14
     play(lambda ot: ot.send_cots(n), lambda ot: ot.receive_cots(n), channels=channels)

@@ -33,8 +33,7 @@ def raw(rng, *shape):
 
 
 def test_fips_197_vector(isa):
-    """A counter block is a plaintext, so CTR with zero blocks compared to the standard needs the hash kernel: the
-    appendix C.1 example goes through H(t, 0) = AES(t)."""
+    """Appendix C.1 of the standard, through the hash kernel: H(0, x) ⊕ σ(x) is AES of σ(x)."""
     key = bytes(range(16))
     plain = np.frombuffer(bytes.fromhex("00112233445566778899aabbccddeeff"), np.uint64)
     # σ(x) = (high, low ^ high) in words; choose x so that σ(x) = plain and undo the feed-forward.

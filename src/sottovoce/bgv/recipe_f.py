@@ -4,7 +4,7 @@
 2. The error is flooded with an integer uniform in [−W, W), W = 2^51·B, B a power of two of at least six
    standard deviations of the honest noise, from public bounds. Flooding comes before the rounding; what
    follows is post-processing.
-3. Both halves are rounded (A: 52 bits, B: 48) and sent: 102 KB per ciphertext of the SIMD set.
+3. Both halves are rounded (A: 54 bits, B: 48) and sent: 104 KB per ciphertext of the SIMD set.
 
 The view of the receiver is within N·2^-52 = 2^-39 (statistical distance) of one that does not depend on the
 plaintext operand, per ciphertext. That is enough for operands that are used once, and it adds up: never use
@@ -29,7 +29,7 @@ from sottovoce.rlwe.wire import Buffer
 
 Words = npt.NDArray[np.uint64]
 
-KAPPA_A, KAPPA_B = 52, 48
+KAPPA_A, KAPPA_B = 54, 48
 FLOOD_BITS = 51
 
 

@@ -12,6 +12,7 @@ from sottovoce.correlations.interface import (
     Triples,
     Wraps,
 )
+from sottovoce.correlations.pair import PairSource
 from sottovoce.correlations.simulated import SimulatedSource
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "ChosenPads",
     "CorrelationSource",
     "CrossProducts",
+    "PairSource",
     "Scalars",
     "SharedBits",
     "SimulatedSource",

@@ -25,6 +25,7 @@ from sottovoce.correlations.interface import (
     Wraps,
 )
 from sottovoce.errors import RefusedError
+from sottovoce.ot.modular import add_mod, mul_field, sub_mod
 from sottovoce.ring.primes import P_FIELD
 
 if TYPE_CHECKING:
@@ -92,18 +93,18 @@ class SimulatedSource(CorrelationSource):
     def triples(self, n: int) -> Triples:
         rng = self._next("triples", n)
         a, b = _random_elements(rng, (n,), P_FIELD), _random_elements(rng, (n,), P_FIELD)
-        c = _mul_field(a, b)
+        c = mul_field(a, b)
         return Triples(*(self._share(rng, x, P_FIELD) for x in (a, b, c)))
 
     def squares(self, n: int) -> Squares:
         rng = self._next("squares", n)
         a = _random_elements(rng, (n,), P_FIELD)
-        return Squares(self._share(rng, a, P_FIELD), self._share(rng, _mul_field(a, a), P_FIELD))
+        return Squares(self._share(rng, a, P_FIELD), self._share(rng, mul_field(a, a), P_FIELD))
 
     def scalars(self, groups: int, length: int) -> Scalars:
         rng = self._next("scalars", groups * length)
         r, t = _random_elements(rng, (groups, length), P_FIELD), _random_elements(rng, (groups,), P_FIELD)
-        c = _mul_field(r, t[:, None])
+        c = mul_field(r, np.broadcast_to(t[:, None], r.shape))
         return Scalars(*(self._share(rng, x, P_FIELD) for x in (r, t, c)))
 
     def cross_products(self, n: int, terms: int = 1) -> CrossProducts:
@@ -111,7 +112,7 @@ class SimulatedSource(CorrelationSource):
         factors = _random_elements(rng, (2, n, terms), P_FIELD)
         total = np.zeros(n, np.uint64)
         for term in range(terms):
-            total = (total + _mul_field(factors[0, :, term], factors[1, :, term])) % np.uint64(P_FIELD)
+            total = add_mod(total, mul_field(factors[0, :, term], factors[1, :, term]), P_FIELD)
         return CrossProducts(factors[self.role], self._share(rng, total, P_FIELD))
 
     def _next(self, kind: str, items: int) -> np.random.Generator:
@@ -128,7 +129,7 @@ class SimulatedSource(CorrelationSource):
     def _share(self, rng: np.random.Generator, value: U64, modulus: int) -> U64:
         """This party's additive share of `value`, which both parties know."""
         mask = _random_elements(rng, value.shape, modulus)
-        return mask if self.role == 0 else _sub_mod(value, mask, modulus)
+        return mask if self.role == 0 else sub_mod(value, mask, modulus)
 
     def _xor_share(self, rng: np.random.Generator, bit: Bits) -> Bits:
         mask = _random_bits(rng, bit.shape)
@@ -141,19 +142,3 @@ def _random_bits(rng: np.random.Generator, shape: tuple[int, ...]) -> Bits:
 
 def _random_elements(rng: np.random.Generator, shape: tuple[int, ...], modulus: int) -> U64:
     return rng.integers(0, modulus - 1, shape, dtype=np.uint64, endpoint=True)
-
-
-def _sub_mod(a: U64, b: U64, modulus: int) -> U64:
-    if modulus == 1 << 64:
-        return a - b
-    return np.where(a >= b, a - b, a + np.uint64(modulus) - b)
-
-
-def _mul_field(a: U64, b: U64) -> U64:
-    """a·b mod P_FIELD by 21-bit digits of b, so that no intermediate exceeds 64 bits."""
-    p, digit = np.uint64(P_FIELD), np.uint64(21)
-    low = np.uint64((1 << 21) - 1)
-    result: U64 = a * (b >> np.uint64(42)) % p
-    for shift in (21, 0):
-        result = ((result << digit) % p + a * (b >> np.uint64(shift) & low) % p) % p
-    return result

@@ -16,7 +16,7 @@ from sottovoce.net import Channel, Role, pack_bits, packed_size, unpack_bits
 from sottovoce.ot.base import KEY_BYTES, POINT_BYTES, BaseReceiver, BaseSender
 from sottovoce.ot.direction import GRANULE, TREES, CotReceiver, CotSender
 from sottovoce.ot.ggm import DEPTH, chosen_sides, full_trees, punctured_trees
-from sottovoce.ot.hashing import combine_rows, hash_rows, polynomial_multiples
+from sottovoce.ot.hashing import ZERO_OFFSET, combine_rows, hash_rows, polynomial_multiples
 from sottovoce.ot.modular import add_mod, bit_width, checked, reduce_words, sub_mod
 
 U8 = npt.NDArray[np.uint8]
@@ -106,46 +106,54 @@ class OtExtension:
         first, bits, rows = self.receive_cots(n * m_bits)
         weights = np.uint64(1) << np.arange(m_bits, dtype=np.uint64)
         index = (bits.reshape(n, m_bits) * weights).sum(axis=1, dtype=np.uint64)
-        nothing = np.zeros((1, 2), np.uint64)
-        pads = hash_rows(self._receive.hash_key, combine_rows(rows, m_bits), nothing, first, words)
+        pads = hash_rows(self._receive.hash_key, combine_rows(rows, m_bits), ZERO_OFFSET, first, words)
         return index, pads[:, 0]
 
-    def send_correlated(self, targets: Sequence[tuple[U64, int]]) -> list[U64]:
-        """Correlated OTs as sender: for targets (c, M), all c of one length n, returns r (n,) mod M each.
+    def send_correlated(
+        self, n: int, targets: Sequence[tuple[U64, int]], free: Sequence[int] = ()
+    ) -> tuple[list[U64], list[tuple[U64, U64]]]:
+        """n correlated OTs as sender: for targets (c (n,), M) returns r (n,) mod M each.
 
-        The receiver gets random bits b (one for all targets) and r + b·c mod M. Cost: one index and Σ lg M
-        bits from sender to receiver. M: any modulus up to 2^64.
+        The receiver gets random bits b (one for all targets) and r + b·c mod M. For every modulus in `free`
+        the same OTs also give the sender two uniform residues (s_0, s_1) and the receiver s_b, free of cost.
+        Cost: n indices, and one message of lg M bits for each target from sender to receiver (none without
+        targets).
         """
-        n = len(targets[0][0])
         first, rows, delta = self.send_cots(n)
         offsets = np.stack([np.zeros(2, np.uint64), delta])
-        pads = hash_rows(self._send.hash_key, rows, offsets, first, 2 * len(targets))
-        shares, message = [], []
-        for j, (correlation, modulus) in enumerate(targets):
-            block = pads[:, :, 2 * j : 2 * j + 2]
-            zero, one = reduce_words(block[:, 0], modulus), reduce_words(block[:, 1], modulus)
+        pads = hash_rows(self._send.hash_key, rows, offsets, first, 2 * (len(targets) + len(free)))
+        moduli = [modulus for _, modulus in targets] + list(free)
+        both = [
+            (reduce_words(pads[:, 0, 2 * j : 2 * j + 2], m), reduce_words(pads[:, 1, 2 * j : 2 * j + 2], m))
+            for j, m in enumerate(moduli)
+        ]
+        message = []
+        for (correlation, modulus), (zero, one) in zip(targets, both, strict=False):
             difference = sub_mod(add_mod(zero, correlation, modulus), one, modulus)
-            shares.append(zero)
             message.append(pack_bits(difference, bit_width(modulus)))
-        self.channel.send(np.concatenate(message))
-        return shares
+        if message:
+            self.channel.send(np.concatenate(message))
+        return [zero for zero, _ in both[: len(targets)]], both[len(targets) :]
 
-    def receive_correlated(self, n: int, moduli: Sequence[int]) -> tuple[U8, list[U64]]:
-        """The receiver's half: (bits b (n,), [r + b·c mod M for every target])."""
+    def receive_correlated(
+        self, n: int, moduli: Sequence[int], free: Sequence[int] = ()
+    ) -> tuple[U8, list[U64], list[U64]]:
+        """The receiver's half: (bits b (n,), r + b·c mod M for every target, s_b for every free modulus)."""
         first, bits, rows = self.receive_cots(n)
-        nothing = np.zeros((1, 2), np.uint64)
-        pads = hash_rows(self._receive.hash_key, rows, nothing, first, 2 * len(moduli))
-        widths = [bit_width(modulus) for modulus in moduli]
-        sizes = [packed_size(n, width) for width in widths]
+        pads = hash_rows(self._receive.hash_key, rows, ZERO_OFFSET, first, 2 * (len(moduli) + len(free)))
+        own = [
+            reduce_words(pads[:, 0, 2 * j : 2 * j + 2], modulus) for j, modulus in enumerate([*moduli, *free])
+        ]
+        if not moduli:
+            return bits, [], own
+        sizes = [packed_size(n, bit_width(modulus)) for modulus in moduli]
         message, at = self.channel.recv(sum(sizes)), 0
         choose = np.uint64(0) - bits.astype(np.uint64)
-        values = []
-        for j, (modulus, width, size) in enumerate(zip(moduli, widths, sizes, strict=True)):
-            difference = checked(unpack_bits(message[at : at + size], n, width), modulus)
+        for j, (modulus, size) in enumerate(zip(moduli, sizes, strict=True)):
+            difference = checked(unpack_bits(message[at : at + size], n, bit_width(modulus)), modulus)
+            own[j] = add_mod(own[j], difference & choose, modulus)
             at += size
-            own = reduce_words(pads[:, 0, 2 * j : 2 * j + 2], modulus)
-            values.append(add_mod(own, difference & choose, modulus))
-        return bits, values
+        return bits, own[: len(moduli)], own[len(moduli) :]
 
     def _missing(self, available: int, wanted: int) -> int:
         """How many indices to make so that `wanted` are in stock."""

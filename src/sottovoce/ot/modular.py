@@ -4,7 +4,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sottovoce import _native
-from sottovoce.errors import IntegrityError
+from sottovoce.errors import IntegrityError, ParameterError
+from sottovoce.ring.primes import P_FIELD
 
 U64 = npt.NDArray[np.uint64]
 
@@ -46,3 +47,19 @@ def checked(values: U64, modulus: int) -> U64:
     if modulus < 1 << 64 and values.size and int(values.max()) >= modulus:
         raise IntegrityError("oblivious transfer: the other party sent a number that is not a residue")
     return values
+
+
+def sum_mod(x: U64, modulus: int) -> U64:
+    """Sums over the last axis mod M < 2^48, up to 2^16 terms (the plain sum then fits a word)."""
+    if x.shape[-1] > 1 << 16 or modulus > 1 << 48:
+        raise ParameterError("sum_mod adds at most 2^16 residues below 2^48")
+    total: U64 = x.sum(axis=-1, dtype=np.uint64) % np.uint64(modulus)
+    return total
+
+
+def mul_field(a: U64, b: U64) -> U64:
+    """a·b mod P_FIELD, arrays of one shape."""
+    out = np.empty(a.shape, np.uint64)
+    left, right = np.ascontiguousarray(a).reshape(-1), np.ascontiguousarray(b).reshape(-1)
+    _native.field_mul(left, right, P_FIELD, out.reshape(-1))
+    return out

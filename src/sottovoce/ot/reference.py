@@ -41,7 +41,7 @@ def ggm_fold(leaves: U8, first: int, blocks: int) -> tuple[U8, U8]:
 
 
 def ot_hash(key: bytes, rows: U64, offsets: U64, first: int, words: int) -> U64:
-    """(n, entries, words) of H(t, x) = π(σ(x) ⊕ t) ⊕ σ(x), x = rows[i] ⊕ offsets[e], t = (first + i, block)."""
+    """(n, entries, words): H(t, x) = π(σ(x) ⊕ t) ⊕ σ(x) with t = (first + i, block), x = row ⊕ offset."""
     x = rows[:, None, :] ^ offsets[None, :, :]
     sigma = np.stack([x[..., 1], x[..., 0] ^ x[..., 1]], axis=-1)
     blocks = []
