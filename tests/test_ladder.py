@@ -14,7 +14,8 @@ import sottovoce
 ROOT = Path(sottovoce.__file__).parent
 
 LADDER = [
-    {"cli", "proxy", "bench", "attacks", "__main__"},
+    {"__main__"},
+    {"cli", "proxy", "bench", "attacks"},
     {"parties"},
     {"engines"},
     {"kvcache"},
