@@ -107,15 +107,13 @@ void mac(const Ring& r, Words acc, nb::list cts, nb::list pts, std::size_t group
     nb::gil_scoped_release release;
     parallel_for(r.size() * chunks, threads, [&](std::size_t task) {
         const std::size_t l = task / chunks, begin = (task % chunks) * step;
-        std::vector<const u64*> c(ct.at), p(count);
-        for (auto& q : c) q += l * r.n;
+        std::vector<const u64*> c(ct.at), p(pt.at);
+        for (auto& at : c) at += l * r.n;
+        for (auto& at : p) at += l * len;
         const Modulus& m = r.limbs[l]->m;
-        for (std::size_t g = 0; g < groups; ++g) {
-            for (std::size_t k = 0; k < count; ++k) p[k] = pt.at[g * count + k] + l * len;
-            MacArgs args{acc.data() + g * components * r.words() + l * r.n, r.words(), c.data(), r.words(), p.data(),
-                         count, components, begin, begin + step, shift};
-            ring_kernels(m).mac(m, args);
-        }
+        MacArgs args{acc.data() + l * r.n, components * r.words(), r.words(), c.data(), p.data(),
+                     groups, count, components, begin, begin + step, shift};
+        ring_kernels(m).mac(m, args);
     });
 }
 

@@ -2,7 +2,11 @@
 #if defined(__x86_64__)
 // GCC 12 sees uninitialised registers in its own intrinsics.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
+
+#include <algorithm>
+#include <cstring>
 
 #include "ring_kernels.h"
 
@@ -342,78 +346,143 @@ inline V spread(const u64* pt, std::size_t i, unsigned shift) {
     return _mm512_permutexvar_epi64(fours, _mm512_castsi128_si512(_mm_loadu_si128(reinterpret_cast<const __m128i*>(pt + (i >> 2)))));
 }
 
-// Two components, `Count` products added to the running sums of one chunk. The next products' plaintexts are on their
-// way from memory meanwhile.
-template <int Components, int Count, bool Short>
-void mac_step(const MacArgs& g, std::size_t k, u64* sums) {
+// Loaded once and kept in a register: GCC would fold the load into each use.
+inline V load_once(const u64* p) {
+    V v = load(p);
+    asm("" : "+v"(v));
+    return v;
+}
+
+// Where the ciphertext words of products k, k+1, ... of one chunk lie. Direct: in the caller's arrays. Packed: registers
+// in the order of use, so that one pointer walks through them.
+template <int Components, int Count>
+struct Direct {
+    const u64* from[Count][Components];
+    const u64* at(int j, int c, std::size_t i) const { return from[j][c] + i; }
+};
+template <int Components, int Count>
+struct Packed {
+    const u64* from;
+    const u64* at(int j, int c, std::size_t i) const { return from + i * (Components * Count) + 8 * (j * Components + c); }
+};
+
+// `Count` products added to the running sums of one chunk: low halves, then high halves, of each component. The next
+// plaintexts are on their way from memory meanwhile.
+template <int Components, int Count, bool Short, class Ciphertexts>
+void mac_step(const MacArgs& g, const Ciphertexts& ct, const u64* const* pt, const u64* const* next, u64* sums) {
     const std::size_t len = g.end - g.begin;
-    const u64 *pt[Count], *ct[Count], *next[Count];
-    for (int j = 0; j < Count; ++j) {
-        pt[j] = g.pt[k + j];
-        ct[j] = g.ct[k + j] + g.begin;
-        next[j] = k + Count + j < g.count ? g.pt[k + Count + j] + g.begin : pt[j];
-    }
+    const u64 *b[Count], *ahead[Count];
+    for (int j = 0; j < Count; ++j) b[j] = Short ? pt[j] : pt[j] + g.begin, ahead[j] = next[j] + g.begin;
     for (std::size_t i = 0; i < len; i += 8) {
         V low[Components], high[Components];
-#pragma GCC unroll 3
-        for (int c = 0; c < Components; ++c) low[c] = load(sums + 2 * c * kMacChunk + i), high[c] = load(sums + (2 * c + 1) * kMacChunk + i);
+#pragma GCC unroll 2
+        for (int c = 0; c < Components; ++c) {
+            low[c] = load(sums + 2 * c * kMacChunk + i);
+            high[c] = load(sums + (2 * c + 1) * kMacChunk + i);
+        }
 #pragma GCC unroll 4
         for (int j = 0; j < Count; ++j) {
-            const V b = Short ? spread(pt[j], g.begin + i, g.shift) : load(pt[j] + g.begin + i);
-            if (!Short) _mm_prefetch(reinterpret_cast<const char*>(next[j] + i), _MM_HINT_T0);
-#pragma GCC unroll 3
+            const V factor = Short ? spread(b[j], g.begin + i, g.shift) : load_once(b[j] + i);
+            if (!Short) _mm_prefetch(reinterpret_cast<const char*>(ahead[j] + i), _MM_HINT_T1);
+#pragma GCC unroll 2
             for (int c = 0; c < Components; ++c) {
-                const V a = load(ct[j] + c * g.ct_stride + i);
-                low[c] = _mm512_madd52lo_epu64(low[c], a, b);
-                high[c] = _mm512_madd52hi_epu64(high[c], a, b);
+                const V x = load_once(ct.at(j, c, i));
+                low[c] = _mm512_madd52lo_epu64(low[c], x, factor);
+                high[c] = _mm512_madd52hi_epu64(high[c], x, factor);
             }
         }
-#pragma GCC unroll 3
-        for (int c = 0; c < Components; ++c) store(sums + 2 * c * kMacChunk + i, low[c]), store(sums + (2 * c + 1) * kMacChunk + i, high[c]);
+#pragma GCC unroll 2
+        for (int c = 0; c < Components; ++c) {
+            store(sums + 2 * c * kMacChunk + i, low[c]);
+            store(sums + (2 * c + 1) * kMacChunk + i, high[c]);
+        }
     }
 }
 
+// One group's sum over one chunk, into its accumulator. packed: null, or the chunk in the order of Packed.
 template <int Components, bool Short>
-void mac_chunk(const Modulus& m, const MacArgs& g) {
+struct MacSum {
+    const Modulus& m;
+    const MacArgs& g;
+    std::size_t component;
+    const u64* packed;
     alignas(64) u64 sums[2 * Components * kMacChunk];
-    const std::size_t len = g.end - g.begin;
-    const Consts c(m.q);
-    const u64 two104 = m.mul(m.two52, m.two52), two104_shoup = static_cast<u64>((u128{two104} << 52) / m.q);
-    for (std::size_t first = 0; first < g.count; first += kLazy) {
-        const std::size_t last = first + kLazy < g.count ? first + kLazy : g.count;
+
+    template <int Count>
+    void step(std::size_t k, std::size_t last, const u64* const* pt) {
+        const u64* const* next = pt + (k + 2 * Count <= last ? k + Count : k);
+        if (packed) {
+            const Packed<Components, Count> ct{packed + k * Components * (g.end - g.begin)};
+            return mac_step<Components, Count, Short>(g, ct, pt + k, next, sums);
+        }
+        Direct<Components, Count> ct;
+        for (int j = 0; j < Count; ++j)
+            for (int c = 0; c < Components; ++c) ct.from[j][c] = g.ct[k + j] + (component + c) * g.stride + g.begin;
+        mac_step<Components, Count, Short>(g, ct, pt + k, next, sums);
+    }
+
+    void run(std::size_t group, std::size_t first, std::size_t last, const Consts& c, u64 two104, u64 two104_shoup) {
+        u64* acc = g.acc + group * g.group_stride + component * g.stride + g.begin;
+        const std::size_t len = g.end - g.begin;
+        const u64* const* pt = g.pt + group * g.count;
         for (int j = 0; j < Components; ++j)
             for (std::size_t i = 0; i < len; i += 8) {
-                store(sums + 2 * j * kMacChunk + i, load(g.acc + j * g.acc_stride + g.begin + i));
+                store(sums + 2 * j * kMacChunk + i, load(acc + j * g.stride + i));
                 store(sums + (2 * j + 1) * kMacChunk + i, _mm512_setzero_si512());
             }
         std::size_t k = first;
-        for (; k + kStep <= last; k += kStep) mac_step<Components, kStep, Short>(g, k, sums);
-        for (; k < last; ++k) mac_step<Components, 1, Short>(g, k, sums);
+        if (packed)
+            for (; k + kStep <= last; k += kStep) step<kStep>(k, last, pt);
+        else
+            for (; k + 2 <= last; k += 2) step<2>(k, last, pt);
+        for (; k < last; ++k) step<1>(k, last, pt);
         for (int j = 0; j < Components; ++j)
-            for (std::size_t i = 0; i < len; i += 8)
-                store(g.acc + j * g.acc_stride + g.begin + i,
-                      reduce_sum(load(sums + 2 * j * kMacChunk + i), load(sums + (2 * j + 1) * kMacChunk + i), m, two104, two104_shoup, c));
+            for (std::size_t i = 0; i < len; i += 8) {
+                const V low = load(sums + 2 * j * kMacChunk + i), high = load(sums + (2 * j + 1) * kMacChunk + i);
+                store(acc + j * g.stride + i, reduce_sum(low, high, m, two104, two104_shoup, c));
+            }
     }
-}
+};
 
+// The chunk's words of all ciphertexts in the order in which steps of kStep products (then single ones) use them. They
+// are read once per group, and arrays a power of two apart would push each other out of the cache.
 template <int Components>
-void mac_components(const Modulus& m, const MacArgs& g) {
-    g.shift ? mac_chunk<Components, true>(m, g) : mac_chunk<Components, false>(m, g);
+AlignedWords pack_chunk(const MacArgs& g, std::size_t component) {
+    const std::size_t len = g.end - g.begin;
+    AlignedWords out(g.count * Components * len);
+    u64* to = out.data();
+    for (std::size_t k = 0; k < g.count;) {
+        // kLazy is a multiple of kStep, so steps never straddle a reduction.
+        const std::size_t step = k + kStep <= g.count ? kStep : 1;
+        for (std::size_t i = 0; i < len; i += 8)
+            for (std::size_t j = 0; j < step; ++j)
+                for (int c = 0; c < Components; ++c, to += 8)
+                    _mm512_store_si512(to, load(g.ct[k + j] + (component + c) * g.stride + g.begin + i));
+        k += step;
+    }
+    return out;
 }
 
-void mac(const Modulus& m, const MacArgs& args) {
-    if ((args.end - args.begin) % 8 || args.begin % 8) return ring_portable.mac(m, args);
-    MacArgs g = args;
-    std::vector<const u64*> ct(args.ct, args.ct + args.count);
-    g.ct = ct.data();
-    // Two components at a time (a ciphertext has two), then the odd one.
-    while (g.components >= 2) {
-        mac_components<2>(m, g);
-        g.components -= 2;
-        g.acc += 2 * g.acc_stride;
-        for (auto& at : ct) at += 2 * g.ct_stride;
-    }
-    if (g.components) mac_components<1>(m, g);
+template <int Components, bool Short>
+void mac_components(const Modulus& m, const MacArgs& g, std::size_t component) {
+    AlignedWords packed;
+    if (g.groups > 1) packed = pack_chunk<Components>(g, component);
+    const Consts c(m.q);
+    const u64 two104 = m.mul(m.two52, m.two52), two104_shoup = static_cast<u64>((u128{two104} << 52) / m.q);
+    MacSum<Components, Short> sum{m, g, component, packed.empty() ? nullptr : packed.data(), {}};
+    for (std::size_t group = 0; group < g.groups; ++group)
+        for (std::size_t first = 0; first < g.count; first += kLazy)
+            sum.run(group, first, std::min(first + kLazy, g.count), c, two104, two104_shoup);
+}
+
+// Two components at a time (a ciphertext has two), then the odd one.
+void mac(const Modulus& m, const MacArgs& g) {
+    if ((g.end - g.begin) % 8 || g.begin % 8) return ring_portable.mac(m, g);
+    std::size_t component = 0;
+    for (; component + 2 <= g.components; component += 2)
+        g.shift ? mac_components<2, true>(m, g, component) : mac_components<2, false>(m, g, component);
+    if (component < g.components)
+        g.shift ? mac_components<1, true>(m, g, component) : mac_components<1, false>(m, g, component);
 }
 
 // Automorphisms in bit-reversed order move aligned blocks of eight as a whole and permute inside: one load and one

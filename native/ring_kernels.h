@@ -38,19 +38,18 @@ std::shared_ptr<const NttPlan> ntt_plan(u32 n, u64 q);
 // perm[i]: the position whose value x(X^k) has at position i, in NTT form; k odd.
 std::shared_ptr<const std::vector<u32>> automorphism_positions(u32 n, u64 k);
 
-// Operands of a multiply-accumulate over `count` products in one limb, coefficients [begin, end):
-// acc[c*acc_stride + i] += sum_k ct[k][c*ct_stride + i] * pt[k][i >> shift].
+// Operands of `groups` sums of `count` products in one limb, coefficients [begin, end) of it:
+// acc[g*group_stride + c*stride + i] += sum_k ct[k][c*stride + i] * pt[g*count + k][i >> shift].
 struct MacArgs {
     u64* acc;
-    std::size_t acc_stride;
+    std::size_t group_stride, stride;
     const u64* const* ct;
-    std::size_t ct_stride;
     const u64* const* pt;
-    std::size_t count, components, begin, end;
+    std::size_t groups, count, components, begin, end;
     unsigned shift;
 };
 
-constexpr std::size_t kMacChunk = 512;  // coefficients per task: a 4 KiB run of every operand
+constexpr std::size_t kMacChunk = 128;  // coefficients per task: the running sums stay in the first-level cache
 
 struct RingKernels {
     void (*ntt)(u64* x, const NttPlan& plan);

@@ -64,12 +64,12 @@ void mac(const Modulus& m, const MacArgs& g) {
     const std::size_t lazy = m.bits <= 56 ? std::size_t{1} << 15 : std::size_t{1} << (127 - 2 * m.bits);
     u128 sum[kMacChunk];
     const std::size_t len = g.end - g.begin;
-    for (std::size_t c = 0; c < g.components; ++c) {
-        u64* acc = g.acc + c * g.acc_stride + g.begin;
+    for (std::size_t gc = 0; gc < g.groups * g.components; ++gc) {
+        const std::size_t group = gc / g.components, at = (gc % g.components) * g.stride + g.begin;
+        u64* acc = g.acc + group * g.group_stride + at;
         for (std::size_t i = 0; i < len; ++i) sum[i] = acc[i];
         for (std::size_t k = 0; k < g.count; ++k) {
-            const u64* ct = g.ct[k] + c * g.ct_stride + g.begin;
-            const u64* pt = g.pt[k];
+            const u64 *ct = g.ct[k] + at, *pt = g.pt[group * g.count + k];
             for (std::size_t i = 0; i < len; ++i) sum[i] += u128{ct[i]} * pt[(g.begin + i) >> g.shift];
             if ((k + 1) % lazy == 0)
                 for (std::size_t i = 0; i < len; ++i) sum[i] = m.reduce128(sum[i]);
