@@ -80,9 +80,8 @@ class Decoder:
 
     def block(self, i: int, x: Share, start: int) -> Share:
         """One decoder block. x: (T, width) at 2^-23, tokens at positions start, start + 1, …"""
-        ar, run = self.ar, self.operation
-        with run("norm"):
-            h = self._norm(x, 2 * i)
+        ar, run = self.ar, self.operation  # norms, softmax and activations name themselves in the ledger
+        h = self._norm(x, 2 * i)
         with run("linear"):
             qkv = self.linears.apply(i, "qkv", h)
         with run("rotary"):
@@ -91,8 +90,7 @@ class Decoder:
             self.caches[i].append(k, v)
         with run("cache scores"):
             raw = self.caches[i].scores(q)
-        with run("softmax"):
-            p = self._softmax(raw, i, start)
+        p = self._softmax(raw, i, start)
         with run("cache mix"):
             mixed = self.caches[i].mix(p)
         with run("rescale"):
@@ -101,19 +99,16 @@ class Decoder:
             mixed = ar.rescale(mixed, PROBABILITY_BITS)
         with run("linear"):
             x = ar.add(x, self.linears.apply(i, "o", mixed))
-        with run("norm"):
-            h = self._norm(x, 2 * i + 1)
+        h = self._norm(x, 2 * i + 1)
         with run("linear"):
             gate_up = self.linears.apply(i, "gate_up", h)
-        with run("activation"):
-            h = self._activation(gate_up)
+        h = self._activation(gate_up)
         with run("linear"):
             return ar.add(x, self.linears.apply(i, "down", h))
 
     def final_norm(self, x: Share) -> Share:
         """x: (T, width) at 2^-23 -> (T, width) at 2^-12, ready for the head."""
-        with self.operation("norm"):
-            return self._norm(x, 2 * self.config.layers)
+        return self._norm(x, 2 * self.config.layers)
 
     def _norm(self, x: Share, index: int) -> Share:
         function = rms_norm if self.config.norm == "rms" else layer_norm

@@ -1,5 +1,5 @@
 """The no-op engine: the same graph over the same wire, with no cryptography. The server sees every token."""
 
-from sottovoce.engines.clear.float32 import ClearDataParty, ClearEngine
+from sottovoce.engines.clear.parties import ClearDataParty, ClearEngine
 
 __all__ = ["ClearDataParty", "ClearEngine"]

@@ -1,8 +1,9 @@
-"""The `clear` engine in float32: the client sends its tokens, the server answers with logits.
+"""The `clear` engine: the client sends its tokens, the server answers with logits.
 
 It exists to compare with: everything around an engine (parties, handshake, streaming, sampling) runs on it
 in seconds, and its tokens are the plaintext model's. Cost of a step: 1 round, 4 bytes a token up, 4 bytes a
-logit down. Leakage: everything. The handshake lets a client have it only if it asks for it by name.
+logit down. With fixed arithmetic it computes what the hybrid engine would, share for share, but in one
+process. Leakage: everything. The handshake lets a client have it only if it asks for it by name.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ from typing import Any
 import numpy as np
 
 from sottovoce.engines.base import DataParty, Engine, EngineOptions, Logits, ModelParty, Progress
+from sottovoce.engines.clear.fixed import FixedExecutor
 from sottovoce.errors import IntegrityError, ProtocolError
 from sottovoce.models.config import Config
+from sottovoce.models.fixed import FixedModel
 from sottovoce.models.model import Model
+from sottovoce.models.quantize import quantize
 from sottovoce.net import Channel
 
 _Tokens = np.dtype("<u4")
@@ -23,49 +27,83 @@ _Logit = np.dtype("<f4")
 
 
 class ClearEngine(Engine):
-    """The server's side: a model and nothing else."""
+    """A model in float32, or in the hybrid engine's fixed-point arithmetic."""
 
     def __init__(self, options: EngineOptions, model: Model) -> None:
         self.options = options
         self._model = model
+        self._fixed: FixedModel | None = None
 
     def prepare(self, progress: Progress | None = None) -> None:
-        """Nothing is shared between sessions but the weights."""
+        """Quantise, for fixed arithmetic; nothing for floats."""
+        if self.options.arithmetic == "fixed":
+            self._fixed = quantize(self._model)
 
     def public(self) -> dict[str, Any]:
         return {"config": self._model.config.to_json()}
 
     def session(self) -> ClearModelParty:
-        return ClearModelParty(self._model)
+        if self.options.arithmetic == "fixed":
+            assert self._fixed is not None, "prepare() comes first"
+            return ClearModelParty(_FixedRun(FixedExecutor(self._model, self._fixed)), self._model.config)
+        return ClearModelParty(_FloatRun(self._model), self._model.config)
 
 
-class ClearModelParty(ModelParty):
-    """One session's plaintext cache."""
+class _FloatRun:
+    """The plaintext reference with its cache."""
 
     def __init__(self, model: Model) -> None:
         self._model = model
         self._cache = model.new_cache()
 
-    def setup(self, channel: Channel, progress: Progress | None = None) -> None:
-        self._channel = channel
-
-    def prefill(self, public_tokens: Sequence[int], n_private: int) -> None:
-        self._run(public_tokens, n_private)
-
-    def decode(self) -> None:
-        self._run((), 1)
+    def forward(self, public: Sequence[int], private: Sequence[int]) -> Logits:
+        logits = self._model.forward([*public, *private], self._cache, last_only=True)
+        return np.asarray(logits[-1], np.float64)
 
     def truncate(self, length: int) -> None:
         self._cache.truncate(length)
 
-    def _run(self, public: Sequence[int], count: int) -> None:
-        raw = self._channel.recv(count * _Tokens.itemsize)
-        private = np.frombuffer(raw, _Tokens).astype(np.int64)
-        if private.max() >= self._model.config.vocab_size:
+
+class _FixedRun:
+    """The fixed-point simulation."""
+
+    def __init__(self, executor: FixedExecutor) -> None:
+        self._executor = executor
+
+    def forward(self, public: Sequence[int], private: Sequence[int]) -> Logits:
+        if public:
+            self._executor.prefill_public(public)
+        return np.asarray(self._executor.forward(private)[-1], np.float64)
+
+    def truncate(self, length: int) -> None:
+        self._executor.truncate(length)
+
+
+class ClearModelParty(ModelParty):
+    """One session's plaintext cache."""
+
+    def __init__(self, run: _FloatRun | _FixedRun, config: Config) -> None:
+        self._run = run
+        self._vocab = config.vocab_size
+
+    def setup(self, channel: Channel, progress: Progress | None = None) -> None:
+        self._channel = channel
+
+    def prefill(self, public_tokens: Sequence[int], n_private: int) -> None:
+        self._answer(public_tokens, n_private)
+
+    def decode(self) -> None:
+        self._answer((), 1)
+
+    def truncate(self, length: int) -> None:
+        self._run.truncate(length)
+
+    def _answer(self, public: Sequence[int], count: int) -> None:
+        private = np.frombuffer(self._channel.recv(count * _Tokens.itemsize), _Tokens)
+        if private.max() >= self._vocab:
             raise IntegrityError("a token is outside the vocabulary")
-        tokens = np.concatenate([np.asarray(public, np.int64), private])
         with self._channel.ledger.operation("forward"):
-            logits = self._model.forward(tokens, self._cache, last_only=True)[-1]
+            logits = self._run.forward(public, [int(token) for token in private])
         self._channel.send(logits.astype(_Logit))
 
 
