@@ -76,6 +76,8 @@ class TwoPartyArithmetic(Arithmetic):
 
     def exchange(self, requests: Sequence[Request]) -> list[Any]:
         """Run all requests in one exchange. Cost: one round, the requests' payloads each way."""
+        if not requests:
+            return []
         running = [_PROTOCOLS[type(request)](self._party, request) for request in requests]
         opened = [next(steps) for steps in running]
         pieces = [piece for group in opened for piece in group]
@@ -89,6 +91,8 @@ class TwoPartyArithmetic(Arithmetic):
 
     def lookup(self, lookups: Sequence[Lookup]) -> list[Any]:
         """Run all look-ups. Cost: a message from the client, a message from the server; two rounds."""
+        if not lookups:
+            return []
         return self._ask(lookups) if self._party.is_client else self._answer(lookups)
 
     def _ask(self, lookups: Sequence[Lookup]) -> list[Any]:

@@ -90,6 +90,7 @@ class SplineServer:
         difference, corrections = message
         table, modulus, rho = self._table, self._table.modulus, self._cross.factors
         masks = rho if self._constant is None else np.concatenate([self._constant, rho], axis=1)
+        masks = np.ascontiguousarray(masks)
         out = np.empty(
             packed_size(self._y.size * (table.terms << table.segment_bits), field.width(modulus)), np.uint8
         )
