@@ -1,4 +1,4 @@
-"""Shared by the model tests: fixtures, the real models if they are there, and a GGUF writer for tiny models."""
+"""Shared by the model tests: fixtures, real models if they are there, a GGUF writer for tiny models."""
 
 from __future__ import annotations
 

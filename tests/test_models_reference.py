@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import models_common as common
 import numpy as np
 import pytest
 
+import models_common as common
 from sottovoce.errors import PromptTooLongError, UsageError
 from sottovoce.models import greedy, load_model
 from sottovoce.models.layers import erf, rotate

@@ -137,7 +137,7 @@ _LIMITS = {
     "kv_heads": 256,
     "head_dim": 1024,
     "ffn_width": 1 << 17,
-    "context_length": 1 << 24,
+    "context_length": 1 << 20,
 }
 
 
