@@ -60,8 +60,8 @@ def certificate(tmp_path_factory):
 class Hosted:
     """A running server and what it reported."""
 
-    def __init__(self, model, certificate, **options):
-        engine = make_engine(EngineOptions(engine="clear"), model)
+    def __init__(self, model, certificate, arithmetic="float", **options):
+        engine = make_engine(EngineOptions(engine="clear", arithmetic=arithmetic), model)
         engine.prepare()
         self.reports, self.seen = [], []
         self.welcome = Welcome(engine.options, engine.public(), model.card)
@@ -126,6 +126,19 @@ def test_answer_equals_plaintext(hosted, model):
         done.finish_reason == "length"
     )
     assert usage.bytes_down > (usage.completion_tokens) * CONFIG.vocab_size * 4
+
+
+def test_fixed_arithmetic_answers_like_plaintext(model, certificate):
+    host = Hosted(model, certificate, arithmetic="fixed")
+    prompt = model.card.chat("hello")
+    with host.server, host.client(Wish(engine="clear", arithmetic="fixed")) as client:
+        logits = client.prefill(prompt.public, prompt.private)
+        plain = model.forward(prompt.tokens)[-1]
+        assert np.abs(logits - plain).max() < 0.1
+        client.decode(5)
+        client.truncate(len(prompt))
+        again = client.decode(5)
+    assert np.abs(again - model.forward([*prompt.tokens, 5])[-1]).max() < 0.1
 
 
 def test_sampling_with_a_seed_repeats(hosted, model):
