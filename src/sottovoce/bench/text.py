@@ -10,17 +10,18 @@ if TYPE_CHECKING:
     from sottovoce.models import Model
 
 STORY = (
-    "Every Thursday the library van climbs the hill road and stops beside the chapel, where four or five people "
-    "are already waiting. Marta drives it and also stamps the books. She knows that the carpenter wants maps and "
-    "histories of shipwrecks, that the twins will ask for the same comic twice, and that the widow from the last "
-    "house says she is only looking and then takes six novels at once. In winter the road is sometimes closed. "
-    "Then Marta loads two rucksacks and walks up with her brother, and they hand out whatever they carried, so "
-    "that the carpenter has to read poems and the twins get a cookery book. Nobody complains. Last year the county "
-    "wrote that the van was too old and that readers could order from a screen. The answer, signed by everyone on "
-    "the hill, was one line long: a screen does not know what we want before we do. The letter was printed in the "
-    "newspaper, somebody gave money for a new gearbox, and the van still comes. On the back door, under the list "
-    "of stops, there is now a second sign. It says that the engine runs on diesel and on gossip, and that the "
-    "library accepts both. "
+    "Every Thursday the library van climbs the hill road and stops beside the chapel, where four or five "
+    "people are already waiting. Marta drives it and also stamps the books. She knows that the carpenter "
+    "wants maps and histories of shipwrecks, that the twins will ask for the same comic twice, and that "
+    "the widow from the last house says she is only looking and then takes six novels at once. In winter "
+    "the road is sometimes closed. Then Marta loads two rucksacks and walks up with her brother, and they "
+    "hand out whatever they carried, so that the carpenter has to read poems and the twins get a cookery "
+    "book. Nobody complains. Last year the county wrote that the van was too old and that readers could "
+    "order from a screen. The answer, signed by everyone on the hill, was one line long: a screen does "
+    "not know what we want before we do. The letter was printed in the newspaper, somebody gave money for "
+    "a new gearbox, and the van still comes. On the back door, under the list of stops, there is now a "
+    "second sign. It says that the engine runs on diesel and on gossip, and that the library accepts "
+    "both. "
 )
 
 
