@@ -66,7 +66,8 @@ class Arithmetic(ABC):
         return nullcontext()
 
     def require_range(self, x: Share, low: int, high: int) -> None:
-        """Promise low <= x < high (signed, mod p). Not checked here: shares hide x; the model raises RangeError."""
+        """Promise low <= x < high (signed, mod p). Shares hide x, so only the model checks (RangeError)."""
+        return None
 
     # ---------------------------------------------------------------- interactive
 

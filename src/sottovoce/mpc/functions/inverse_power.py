@@ -76,12 +76,12 @@ class InversePower:
 
 
 def covering(exponent: float, scale: float, low: float, high: float) -> InversePower:
-    """The fewest windows that cover low <= x < high."""
+    """The fewest windows that cover low <= x < high, low >= 1."""
     top = max(2, int(np.ceil(np.log2(high))))
     windows = max(1, int(np.ceil((top - np.log2(low)) / 2 - 1e-9)))
-    # A bottom window below 4 would have M/4 < 1.
-    windows = min(windows, top // 2)
-    return InversePower(exponent, scale, top - 2 * (windows - 1), windows)
+    # M/4 is an integer: one bit more at the top where the bottom window would begin below 1.
+    bottom = max(2, top - 2 * (windows - 1))
+    return InversePower(exponent, scale, bottom, windows)
 
 
 @lru_cache(maxsize=64)

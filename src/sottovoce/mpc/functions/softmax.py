@@ -104,9 +104,9 @@ def softmax(
 ) -> Share:
     """Probabilities at 2^-14 over the last axis. 16 rounds at 92 columns.
 
-    scores: (..., n) at 2^-in_bits, base 2; -190 < score - shift < 62. shift: the server's constant c at 2^-in_bits,
-    int64, broadcasting against (...) (None at the client). live: public (..., n), broadcasting; dead
-    columns give exactly 0, every row has a live one.
+    scores: (..., n) at 2^-in_bits, base 2; -190 < score - shift < 62. shift: the server's constant c at
+    2^-in_bits, int64, broadcasting against (...) (None at the client). live: public (..., n), broadcasting;
+    dead columns give exactly 0, every row has a live one.
     """
     shape = arithmetic.shape(scores)
     mask = np.broadcast_to(True if live is None else live, shape)
@@ -117,11 +117,13 @@ def softmax(
         total = arithmetic.add_public(arithmetic.sum(e), 1)
         inverse, [rows] = evaluate(arithmetic, total, inverse_sum(shape[-1]), [MaskRows(e)])
         product = arithmetic.scale_rows(rows, inverse)
-        return arithmetic.rescale(product, _INVERSE_BITS - OUT_BITS, signed=False)
+        p = arithmetic.rescale(product, _INVERSE_BITS - OUT_BITS, signed=False)
+        # Rescaling may round a zero to one unit; a column that does not exist must not.
+        return np.where(mask, p, np.uint64(0))
 
 
 def exponentials(arithmetic: Arithmetic, y: Share, in_bits: int = IN_BITS) -> Share:
-    """2^-y at 2^-28 for y at 2^-in_bits, -62 < y < 190, any shape; 0 from about 55 on, 4 below -2. 5 rounds."""
+    """2^-y at 2^-28 for y at 2^-in_bits, -62 < y < 190, any shape; 0 from 56 on, 4 below -2. 5 rounds."""
     arithmetic.require_range(y, -(62 << in_bits), 190 << in_bits)
     ring_bits = _RANGE_BITS + _GRID
     (index,) = arithmetic.wrap(y, [WrapOutput(in_bits - _GRID, 1 << ring_bits)])
