@@ -147,6 +147,46 @@ def test_long_inner_products_use_full_batches(run):
     assert sum(row.bytes_up for row in rows if "cross" in row.operation) == UP
 
 
+def test_refill_makes_the_next_round_silent(run):
+    """What one token consumed is ready for the next: no bytes, no rounds; and the refill itself takes few."""
+
+    def token(source):
+        source.wraps(700, [(5, P_FIELD)])
+        source.ands(300)
+        source.bit_values(200, P_FIELD)
+        source.b2a(100, 1 << 17)
+        for sender, m_bits in ((0, 4), (1, 6)):
+            if source.role == sender:
+                source.send_ots(900, m_bits)
+            else:
+                source.receive_ots(900, m_bits)
+        source.triples(5000)
+        source.scalars(9, 33)
+        source.cross_products(2, 30)
+
+    channels = memory_pair()
+    rounds = []
+
+    def party(source):
+        for _ in range(4):
+            ledger = channels[source.role].ledger
+            token(source)
+            source.refill()
+            before = ledger.total()
+            token(source)
+            after = ledger.total()
+            assert (before.bytes_up, before.bytes_down, before.rounds) == (
+                after.bytes_up,
+                after.bytes_down,
+                after.rounds,
+            )
+            source.refill()
+            rounds.append(ledger.total().rounds - after.rounds)
+
+    run(party, channels)
+    assert max(rounds) <= 1 + 1 + 3 * 2
+
+
 def test_misuse_is_refused(run, keys):
     def party(source):
         with pytest.raises(ParameterError, match="not 0"):

@@ -5,7 +5,8 @@ The client's correlated OTs come from the server as sender wherever one directio
 then goes down, which is the faster way on most links.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +25,18 @@ class OtMaker:
         self._role = role
         self._ot = ot
         self._stream = Stream(purpose=b"correlation bits")
+
+    def reserve(self, demand: Mapping[tuple[Any, ...], int]) -> None:
+        """Have the indices in stock that so many items of these kinds will take; at most one exchange."""
+        send = receive = 0
+        for (kind, *arguments), n in demand.items():
+            if kind in ("ands", "bit_values"):
+                send, receive = send + n, receive + n
+            elif kind in ("wraps", "b2a", "ots"):
+                sender = arguments[0] if kind == "ots" else Role.SERVER
+                count = n * int(arguments[1]) if kind == "ots" else n
+                send, receive = (send + count, receive) if sender == self._role else (send, receive + count)
+        self._ot.reserve(send, receive)
 
     def wraps(self, n: int, targets: Sequence[tuple[int, int]]) -> Arrays:
         """(β_i, shares of β0·β1·P mod M per target): β0 is the client's choice, the server offers β1·P.

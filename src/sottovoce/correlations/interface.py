@@ -109,6 +109,12 @@ class CorrelationSource(ABC):
         Raises RefusedError where items of this source would be insecure on that channel.
         """
 
+    def refill(self) -> None:  # noqa: B027  (a hook: some sources have nothing to make ahead)
+        """Make ahead what was consumed since the last refill, in few messages; both parties call it.
+
+        Call it between tokens: each token then finds what the one before it needed.
+        """
+
     @abstractmethod
     def wraps(self, n: int, targets: Sequence[tuple[int, int]]) -> Wraps:
         """n wrap-bit items for targets (P, M): P is taken mod M; M a prime below 2^63, or 2^k with k ≤ 64."""

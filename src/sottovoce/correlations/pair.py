@@ -69,6 +69,7 @@ class PairSource(CorrelationSource):
         self._cross = CrossMaker(channel, side)
         self._ot = OtMaker(channel.role, OtExtension(channel) if ot is None else ot)
         self._stocks: dict[Kind, Stock] = {}
+        self._demand: Counter[Kind] = Counter()  # since the last refill
 
     def bind(self, channel: Channel) -> None:
         """Items are spent on the channel on which they were made."""
@@ -120,6 +121,19 @@ class PairSource(CorrelationSource):
         """
         self._fill(_key(kind, arguments), n)
 
+    def refill(self) -> None:
+        """Make ahead what was consumed since the last refill.
+
+        All OT indices come in one exchange, the correlated ones in one message down, then two messages for each
+        kind made in slots. ANDs and 1-of-2^m OTs are left as indices: making them later takes no message.
+        """
+        demand, self._demand = self._demand, Counter()
+        with self._channel.ledger.operation("correlations"):
+            self._ot.reserve(demand)
+        for key, n in demand.items():
+            if key[0] not in ("ands", "ots"):
+                self._fill(key, n)
+
     def in_stock(self, kind: str, *arguments: Any) -> int:
         """How many items of a kind are ready."""
         key = _key(kind, arguments)
@@ -128,6 +142,7 @@ class PairSource(CorrelationSource):
     def _take(self, key: Kind, n: int) -> Arrays:
         stock = self._fill(key, n)
         self.consumed[key[0]] += n
+        self._demand[key] += n
         return stock.take(n)
 
     def _fill(self, key: Kind, n: int) -> Stock:
