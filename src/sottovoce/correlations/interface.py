@@ -109,10 +109,11 @@ class CorrelationSource(ABC):
         Raises RefusedError where items of this source would be insecure on that channel.
         """
 
-    def refill(self) -> None:  # noqa: B027  (a hook: some sources have nothing to make ahead)
-        """Make ahead what was consumed since the last refill, in few messages; both parties call it.
+    def refill(self, tokens: int = 1) -> None:  # noqa: B027  (a hook: not every source makes ahead)
+        """Make ahead what one token takes, in few messages; both parties call it between two tokens.
 
-        Call it between tokens: each token then finds what the one before it needed.
+        tokens: how many tokens were processed since the last refill; a token's share of what they consumed is
+        what the next one is expected to take.
         """
 
     @abstractmethod

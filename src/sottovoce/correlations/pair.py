@@ -121,13 +121,14 @@ class PairSource(CorrelationSource):
         """
         self._fill(_key(kind, arguments), n)
 
-    def refill(self) -> None:
-        """Make ahead what was consumed since the last refill.
+    def refill(self, tokens: int = 1) -> None:
+        """Make ahead a token's share of what `tokens` tokens consumed since the last refill.
 
-        All OT indices come in one exchange, the correlated ones in one message down, then two messages for each
-        kind made in slots. ANDs and 1-of-2^m OTs are left as indices: making them later takes no message.
+        All OT indices come in one exchange, the correlated OTs in one message down, then two messages for
+        each kind made in slots. ANDs and 1-of-2^m OTs stay indices: making them later takes no message.
         """
-        demand, self._demand = self._demand, Counter()
+        demand = {key: -(-n // tokens) for key, n in self._demand.items()}
+        self._demand.clear()
         with self._channel.ledger.operation("correlations"):
             self._ot.reserve(demand)
         for key, n in demand.items():
