@@ -28,6 +28,8 @@ import numpy.typing as npt
 
 EMPTY = -1
 
+_MOST_COPIES = 64  # slots per output beyond which a few diagonals fewer are not worth the search
+
 Index = npt.NDArray[np.int32]
 
 
@@ -67,7 +69,7 @@ def _direct(inputs: int, outputs: int, columns: int, rows: int, stretch: bool) -
     length = int(residue.max()) + 1
     seamless = stretch or columns % inputs == 0
     layout = np.where(residue < inputs, residue, EMPTY).astype(np.int32)
-    for copies in range(min(rows * columns // outputs, length), 0, -1):
+    for copies in range(min(rows * columns // outputs, length, _MOST_COPIES), 0, -1):
         window = -(-length // copies)
         usable = np.full(columns, True) if seamless else position + window <= columns
         slots = _assign(residue, usable, length, copies, outputs, rows)
@@ -89,9 +91,11 @@ def _assign(
     """
     steps = np.arange(copies) * length // copies
     free = rows * np.bincount(residue[usable], minlength=length)
-    starts = _starts(free, steps, length, outputs, everything=False)
+    if free.sum() < outputs * copies:
+        return None
+    starts = _starts(free, steps, length, outputs, everything=True)
     if starts is None:
-        starts = _starts(free, steps, length, outputs, everything=True)
+        starts = _starts(free, steps, length, outputs, everything=False)
     if starts is None:
         return None
     wanted = (starts[:, None] + steps) % length  # (outputs, copies) residues
@@ -114,6 +118,8 @@ def _starts(
     """Choose a start residue for each output, greedily: one at a time round the period, or all that fit at
     once.
     """
+    if steps.size == 1:
+        return np.repeat(np.arange(length), free)[:outputs]
     left = free.copy()
     chosen: list[npt.NDArray[np.int64]] = []
     count = 0

@@ -1,0 +1,192 @@
+"""Linear layers on shares: y = W x + b, W and b of the server, x and y shared.
+
+The client encrypts its share x0, laid out in slots as the plan says; the server multiplies it with W under
+encryption, returns the product masked (recipe Z), and adds W x1 + b, computed in the clear, to its own
+share. The sums that a plan leaves open are taken by both parties on their shares.
+
+An `EncodedMatrix` is a matrix ready for products and holds nothing of any session: one server process
+encodes once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from sottovoce._native import field_matvec_i16
+from sottovoce.bgv import SIMD, Ciphertext, Encoder, Evaluator, Parameters, stack
+from sottovoce.errors import ParameterError
+from sottovoce.mpc.field import Field, add, from_signed
+from sottovoce.net import recv_field, send_field
+from sottovoce.net.codec import packed_size
+from sottovoce.packing import DataSide, MatVecPlan, Side, give_back_bytes, plan_matvec, upload_bytes
+from sottovoce.packing.cover import EMPTY
+from sottovoce.ring import threads
+
+Int16 = npt.NDArray[np.int16]
+Words = npt.NDArray[np.uint64]
+
+_ENCODE_AT_ONCE = 32  # diagonals per call: 2 MB of slots, 6 MB of plaintexts
+
+
+@dataclass(frozen=True)
+class EncodedMatrix:
+    """W (d_out, d_in) int16 with its plan, and its diagonals as plaintexts in NTT form unless they are made
+    on the fly.
+
+    plaintexts: (O, I, K, L, N), 24 N bytes per diagonal, or None. bias: (d_out,) residues or None.
+    """
+
+    plan: MatVecPlan
+    weights: Int16 = field(repr=False)
+    bias: Words | None = field(default=None, repr=False)
+    parameters: Parameters = SIMD
+    plaintexts: Words | None = field(default=None, repr=False)
+
+    @classmethod
+    def encode(
+        cls,
+        weights: Int16,
+        bias: npt.NDArray[np.int64] | None = None,
+        parameters: Parameters = SIMD,
+        keep: bool = True,
+    ) -> EncodedMatrix:
+        """Plan and encode a matrix. keep: hold all plaintexts in memory (24 bytes per weight), else encode
+        in use."""
+        if weights.ndim != 2 or weights.dtype != np.int16:
+            raise ParameterError(
+                f"linear: a matrix is int16 (outputs, inputs), not {weights.dtype} {weights.shape}"
+            )
+        plan = plan_matvec(weights.shape[0], weights.shape[1], parameters.degree)
+        residues = None if bias is None else from_signed(bias, parameters.plaintext)
+        bare = cls(plan, np.ascontiguousarray(weights), residues, parameters)
+        if not keep:
+            return bare
+        shape = (plan.output_count, plan.input_count, plan.rotations, parameters.limbs, parameters.degree)
+        plaintexts = np.empty(shape, dtype=np.uint64)
+        for o in range(plan.output_count):
+            for c in range(plan.input_count):
+                bare._encode_diagonals(o, c, plaintexts[o, c])
+        return cls(plan, bare.weights, residues, parameters, plaintexts)
+
+    def diagonals(self, o: int, c: int) -> Words:
+        """Plaintexts (K, L, N) of the products of input ciphertext c for output ciphertext o."""
+        if self.plaintexts is not None:
+            kept: Words = self.plaintexts[o, c]
+            return kept
+        shape = (self.plan.rotations, self.parameters.limbs, self.parameters.degree)
+        return self._encode_diagonals(o, c, np.empty(shape, dtype=np.uint64))
+
+    def clear_product(self, x: Words) -> Words:
+        """W x + b mod p for x (T, d_in) of the server."""
+        y = np.empty((len(x), self.plan.d_out), dtype=np.uint64)
+        field_matvec_i16(self.weights, np.ascontiguousarray(x), self.parameters.plaintext, y, threads())
+        return y if self.bias is None else add(y, self.bias, self.parameters.plaintext)
+
+    def _encode_diagonals(self, o: int, c: int, out: Words) -> Words:
+        encoder, flat = Encoder(self.parameters), self.weights.ravel()
+        modulus = np.int64(self.parameters.plaintext)
+        indices = self.plan.diagonal_indices(o, c)
+        for start in range(0, self.plan.rotations, _ENCODE_AT_ONCE):
+            count = min(_ENCODE_AT_ONCE, self.plan.rotations - start)
+            slots = np.empty((count, self.parameters.degree), dtype=np.int64)
+            for row in slots:
+                index = next(indices)
+                row[:] = flat[index]
+                row[index == EMPTY] = 0
+            slots += (slots >> 63) & modulus
+            encoder.to_ntt(encoder.encode(slots.view(np.uint64)), out=out[start : start + count])
+        return out
+
+
+class HomomorphicLinear:
+    """One matrix in one session; both parties hold one and call `apply` in lockstep.
+
+    matrix: the encoded matrix at the server, None at the client, who knows the shape only.
+    """
+
+    def __init__(self, side: Side, d_out: int, d_in: int, matrix: EncodedMatrix | None = None) -> None:
+        self.side = side
+        self.plan = plan_matvec(d_out, d_in, side.parameters.degree)
+        self.matrix = matrix
+        if isinstance(side, DataSide) != (matrix is None):
+            raise ParameterError("linear: the server, and only the server, has the matrix")
+        if matrix is not None and (matrix.plan.d_out, matrix.plan.d_in) != (d_out, d_in):
+            raise ParameterError(f"linear: the matrix is not {d_out} x {d_in}")
+
+    def apply(self, x: Field, reveal_to_client: bool = False) -> Field:
+        """x: (T, d_in) shares mod p -> (T, d_out) shares of W x + b mod p, exact.
+
+        Cost: two messages, `cost(T)` bytes. With reveal_to_client the server's share follows (43 bits per
+        output): the client returns the values themselves and the server zeros. Leaks nothing else.
+        """
+        if x.ndim != 2 or x.shape[1] != self.plan.d_in:
+            raise ParameterError(
+                f"linear: shares of shape {x.shape} for a matrix with {self.plan.d_in} inputs"
+            )
+        y = self._at_client(x) if isinstance(self.side, DataSide) else self._at_server(x)
+        if not reveal_to_client:
+            return y
+        if isinstance(self.side, DataSide):
+            return add(y, recv_field(self.side.channel, y.shape), self.side.parameters.plaintext)
+        send_field(self.side.channel, y)
+        return np.zeros_like(y)
+
+    def cost(self, tokens: int, reveal_to_client: bool = False) -> tuple[int, int]:
+        """Bytes (client to server, server to client) of `apply` on this many tokens."""
+        parameters, plan = self.side.parameters, self.plan
+        revealed = packed_size(tokens * plan.d_out, 43) if reveal_to_client else 0
+        up = upload_bytes(parameters, tokens * plan.input_count)
+        return up, give_back_bytes(parameters, tokens * plan.output_count) + revealed
+
+    def _at_client(self, x: Field) -> Field:
+        assert isinstance(self.side, DataSide)
+        tokens, plan = len(x), self.plan
+        self.side.upload(plan.lay_out(x).reshape(tokens * plan.input_count, plan.degree))
+        slots = self.side.take_back(tokens * plan.output_count)
+        return plan.collect(
+            slots.reshape(tokens, plan.output_count, plan.degree), self.side.parameters.plaintext
+        )
+
+    def _at_server(self, x: Field) -> Field:
+        assert not isinstance(self.side, DataSide) and self.matrix is not None
+        tokens, plan, p = len(x), self.plan, self.side.parameters.plaintext
+        sent = self.side.download(tokens * plan.input_count)
+        inputs = [sent[t * plan.input_count : (t + 1) * plan.input_count] for t in range(tokens)]
+        results = [multiply(self.side.evaluator, self.matrix, one) for one in inputs]
+        batch = stack([result[o] for result in results for o in range(plan.output_count)])
+        slots = self.side.give_back(batch).reshape(tokens, plan.output_count, plan.degree)
+        return add(plan.collect(slots, p), self.matrix.clear_product(x), p)
+
+
+def multiply(evaluator: Evaluator, matrix: EncodedMatrix, inputs: Ciphertext) -> Ciphertext:
+    """The product of an encoded matrix with one encrypted vector: inputs (I) -> outputs (O), before masking.
+
+    Baby steps are hoisted per input ciphertext; giant steps follow Horner's rule on all outputs together.
+    """
+    plan = matrix.plan
+    babies = [
+        rotated
+        for c in range(plan.input_count)
+        for rotated in evaluator.rotate_hoisted(inputs[c], range(plan.babies))
+    ]
+    total: Ciphertext | None = None
+    diagonals = [[matrix.diagonals(o, c) for c in range(plan.input_count)] for o in range(plan.output_count)]
+    for giant in range(plan.giants - 1, -1, -1):
+        first = giant * plan.babies
+        width = min(plan.babies, plan.rotations - first)
+        used = [babies[c * plan.babies + i] for c in range(plan.input_count) for i in range(width)]
+        plains = [[row[first + i] for row in rows for i in range(width)] for rows in diagonals]
+        if total is not None:
+            total = evaluator.rotate(total, plan.babies)
+        total = evaluator.mul_plain_matrix(used, plains, total)
+    assert total is not None
+    return total
+
+
+def rotation_steps(shapes: Iterable[tuple[int, int]], degree: int = SIMD.degree) -> set[int]:
+    """The rotation keys that matrices of these shapes (d_out, d_in) need together; for `exchange_keys`."""
+    return set().union(*(plan_matvec(d_out, d_in, degree).steps() for d_out, d_in in shapes))
