@@ -93,8 +93,9 @@ class ServerProcess:
         self.stop()
 
     def _wait_ready(self, console: Any, timeout: float) -> None:
-        start = time.monotonic()
+        start, shown = time.monotonic(), 0
         while not self._ready.exists():
+            shown = self._relay(console, shown)
             if self._process.poll() is not None:
                 raise _relayed(self._log.read_text(errors="replace"), self._process.returncode)
             if time.monotonic() - start > timeout:
@@ -102,7 +103,17 @@ class ServerProcess:
                     f"the server was not ready after {timeout:g} seconds; see {self._log}"
                 )
             time.sleep(0.05)
+        self._relay(console, shown)
         console.note(f"the server is process {self._process.pid}, you are process {os.getpid()}")
+
+    def _relay(self, console: Any, shown: int) -> int:
+        """Show complete lines of the server's log from position `shown` on; returns the new position."""
+        text = self._log.read_bytes()[shown:]
+        end = text.rfind(b"\n") + 1
+        for line in text[:end].decode(errors="replace").splitlines():
+            if not line.startswith("error: "):
+                console.note(f"  server: {line}")
+        return shown + end
 
 
 # What a server started by us still takes from the environment.

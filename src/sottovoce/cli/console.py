@@ -17,6 +17,9 @@ class Console:
         self.quiet = quiet
         self.stream = sys.stderr if stream is None else stream
         self.fancy = self.stream.isatty() and not quiet
+        # Column of the cursor once text is streaming to the same terminal: then progress goes behind the
+        # text.
+        self.text_column: int | None = None
         self._bar: _Bar | None = None
 
     def note(self, text: str) -> None:
@@ -52,10 +55,17 @@ class Console:
             return
         if self._bar is None or self._bar.what != what:
             self.end_progress()
-            self._bar = _RichBar(what, self.stream) if self.fancy else _PlainBar(what, self.stream)
+            self._bar = self._new_bar(what)
         self._bar.update(done, total)
         if done >= total:
             self.end_progress()
+
+    def _new_bar(self, what: str) -> "_Bar":
+        if not self.fancy:
+            return _PlainBar(what, self.stream)
+        if self.text_column is None:
+            return _RichBar(what, self.stream)
+        return _InlineBar(what, self.stream, self.text_column)
 
 
 class _Bar:
@@ -85,6 +95,28 @@ class _RichBar(_Bar):
 
     def close(self) -> None:
         self._progress.stop()
+
+
+class _InlineBar(_Bar):
+    """A percentage right behind the streamed text, erased before more text comes."""
+
+    def __init__(self, what: str, stream: IO[str], column: int) -> None:
+        super().__init__(what, stream)
+        import shutil
+
+        self._fits = column + 8 < shutil.get_terminal_size().columns
+        self._last = 0.0
+
+    def update(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if self._fits and total and now - self._last > 0.1:
+            self._last = now
+            # Save the cursor, write, restore it: the text stays where it is.
+            print(f"\x1b7 [{100 * done // total:3d}%]\x1b8", end="", file=self.stream, flush=True)
+
+    def close(self) -> None:
+        if self._fits:
+            print("\x1b[K", end="", file=self.stream, flush=True)
 
 
 class _PlainBar(_Bar):

@@ -9,7 +9,6 @@ from typing import Any
 
 import click
 
-from .. import __version__
 from .options import json_option, option, quiet_option
 
 PROMPT = "Write two sentences about the sea."
@@ -140,7 +139,7 @@ def _outcome(
     """The JSON object: the stable keys first, then the rest."""
     from dataclasses import asdict
 
-    from .environment import machine
+    from ..bench.machine import header
 
     setup = [row for row in rows if row.phase == "setup"]
     return {
@@ -167,8 +166,7 @@ def _outcome(
         },
         "server": {k: report.get(k) for k in ("cpu_seconds", "peak_memory_bytes", "ended")},
         "ledger": [asdict(row) for row in rows],
-        "version": __version__,
-        "machine": machine(),
+        **header(),
     }
 
 

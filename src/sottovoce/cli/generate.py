@@ -178,9 +178,21 @@ class TextWriter:
             sys.stdout.write(text)
             sys.stdout.flush()
             self._wrote = True
+            if sys.stdout.isatty():
+                self._console.text_column = self._advance(text)
+
+    def _advance(self, text: str) -> int:
+        """The cursor's column after `text`, wrapped at the terminal's width."""
+        import shutil
+
+        from rich.cells import cell_len
+
+        column = 0 if "\n" in text else self._console.text_column or 0
+        return int(column + cell_len(text.rsplit("\n", 1)[-1])) % shutil.get_terminal_size().columns
 
     def finish(self) -> None:
         self._console.end_progress()
+        self._console.text_column = None
         if not self._silent and self._wrote:
             sys.stdout.write("\n")
             sys.stdout.flush()

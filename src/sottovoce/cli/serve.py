@@ -149,6 +149,7 @@ class _Hosted:
         self.fingerprint = certificate.fingerprint if certificate else None
 
         def closed(report: Any) -> None:
+            recorder.flush()
             journal.write(report)
             tokens = f"{report.public_tokens} public and {report.private_tokens} private tokens"
             note(
@@ -201,12 +202,18 @@ class Recorder:
     def __init__(self, path: str | None) -> None:
         self.path = path
         self._lock = threading.Lock()
+        self._file = open(path, "a") if path else None  # noqa: SIM115  (open as long as the server)
 
     def write(self, session: str, view: memoryview) -> None:
-        if self.path:
+        if self._file:
             entry = {"session": session, "size": len(view), "first": bytes(view[:32]).hex()}
-            with self._lock, open(self.path, "a") as file:
-                file.write(json.dumps(entry) + "\n")
+            with self._lock:
+                self._file.write(json.dumps(entry) + "\n")
+
+    def flush(self) -> None:
+        if self._file:
+            with self._lock:
+                self._file.flush()
 
 
 def stop_on_signals(server: Any, console: Any) -> None:

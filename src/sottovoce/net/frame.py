@@ -113,6 +113,8 @@ def pack_error(error: BaseException) -> bytes:
     if isinstance(error, errors.SottovoceError):
         name = next((c.__name__ for c in type(error).__mro__ if c.__name__ in _SENDABLE), "ProtocolError")
         reason = _printable(str(error))
+    elif isinstance(error, KeyboardInterrupt):
+        name, reason = "PeerGoneError", "the other side was interrupted by its user"
     else:
         name, reason = "ProtocolError", "the other side failed internally; its own log says why"
     return json.dumps({"error": name, "reason": reason}).encode()[:MAX_ERROR_PAYLOAD]

@@ -76,6 +76,10 @@ class Server:
                     # others.
                     time.sleep(_POLL)
                     continue
+                if self.sessions >= 4 * self._max_sessions:
+                    # Not even a handshake: connections that never get to one must not pile up threads.
+                    sock.close()
+                    continue
                 peer = f"{address[0]}:{address[1]}"
                 thread = Thread(target=self._serve, args=(sock, peer), name=f"session-{peer}", daemon=True)
                 with self._lock:
