@@ -118,9 +118,9 @@ TARGETS = [(1, P_FIELD), (1, P_SMALL), (1, 1 << 17)]
         ("ots", (Role.CLIENT, 4, 1), BATCH // 4, (0, INDICES, 1)),
         ("triples", (), 8192, (2 * UP - 32, DOWN, 2)),
         ("squares", (), 8192, (UP, DOWN, 2)),
-        ("cross_products", (3,), 2 * 8192, (6 * UP - 5 * 32, 2 * DOWN, 2)),
+        ("cross_products", (3,), 2 * 8192, (6 * UP - 4 * 32, 2 * DOWN, 2)),
         ("scalars", (576,), 14, (2 * UP - 32, DOWN, 2)),
-        ("scalars", (20000,), 1, (6 * UP - 5 * 32, 3 * DOWN, 2)),
+        ("scalars", (20000,), 1, (6 * UP - 3 * 32, 3 * DOWN, 2)),
     ],
 )
 def test_cost_in_the_ledger(run, kind, arguments, n, expected):

@@ -21,7 +21,6 @@ from sottovoce.bgv import (
     flooded_bytes,
     fresh_bytes,
     load_many,
-    stack,
     unpack,
 )
 from sottovoce.correlations.interface import U64
@@ -102,24 +101,26 @@ class CrossMaker:
         return self._answer(factors, self._key)
 
     def _ask(self, factors: U64, secret: SecretKey) -> U64:
-        batches, terms, n = factors.shape
-        encryptor = Encryptor(self._parameters, secret)
-        self._channel.send(encryptor.encrypt_many(factors.reshape(batches * terms, n)))
-        return unpack(self._channel.recv(flooded_bytes(self._parameters, batches)), secret, batches)
+        """One frame a batch: the server multiplies the first while the client encrypts the second."""
+        encryptor, size = Encryptor(self._parameters, secret), flooded_bytes(self._parameters, 1)
+        for batch in factors:
+            self._channel.send(encryptor.encrypt_many(batch))
+        return np.concatenate([unpack(self._channel.recv(size), secret, 1) for _ in factors])
 
     def _answer(self, factors: U64, public_key: PublicKey) -> U64:
-        batches, terms, _ = factors.shape
+        """All batches are taken before the first is returned: one message each way, however many frames."""
+        terms = factors.shape[1]
         encoder, evaluator = Encoder(self._parameters), Evaluator(self._parameters)
-        # The own half of the work first: the client is encrypting meanwhile.
-        plains = [encoder.encode_ntt(batch) for batch in factors]
-        size = fresh_bytes(self._parameters, batches * terms)
-        fresh = load_many(self._parameters, self._channel.recv(size), batches * terms)
-        sums = [
-            evaluator.mul_plain_accumulate(fresh[i * terms : (i + 1) * terms], plains[i])
-            for i in range(batches)
-        ]
-        packed, shares = flood_and_pack(stack(sums), public_key)
-        self._channel.send(packed)
+        shares, replies = np.empty((len(factors), self.slots), np.uint64), []
+        for i, own in enumerate(factors):
+            plains = encoder.encode_ntt(own)
+            fresh = load_many(
+                self._parameters, self._channel.recv(fresh_bytes(self._parameters, terms)), terms
+            )
+            packed, shares[i] = flood_and_pack(evaluator.mul_plain_accumulate(fresh, plains), public_key)
+            replies.append(packed)
+        for packed in replies:
+            self._channel.send(packed)
         return shares
 
     @property
