@@ -1,26 +1,21 @@
-// Kernels of the RLWE layer between the transforms: lifting a residue to other primes, key-switching products, tensor
-// products, and exact scaling of a residue vector to a fraction of Q (recipes Z and F, decoding). One task per
-// polynomial (or per limb of one); the arithmetic of one prime is ring_arith.h.
-#include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
+// Kernels of the RLWE layer: key switching, products of ciphertexts, and exact scaling of a residue vector to a fraction
+// of Q, packed densely (recipes Z and F, decoding). Inner loops are in bgv_portable.cpp and bgv_avx512.cpp.
 #include <nanobind/stl/vector.h>
 
-#include <array>
+#include <algorithm>
 #include <cstring>
-#include <stdexcept>
 
 #include "bgv_kernels.h"
 #include "module.h"
-#include "ring_pool.h"
+#include "ring.h"
 
-namespace nb = nanobind;
-using Words = nb::ndarray<u64, nb::c_contig, nb::device::cpu>;
-using ConstWords = nb::ndarray<const u64, nb::c_contig, nb::device::cpu>;
 using Bytes = nb::ndarray<std::uint8_t, nb::c_contig, nb::device::cpu>;
-using ConstBytes = nb::ndarray<const std::uint8_t, nb::c_contig, nb::device::cpu>;
+using ByteSource = nb::ndarray<const std::uint8_t, nb::c_contig, nb::device::cpu>;
 using Primes = std::vector<u64>;
 
 namespace {
+
+constexpr std::size_t kChunk = 1024;  // coefficients whose fractions are held at a time
 
 void require(bool ok, const char* what) {
     if (!ok) throw std::invalid_argument(what);
@@ -35,171 +30,328 @@ std::vector<Modulus> moduli_of(const Primes& primes) {
     return out;
 }
 
+unsigned widest(const std::vector<Modulus>& moduli) {
+    unsigned bits = 0;
+    for (const Modulus& m : moduli) bits = std::max(bits, m.bits);
+    return bits;
+}
+
 // x: (R, N) residues mod source; out: (R, M, N) = the centred representative of scale*x mod source, mod each target.
-void lift(ConstWords x, u64 source, u64 scale, const Primes& targets, Words out, int threads) {
+void lift(Source x, u64 source, u64 scale, const Primes& targets, Words out, int threads) {
     require(x.ndim() == 2 && out.ndim() == 3 && out.shape(0) == x.shape(0) && out.shape(1) == targets.size() &&
                 out.shape(2) == x.shape(1),
             "bgv_lift: expected x (R, N) and out (R, M, N)");
-    auto to = moduli_of(targets);
-    Modulus from = moduli_of({source})[0];
+    const auto to = moduli_of(targets);
+    const Modulus from = moduli_of({source})[0];
     require(scale < source, "bgv_lift: scale must be reduced");
-    std::size_t rows = x.shape(0), n = x.shape(1), m = to.size();
+    const std::size_t rows = x.shape(0), n = x.shape(1), m = to.size();
+    const BgvKernels& k = bgv_kernels(std::max(widest(to), from.bits), n);
+    const u64* in = x.data();
+    u64* res = out.data();
+    nb::gil_scoped_release release;
+    parallel_for(rows, threads, [&](std::size_t r) { k.lift(in + r * n, from, scale, to.data(), m, res + r * m * n, n); });
+}
+
+struct KeyRing {  // Q*P: the ciphertext primes and the special one
+    const Ring& ring;
+    std::vector<Modulus> moduli;
+    const BgvKernels& k;
+    std::size_t limbs, n;
+    explicit KeyRing(const Ring& r) : ring(r), moduli(all(r)), k(bgv_kernels(widest(moduli), r.n)), limbs(r.size() - 1), n(r.n) {
+        require(r.size() >= 2, "key switching needs a special prime");
+    }
+    static std::vector<Modulus> all(const Ring& r) {
+        std::vector<Modulus> out;
+        for (const auto& p : r.limbs) out.push_back(p->m);
+        return out;
+    }
+    void ntt(u64* x, std::size_t l) const { ring_kernels(moduli[l]).ntt(x, *ring.limbs[l]); }
+    void intt(u64* x, std::size_t l) const { ring_kernels(moduli[l]).intt(x, *ring.limbs[l]); }
+};
+
+// x: (R, L, N) in NTT form -> out: (R, L, L+1, N) in NTT form: digit d is the centred x mod q_d, modulo every prime.
+void decompose(const Ring& ring, Source x, Words out, int threads) {
+    const KeyRing q(ring);
+    const std::size_t limbs = q.limbs, all = limbs + 1, n = q.n;
+    require(x.ndim() == 3 && out.ndim() == 4 && x.shape(1) == limbs && x.shape(2) == n && out.shape(0) == x.shape(0) &&
+                out.shape(1) == limbs && out.shape(2) == all && out.shape(3) == n,
+            "bgv_decompose: expected x (R, L, N) and out (R, L, L+1, N)");
+    const std::size_t rows = x.shape(0) * limbs;
     const u64* in = x.data();
     u64* res = out.data();
     nb::gil_scoped_release release;
     parallel_for(rows, threads, [&](std::size_t r) {
-        bgv_kernels().lift(in + r * n, from, scale, to.data(), m, res + r * m * n, n);
-    });
-}
-
-// x: (R, L, N) residues in coefficient form; out: (R, L, M, N): digit i of row r is the centred x[r, i] mod each target.
-void digits(ConstWords x, const Primes& sources, const Primes& targets, Words out, int threads) {
-    std::size_t l = sources.size(), m = targets.size();
-    require(x.ndim() == 3 && out.ndim() == 4 && x.shape(1) == l && out.shape(0) == x.shape(0) && out.shape(1) == l &&
-                out.shape(2) == m && out.shape(3) == x.shape(2),
-            "bgv_digits: expected x (R, L, N) and out (R, L, M, N)");
-    auto from = moduli_of(sources), to = moduli_of(targets);
-    std::size_t rows = x.shape(0), n = x.shape(2);
-    const u64* in = x.data();
-    u64* res = out.data();
-    nb::gil_scoped_release release;
-    parallel_for(rows * l, threads, [&](std::size_t t) {
-        bgv_kernels().lift(in + t * n, from[t % l], 1, to.data(), m, res + t * m * n, n);
+        const std::size_t d = r % limbs;
+        u64* to = res + r * all * n;
+        // Modulo its own prime the digit is x itself; until then that place holds its coefficients.
+        u64* own = to + d * n;
+        std::memcpy(own, in + r * n, n * sizeof(u64));
+        q.intt(own, d);
+        for (std::size_t t = 0; t < all; ++t) {
+            if (t == d) continue;
+            q.k.lift(own, q.moduli[d], 1, &q.moduli[t], 1, to + t * n, n);
+            q.ntt(to + t * n, t);
+        }
+        std::memcpy(own, in + r * n, n * sizeof(u64));
     });
 }
 
 // digits: (R, D, M, N), keys: (D, 2, M, N), out: (R, 2, M, N) = (out if accumulate else 0) + sum_d digit_d * key_d.
-void key_product(ConstWords dig, ConstWords key, const Primes& primes, Words out, bool accumulate, int threads) {
-    std::size_t m = primes.size();
+void key_product(Source dig, Source key, const Primes& primes, Words out, bool accumulate, int threads) {
+    const std::size_t m = primes.size();
     require(dig.ndim() == 4 && key.ndim() == 4 && out.ndim() == 4 && dig.shape(2) == m && key.shape(2) == m &&
                 out.shape(2) == m && key.shape(1) == 2 && out.shape(1) == 2 && dig.shape(1) == key.shape(0) &&
                 out.shape(0) == dig.shape(0) && dig.shape(3) == key.shape(3) && out.shape(3) == dig.shape(3),
             "bgv_key_product: expected digits (R, D, M, N), keys (D, 2, M, N), out (R, 2, M, N)");
-    auto mod = moduli_of(primes);
-    std::size_t rows = dig.shape(0), d = dig.shape(1), n = dig.shape(3);
+    const auto mod = moduli_of(primes);
+    const std::size_t rows = dig.shape(0), d = dig.shape(1), n = dig.shape(3);
+    const BgvKernels& kernels = bgv_kernels(widest(mod), n);
     const u64 *a = dig.data(), *k = key.data();
     u64* res = out.data();
     nb::gil_scoped_release release;
-    parallel_for(rows * 2 * m, threads, [&](std::size_t t) {
-        std::size_t r = t / (2 * m), c = (t / m) % 2, i = t % m;
-        DotArgs args{a + (r * d * m + i) * n, m * n, k + (c * m + i) * n, 2 * m * n, res + t * n, d, n, accumulate};
-        bgv_kernels().dot(mod[i], args);
-    });
-}
-
-// a, b: (K, 2, L, N) in NTT form; out: (3, L, N) = (out if accumulate else 0) + sum_k a_k (x) b_k.
-void tensor(ConstWords a, ConstWords b, const Primes& primes, Words out, bool accumulate, int threads) {
-    std::size_t l = primes.size();
-    require(a.ndim() == 4 && b.ndim() == 4 && out.ndim() == 3 && a.shape(0) == b.shape(0) && a.shape(1) == 2 &&
-                b.shape(1) == 2 && out.shape(0) == 3 && a.shape(2) == l && b.shape(2) == l && out.shape(1) == l &&
-                a.shape(3) == b.shape(3) && a.shape(3) == out.shape(2),
-            "bgv_tensor: expected a, b (K, 2, L, N) and out (3, L, N)");
-    auto mod = moduli_of(primes);
-    std::size_t k = a.shape(0), n = a.shape(3), size = l * n;
-    const u64 *x = a.data(), *y = b.data();
-    u64* res = out.data();
-    nb::gil_scoped_release release;
-    parallel_for(3 * l, threads, [&](std::size_t t) {
-        std::size_t part = t / l, i = t % l;
-        u64* o = res + part * size + i * n;
-        for (std::size_t u = 0; u < 2; ++u) {
-            std::size_t v = part - u;  // wraps for part < u, caught by v > 1
-            if (v > 1) continue;
-            bool add = accumulate || (part == 1 && u == 1);
-            DotArgs args{x + u * size + i * n, 2 * size, y + v * size + i * n, 2 * size, o, k, n, add};
-            bgv_kernels().dot(mod[i], args);
+    parallel_for(rows * m, threads, [&](std::size_t t) {
+        const std::size_t r = t / m, i = t % m;
+        for (std::size_t c = 0; c < 2; ++c) {
+            const DotArgs args{a + (r * d * m + i) * n, m * n, k + (c * m + i) * n, 2 * m * n,
+                               res + ((r * 2 + c) * m + i) * n, d, n, accumulate};
+            kernels.dot(mod[i], args);
         }
     });
 }
 
+// x: (R, C, L+1, N) modulo Q*P in NTT form -> out: (R, C, L, N) = (x - [x]_P) * scale_l, plus `more` (R, C', L, N), C' <= C,
+// on its first C' components (an empty array: nothing).
+void mod_down(const Ring& ring, Source x, const Primes& scales, Source more, Words out, int threads) {
+    const KeyRing q(ring);
+    const std::size_t limbs = q.limbs, n = q.n;
+    require(x.ndim() == 4 && out.ndim() == 4 && x.shape(2) == limbs + 1 && x.shape(3) == n && out.shape(0) == x.shape(0) &&
+                out.shape(1) == x.shape(1) && out.shape(2) == limbs && out.shape(3) == n && scales.size() == limbs,
+            "bgv_mod_down: expected x (R, C, L+1, N) and out (R, C, L, N)");
+    const std::size_t parts = x.shape(1), extra = more.size() ? more.shape(1) : 0;
+    require(!extra || (more.ndim() == 4 && more.shape(0) == x.shape(0) && extra <= parts && more.shape(2) == limbs &&
+                       more.shape(3) == n),
+            "bgv_mod_down: expected more (R, C' <= C, L, N)");
+    const std::size_t rows = x.shape(0) * parts;
+    const u64 *in = x.data(), *plus = more.data();
+    u64* res = out.data();
+    nb::gil_scoped_release release;
+    parallel_for(rows, threads, [&](std::size_t r) {
+        const u64* from = in + r * (limbs + 1) * n;
+        const std::size_t row = r / parts, part = r % parts;
+        std::vector<u64> special(from + limbs * n, from + (limbs + 1) * n);
+        q.intt(special.data(), limbs);
+        for (std::size_t l = 0; l < limbs; ++l) {
+            u64* to = res + (r * limbs + l) * n;
+            q.k.lift(special.data(), q.moduli[limbs], 1, &q.moduli[l], 1, to, n);
+            q.ntt(to, l);
+            const u64* add = part < extra ? plus + ((row * extra + part) * limbs + l) * n : nullptr;
+            q.k.sub_scale(q.moduli[l], from + l * n, to, scales[l] % q.moduli[l].q, add, to, n);
+        }
+    });
+}
+
+// a, b: (K, 2, L, N) in NTT form; out: (3, L, N) = (out if accumulate else 0) + sum_k a_k (x) b_k.
+void tensor(Source a, Source b, const Primes& primes, Words out, bool accumulate, int threads) {
+    const std::size_t l = primes.size();
+    require(a.ndim() == 4 && b.ndim() == 4 && out.ndim() == 3 && a.shape(0) == b.shape(0) && a.shape(1) == 2 &&
+                b.shape(1) == 2 && out.shape(0) == 3 && a.shape(2) == l && b.shape(2) == l && out.shape(1) == l &&
+                a.shape(3) == b.shape(3) && a.shape(3) == out.shape(2),
+            "bgv_tensor: expected a, b (K, 2, L, N) and out (3, L, N)");
+    const auto mod = moduli_of(primes);
+    const std::size_t k = a.shape(0), n = a.shape(3), size = l * n, step = std::min<std::size_t>(n, 512), chunks = n / step;
+    const BgvKernels& kernels = bgv_kernels(widest(mod), step);
+    const u64 *x = a.data(), *y = b.data();
+    u64* res = out.data();
+    nb::gil_scoped_release release;
+    // A run of every operand at a time, so that its four products find it in the first-level cache.
+    parallel_for(l * chunks, threads, [&](std::size_t t) {
+        const std::size_t i = t / chunks, at = i * n + t % chunks * step;
+        const auto part = [&](std::size_t u, std::size_t v, bool add) {
+            const DotArgs args{x + u * size + at, 2 * size, y + v * size + at, 2 * size, res + (u + v) * size + at, k, step, add};
+            kernels.dot(mod[i], args);
+        };
+        part(0, 0, accumulate), part(0, 1, accumulate), part(1, 0, true), part(1, 1, accumulate);
+    });
+}
+
 // out = (x - y) * scale_l mod q_l; x: (R, M, N) of which the first L limbs are read, y and out: (R, L, N).
-void sub_scale(ConstWords x, ConstWords y, const Primes& primes, const Primes& scales, Words out, int threads) {
-    std::size_t l = primes.size();
+void sub_scale(Source x, Source y, const Primes& primes, const Primes& scales, Words out, int threads) {
+    const std::size_t l = primes.size();
     require(x.ndim() == 3 && y.ndim() == 3 && out.ndim() == 3 && scales.size() == l && y.shape(1) == l &&
                 out.shape(1) == l && x.shape(1) >= l && x.shape(0) == y.shape(0) && out.shape(0) == y.shape(0) &&
                 x.shape(2) == y.shape(2) && out.shape(2) == y.shape(2),
             "bgv_sub_scale: expected x (R, >=L, N), y and out (R, L, N)");
-    auto mod = moduli_of(primes);
-    std::size_t rows = x.shape(0), m = x.shape(1), n = x.shape(2);
+    const auto mod = moduli_of(primes);
+    const std::size_t rows = x.shape(0), m = x.shape(1), n = x.shape(2);
+    const BgvKernels& k = bgv_kernels(widest(mod), n);
     const u64 *a = x.data(), *b = y.data();
     u64* res = out.data();
     nb::gil_scoped_release release;
     parallel_for(rows * l, threads, [&](std::size_t t) {
-        std::size_t r = t / l, i = t % l;
-        bgv_kernels().sub_scale(mod[i], a + (r * m + i) * n, b + t * n, scales[i] % mod[i].q, res + t * n, n);
+        const std::size_t r = t / l, i = t % l;
+        k.sub_scale(mod[i], a + (r * m + i) * n, b + t * n, scales[i] % mod[i].q, nullptr, res + t * n, n);
     });
 }
 
+// Dense little-endian bit stream of 104-bit values in halves of 52.
+class BitWriter {
+  public:
+    explicit BitWriter(std::uint8_t* out) : out_(out) {}
+    void put(u64 v, unsigned bits) {  // bits <= 52
+        acc_ |= u128{v} << fill_;
+        fill_ += bits;
+        if (fill_ >= 64) {
+            const u64 word = static_cast<u64>(acc_);
+            std::memcpy(out_, &word, 8);
+            out_ += 8, acc_ >>= 64, fill_ -= 64;
+        }
+    }
+    void finish() {
+        for (; fill_ >= 8; fill_ -= 8, acc_ >>= 8) *out_++ = static_cast<std::uint8_t>(acc_);
+    }
+
+  private:
+    std::uint8_t* out_;
+    u128 acc_ = 0;
+    unsigned fill_ = 0;
+};
+
+class BitReader {
+  public:
+    BitReader(const std::uint8_t* in, std::size_t size) : in_(in), end_(in + size) {}
+    u64 get(unsigned bits) {  // bits <= 52
+        while (fill_ < bits) {
+            if (end_ - in_ >= 8) {
+                u64 word;
+                std::memcpy(&word, in_, 8);
+                acc_ |= u128{word} << fill_;
+                in_ += 8, fill_ += 64;
+            } else {
+                acc_ |= u128{*in_++} << fill_;
+                fill_ += 8;
+            }
+        }
+        const u64 v = static_cast<u64>(acc_) & ((u64{1} << bits) - 1);
+        acc_ >>= bits, fill_ -= bits;
+        return v;
+    }
+
+  private:
+    const std::uint8_t *in_, *end_;
+    u128 acc_ = 0;
+    unsigned fill_ = 0;
+};
+
 // x: (R, L, N) in coefficient form; out: (R, N*kappa/8) bytes: round(2^kappa * x / Q) mod 2^kappa, packed densely.
-void round_pack(ConstWords x, const Primes& primes, unsigned kappa, Bytes out, int threads) {
-    std::size_t l = primes.size();
+void round_pack(Source x, const Primes& primes, unsigned kappa, Bytes out, int threads) {
+    const std::size_t l = primes.size();
     require(x.ndim() == 3 && out.ndim() == 2 && x.shape(1) == l && out.shape(0) == x.shape(0) && kappa >= 1 &&
-                kappa <= 120 && x.shape(2) % 8 == 0 && out.shape(1) == x.shape(2) / 8 * kappa,
-            "bgv_round_pack: expected x (R, L, N) and out (R, N*kappa/8), kappa <= 120");
-    Fractions f(moduli_of(primes));
-    std::size_t rows = x.shape(0), n = x.shape(2), size = out.shape(1);
+                kappa <= 103 && x.shape(2) % 8 == 0 && out.shape(1) == x.shape(2) / 8 * kappa,
+            "bgv_round_pack: expected x (R, L, N) and out (R, N*kappa/8), kappa <= 103");
+    const auto mod = moduli_of(primes);
+    const auto fractions = fraction_primes(mod);
+    const std::size_t rows = x.shape(0), n = x.shape(2), size = out.shape(1), step = std::min(n, kChunk);
+    const BgvKernels& k = bgv_kernels(widest(mod), n);
     const u64* in = x.data();
     std::uint8_t* res = out.data();
+    const u128 half = u128{1} << (103 - kappa);
+    const unsigned low = std::min(kappa, 52u), high = kappa - low;
+    const u64 low_mask = (u64{1} << low) - 1, high_mask = (u64{1} << high) - 1;
     nb::gil_scoped_release release;
-    parallel_for(rows, threads, [&](std::size_t r) { f.round_pack(in + r * l * n, n, kappa, res + r * size); });
+    parallel_for(rows, threads, [&](std::size_t r) {
+        std::vector<u64> hi(step), lo(step);
+        BitWriter bits(res + r * size);
+        for (std::size_t at = 0; at < n; at += step) {
+            k.fraction(fractions, in + r * l * n + at, n, hi.data(), lo.data(), step);
+            for (std::size_t i = 0; i < step; ++i) {
+                const u128 v = (((u128{hi[i]} << 52) | lo[i]) + half) >> (104 - kappa);
+                bits.put(static_cast<u64>(v) & low_mask, low);
+                if (high) bits.put(static_cast<u64>(v >> 52) & high_mask, high);
+            }
+        }
+        bits.finish();
+    });
 }
 
-// bytes: (R, N*kappa/8) as written by round_pack; out: (R, L, N) = round(a * Q / 2^kappa) for the primes given, Q < 2^124.
-void unpack_lift(ConstBytes bytes, unsigned kappa, const Primes& primes, Words out, int threads) {
-    std::size_t l = primes.size();
-    require(bytes.ndim() == 2 && out.ndim() == 3 && out.shape(1) == l && out.shape(0) == bytes.shape(0) && l <= 2 &&
-                kappa >= 1 && kappa <= 120 && out.shape(2) % 8 == 0 && bytes.shape(1) == out.shape(2) / 8 * kappa,
-            "bgv_unpack_lift: expected bytes (R, N*kappa/8) and out (R, L, N), kappa <= 120, at most two primes");
-    auto mod = moduli_of(primes);
-    std::size_t rows = out.shape(0), n = out.shape(2), size = bytes.shape(1);
+// bytes: (R, N*kappa/8) as written by round_pack; out: (R, L, N) = round(a * Q / 2^kappa), Q the product of the primes.
+void unpack_lift(ByteSource bytes, unsigned kappa, const Primes& primes, Words out, int threads) {
+    const std::size_t l = primes.size();
+    require(bytes.ndim() == 2 && out.ndim() == 3 && out.shape(1) == l && out.shape(0) == bytes.shape(0) && kappa >= 1 &&
+                kappa <= 103 && out.shape(2) % 8 == 0 && bytes.shape(1) == out.shape(2) / 8 * kappa,
+            "bgv_unpack_lift: expected bytes (R, N*kappa/8) and out (R, L, N), kappa <= 103");
+    const auto mod = moduli_of(primes);
+    const LiftFrom from(kappa, mod);
+    const std::size_t rows = out.shape(0), n = out.shape(2), size = bytes.shape(1), step = std::min(n, kChunk);
+    const BgvKernels& k = bgv_kernels(widest(mod), n);
     const std::uint8_t* in = bytes.data();
     u64* res = out.data();
+    const unsigned low = std::min(kappa, 52u), high = kappa - low;
     nb::gil_scoped_release release;
-    parallel_for(rows, threads,
-                 [&](std::size_t r) { bgv_unpack_lift_row(in + r * size, n, kappa, mod, res + r * l * n); });
+    parallel_for(rows, threads, [&](std::size_t r) {
+        std::vector<u64> hi(step), lo(step);
+        BitReader bits(in + r * size, size);
+        for (std::size_t at = 0; at < n; at += step) {
+            for (std::size_t i = 0; i < step; ++i) lo[i] = bits.get(low), hi[i] = high ? bits.get(high) : 0;
+            k.unpack_lift(from, hi.data(), lo.data(), res + r * l * n + at, n, step);
+        }
+    });
 }
 
 // x: (R, L, N) in coefficient form, added: (R, N*kappa/8) bytes or an empty array (kappa 0); out: (R, N) =
 // factor * round(p * (x/Q + added/2^kappa)) mod p.
-void scale_to_plain(ConstWords x, const Primes& primes, ConstBytes added, unsigned kappa, u64 p, u64 factor, Words out,
-                    int threads) {
-    std::size_t l = primes.size();
+void scale_to_plain(Source x, const Primes& primes, ByteSource added, unsigned kappa, u64 p, u64 factor, Words out, int threads) {
+    const std::size_t l = primes.size();
     require(x.ndim() == 3 && x.shape(1) == l && out.ndim() == 2 && out.shape(0) == x.shape(0) &&
-                out.shape(1) == x.shape(2) && x.shape(2) % 8 == 0 && kappa <= 120,
+                out.shape(1) == x.shape(2) && x.shape(2) % 8 == 0 && kappa <= 103,
             "bgv_scale_to_plain: expected x (R, L, N) and out (R, N)");
     require(kappa == 0 || (added.ndim() == 2 && added.shape(0) == x.shape(0) && added.shape(1) == x.shape(2) / 8 * kappa),
             "bgv_scale_to_plain: added must be (R, N*kappa/8)");
-    Fractions f(moduli_of(primes));
-    Modulus plain = moduli_of({p})[0];
-    require(factor < p, "bgv_scale_to_plain: factor must be reduced");
-    std::size_t rows = x.shape(0), n = x.shape(2), size = n / 8 * kappa;
+    const auto mod = moduli_of(primes);
+    const auto fractions = fraction_primes(mod);
+    const Modulus plain = moduli_of({p})[0];
+    require(factor < p && plain.bits <= 52, "bgv_scale_to_plain: factor must be reduced, p below 2^52");
+    const ScaleTo to{plain, factor, plain.shoup(factor), static_cast<u64>((u128{factor} << 52) / p)};
+    const std::size_t rows = x.shape(0), n = x.shape(2), size = n / 8 * kappa, step = std::min(n, kChunk);
+    const BgvKernels& k = bgv_kernels(std::max(widest(mod), plain.bits), n);
     const u64* in = x.data();
     const std::uint8_t* add = kappa ? added.data() : nullptr;
     u64* res = out.data();
+    const unsigned low = std::min(kappa, 52u), high = kappa - low;
     nb::gil_scoped_release release;
     parallel_for(rows, threads, [&](std::size_t r) {
-        f.scale_to_plain(in + r * l * n, n, add ? add + r * size : nullptr, kappa, plain, factor, res + r * n);
+        std::vector<u64> hi(step), lo(step);
+        BitReader bits(add ? add + r * size : nullptr, size);
+        for (std::size_t at = 0; at < n; at += step) {
+            k.fraction(fractions, in + r * l * n + at, n, hi.data(), lo.data(), step);
+            if (kappa)
+                for (std::size_t i = 0; i < step; ++i) {
+                    u128 v = bits.get(low);
+                    if (high) v |= u128{bits.get(high)} << 52;
+                    v = ((u128{hi[i]} << 52) | lo[i]) + (v << (104 - kappa));
+                    lo[i] = static_cast<u64>(v) & kMask52, hi[i] = static_cast<u64>(v >> 52) & kMask52;
+                }
+            k.scale_to(to, hi.data(), lo.data(), res + r * n + at, step);
+        }
     });
 }
 
-// words: (R, 2, N) random; out: (R, L, N) = the low `bits` of (high:low) minus 2^(bits-1), mod each prime.
-void wide_uniform(ConstWords words, unsigned bits, const Primes& primes, Words out, int threads) {
-    std::size_t l = primes.size();
+// words: (R, 2, N) random, overwritten; out: (R, L, N) = an integer uniform in [-2^(bits-1), 2^(bits-1)), mod each prime.
+void wide_uniform(Words words, unsigned bits, const Primes& primes, Words out, int threads) {
+    const std::size_t l = primes.size();
     require(words.ndim() == 3 && words.shape(1) == 2 && out.ndim() == 3 && out.shape(0) == words.shape(0) &&
-                out.shape(1) == l && out.shape(2) == words.shape(2) && bits >= 1 && bits <= 127,
-            "bgv_wide_uniform: expected words (R, 2, N) and out (R, L, N), bits <= 127");
-    auto mod = moduli_of(primes);
-    std::size_t rows = words.shape(0), n = words.shape(2);
-    const u64* in = words.data();
-    u64* res = out.data();
+                out.shape(1) == l && out.shape(2) == words.shape(2) && bits >= 1 && bits <= 104,
+            "bgv_wide_uniform: expected words (R, 2, N) and out (R, L, N), bits <= 104");
+    const auto mod = moduli_of(primes);
+    const std::size_t rows = words.shape(0), n = words.shape(2);
+    const BgvKernels& k = bgv_kernels(widest(mod), n);
+    u64 *in = words.data(), *res = out.data();
+    const u64 low = (u64{1} << std::min(bits, 52u)) - 1, high = (u64{1} << (std::max(bits, 52u) - 52)) - 1;
     nb::gil_scoped_release release;
-    parallel_for(rows * l, threads, [&](std::size_t t) {
-        const Modulus& m = mod[t % l];
-        const u64 *lo = in + t / l * 2 * n, *hi = lo + n;
-        u128 mask = (u128{1} << bits) - 1;
-        u64 half = m.reduce128(u128{1} << (bits - 1));
-        for (std::size_t j = 0; j < n; ++j)
-            res[t * n + j] = m.sub(m.reduce128(((u128{hi[j]} << 64) | lo[j]) & mask), half);
+    parallel_for(rows, threads, [&](std::size_t r) {
+        u64 *lo = in + r * 2 * n, *hi = lo + n;
+        for (std::size_t i = 0; i < n; ++i) lo[i] &= low, hi[i] &= high;
+        for (std::size_t i = 0; i < l; ++i)
+            k.wide(mod[i], mod[i].reduce128(u128{1} << (bits - 1)), hi, lo, res + (r * l + i) * n, n);
     });
 }
 
@@ -208,8 +360,9 @@ void wide_uniform(ConstWords words, unsigned bits, const Primes& primes, Words o
 void register_bgv(nb::module_& m) {
     using namespace nb::literals;
     m.def("bgv_lift", &lift, "x"_a, "source"_a, "scale"_a, "targets"_a, "out"_a, "threads"_a = 1);
-    m.def("bgv_digits", &digits, "x"_a, "sources"_a, "targets"_a, "out"_a, "threads"_a = 1);
+    m.def("bgv_decompose", &decompose, "ring"_a, "x"_a, "out"_a, "threads"_a = 1);
     m.def("bgv_key_product", &key_product, "digits"_a, "key"_a, "primes"_a, "out"_a, "accumulate"_a, "threads"_a = 1);
+    m.def("bgv_mod_down", &mod_down, "ring"_a, "x"_a, "scales"_a, "more"_a, "out"_a, "threads"_a = 1);
     m.def("bgv_tensor", &tensor, "a"_a, "b"_a, "primes"_a, "out"_a, "accumulate"_a, "threads"_a = 1);
     m.def("bgv_sub_scale", &sub_scale, "x"_a, "y"_a, "primes"_a, "scales"_a, "out"_a, "threads"_a = 1);
     m.def("bgv_round_pack", &round_pack, "x"_a, "primes"_a, "kappa"_a, "out"_a, "threads"_a = 1);

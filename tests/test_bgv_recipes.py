@@ -252,7 +252,7 @@ def test_recipe_f_is_exact(setting):
 
 
 def test_recipe_f_floods_as_much_as_it_says():
-    """The error that the client can see is uniform and 2^51 times what it bounds, for every honest noise."""
+    """The error that the client can see is uniform and 2^50 times what it bounds, for every honest noise."""
     keys = KeyGenerator(SIMD)
     setting = SIMD, keys.secret_key, keys.public_key()
     ciphertext, _ = product(setting, 4, 2)

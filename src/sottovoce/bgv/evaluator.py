@@ -168,9 +168,8 @@ class Evaluator:
             raise ParameterError(f"relinearisation takes ciphertexts of three components, not {a.size}")
         switcher, data = key_switcher(self.parameters, a.limbs), a.flat()
         digits = switcher.decompose(np.ascontiguousarray(data[:, 2]))
-        out = switcher.mod_down(switcher.product(digits, self.relinearization_key.key.data))
-        switcher.ring.add(out, np.ascontiguousarray(data[:, :2]), out)
-        return self._switched(a, out)
+        product = switcher.product(digits, self.relinearization_key.key.data)
+        return self._switched(a, switcher.mod_down(product, np.ascontiguousarray(data[:, :2])))
 
     # Rotations
 
@@ -189,10 +188,9 @@ class Evaluator:
                 continue
             if digits is None:
                 digits = switcher.decompose(np.ascontiguousarray(data[:, 1]))
-                first = np.ascontiguousarray(data[:, 0])
+                first = np.ascontiguousarray(data[:, :1])
             key = keys.aligned(step)
-            out = switcher.mod_down(switcher.product(digits, key))
-            out[:, 0] = switcher.ring.add(np.ascontiguousarray(out[:, 0]), first)
+            out = switcher.mod_down(switcher.product(digits, key), first)
             turned = switcher.ring.automorphism_ntt(out, galois_element(self.parameters.degree, step))
             results.append(self._switched(a, turned))
         return results

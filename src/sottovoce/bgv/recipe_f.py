@@ -1,12 +1,12 @@
 """Recipe F: slot-wise products of one-time masks leave under a flooded mask modulo p.
 
 1. A fresh public-key encryption of zero is added, and a mask uniform modulo p per slot.
-2. The error is flooded with an integer uniform in [−W, W), W = 2^51·B, B a power of two of at least six
+2. The error is flooded with an integer uniform in [−W, W), W = 2^50·B, B a power of two of at least six
    standard deviations of the honest noise, from public bounds. Flooding comes before the rounding; what
    follows is post-processing.
 3. Both halves are rounded (A: 54 bits, B: 48) and sent: 104 KB per ciphertext of the SIMD set.
 
-The view of the receiver is within N·2^-52 = 2^-39 (statistical distance) of one that does not depend on the
+The view of the receiver is within N·2^-51 = 2^-38 (statistical distance) of one that does not depend on the
 plaintext operand, per ciphertext. That is enough for operands that are used once, and it adds up: never use
 it for weights, which take recipe Z. It gives nothing against a receiver whose own noise is not honest.
 """
@@ -30,7 +30,7 @@ from sottovoce.rlwe.wire import Buffer
 Words = npt.NDArray[np.uint64]
 
 KAPPA_A, KAPPA_B = 54, 48
-FLOOD_BITS = 51
+FLOOD_BITS = 50
 
 
 def flooded_bytes(parameters: Parameters, count: int) -> int:
@@ -47,7 +47,7 @@ def flood_bits(parameters: Parameters, noise: float) -> int:
     p = parameters.plaintext
     sigma = p * 2.0**-KAPPA_A * math.sqrt(parameters.degree / 18)
     hard = p * 2.0 ** (width + 0.001 - math.log2(parameters.modulus())) + p * 2.0 ** -(KAPPA_B + 1)
-    if hard + 9 * sigma > 0.5:
+    if hard + 9 * sigma > 0.5 or width > 103:
         raise RangeError(f"noise of {noise:.1f} bits leaves no room for a flood {FLOOD_BITS} bits larger")
     return width
 

@@ -24,6 +24,8 @@ from sottovoce.rlwe.parameters import Parameters
 
 Words = npt.NDArray[np.uint64]
 
+_NOTHING: Words = np.zeros((0, 0, 0, 0), np.uint64)
+
 
 class KeySwitcher:
     """The three steps of key switching at one level, the first `limbs` primes; for every key of a set."""
@@ -40,12 +42,11 @@ class KeySwitcher:
         self._scales = [p * pow(parameters.special, -1, q) % q for q in self.primes]
 
     def decompose(self, c: Words) -> Words:
-        """(R, L, N) -> digits (R, L, L+1, N), both in NTT form. L inverse and L·(L+1) forward transforms."""
-        coefficients = self.ring.intt(c.copy())
+        """(R, L, N) -> digits (R, L, L+1, N), both in NTT form. L inverse and L² forward transforms."""
         rows, limbs, n = c.shape
         out = np.empty((rows, limbs, limbs + 1, n), np.uint64)
-        _native.bgv_digits(coefficients, self.primes, self.key_primes, out, threads())
-        return self.key_ring.ntt(out)
+        _native.bgv_decompose(self.key_ring._native, c, out, threads())
+        return out
 
     def product(self, digits: Words, key: Words, out: Words | None = None) -> Words:
         """Σ_d digits[:, d]·key[d]: (R, 2, L+1, N) modulo Q·P, added to `out` if that is given."""
@@ -55,16 +56,15 @@ class KeySwitcher:
         _native.bgv_key_product(digits, self._at_level(key), self.key_primes, out, accumulate, threads())
         return out
 
-    def mod_down(self, x: Words) -> Words:
-        """(R, 2, L+1, N) modulo Q·P -> (R, 2, L, N): divided by P, multiplied by p; in NTT form."""
+    def mod_down(self, x: Words, more: Words = _NOTHING) -> Words:
+        """(R, C, L+1, N) modulo Q·P -> (R, C, L, N): divided by P, multiplied by p; in NTT form.
+
+        more: (R, C', L, N), added to the first C' components.
+        """
         rows, parts, limbs, n = x.shape
-        special = np.ascontiguousarray(x[:, :, -1:, :])
-        self.parameters.special_ring.intt(special)
-        lifted = np.empty((rows * parts, self.limbs, n), np.uint64)
-        _native.bgv_lift(special.reshape(-1, n), self.parameters.special, 1, self.primes, lifted, threads())
-        self.ring.ntt(lifted)
-        _native.bgv_sub_scale(x.reshape(-1, limbs, n), lifted, self.primes, self._scales, lifted, threads())
-        return lifted.reshape(rows, parts, self.limbs, n)
+        out = np.empty((rows, parts, limbs - 1, n), np.uint64)
+        _native.bgv_mod_down(self.key_ring._native, x, self._scales, more, out, threads())
+        return out
 
     def _at_level(self, key: Words) -> Words:
         if self.limbs == self.parameters.limbs:
