@@ -3,9 +3,10 @@
 import sys
 import time
 from collections.abc import Sequence
-from typing import IO, Any
+from typing import IO
 
 from ..engines.base import Progress
+from ..net import LedgerRow
 
 _PLAIN_INTERVAL = 10.0
 
@@ -171,7 +172,16 @@ def seconds_text(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds < 60 else f"{seconds / 60:.1f} min"
 
 
-def ledger_rows(rows: Sequence[Any]) -> list[list[str]]:
+def condense(rows: Sequence[LedgerRow]) -> list[LedgerRow]:
+    """Nested operations added to the outermost one they belong to, in the order of first use."""
+    sums: dict[tuple[str, str], LedgerRow] = {}
+    for row in rows:
+        key = (row.phase, row.operation.split("/")[0])
+        sums.setdefault(key, LedgerRow(*key)).add(row)
+    return list(sums.values())
+
+
+def ledger_rows(rows: Sequence[LedgerRow]) -> list[list[str]]:
     """LedgerRow objects as the cells of the ledger table."""
     return [
         [

@@ -102,9 +102,9 @@ def _show_who_learns(console: Any, options: Any, done: Any, prompt: Any) -> None
 
 
 def _show_ledger(console: Any, rows: list[Any]) -> None:
-    from .console import LEDGER_HEADERS, ledger_rows
+    from .console import LEDGER_HEADERS, condense, ledger_rows
 
-    shown = [row for row in rows if row.phase]
+    shown = condense([row for row in rows if row.phase])
     console.table("\nthe ledger (client's side)", LEDGER_HEADERS, ledger_rows(shown), left=2)
 
 

@@ -37,6 +37,25 @@ def run_guarded(command: Callable[[], object]) -> int:
     except MemoryError:
         fail("out of memory; close other programs or use a smaller model")
         return 1
+    except Exception as error:  # noqa: BLE001  (a bug: say where, and how to see more)
+        if os.environ.get("SOTTOVOCE_DEBUG"):
+            raise
+        fail(f"internal error, {describe(error)}; this is a bug, SOTTOVOCE_DEBUG=1 shows the traceback")
+        return 1
+
+
+def describe(error: BaseException) -> str:
+    """Kind of exception and the innermost place in our package.
+
+    Not its text, which may quote private data.
+    """
+    place, trace = "unknown place", error.__traceback__
+    while trace is not None:
+        name = trace.tb_frame.f_code.co_filename
+        if "sottovoce/" in name:
+            place = f"{name.rsplit('sottovoce/', 1)[-1]}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return f"{type(error).__name__} in {place}"
 
 
 def fail(message: str) -> None:
