@@ -15,7 +15,7 @@ first), MUX 1.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import groupby
 from typing import Any
 
@@ -57,24 +57,30 @@ class InversePower:
         """x < 2^top."""
         return self.bottom + 2 * (self.windows - 1)
 
-    def at_window(self, j: int) -> float:
-        """C·M_j^-e, the result at the upper end of window j."""
-        return float(self.scale * 2.0 ** (-self.exponent * (self.bottom + 2 * j)))
-
-    @property
+    @cached_property
     def mantissa(self) -> float:
-        """κ in [1, 2): at_window(j) is κ times a power of two, the same κ for every window."""
-        return float(2.0 ** (np.log2(self.at_window(0)) % 1.0))
+        """κ in [1, 2): the result at the upper end of window j, C·M_j^-e, is κ·2^exponents[j]."""
+        return float(2.0 ** (np.log2(self.scale * 2.0 ** (-self.exponent * self.bottom)) % 1.0))
 
-    def exponent_of(self, j: int) -> int:
-        """lg(at_window(j) / κ)."""
-        return round(float(np.log2(self.at_window(j) / self.mantissa)))
+    @cached_property
+    def exponents(self) -> tuple[int, ...]:
+        """lg of C·M_j^-e / κ for every window, falling by 2e from one to the next."""
+        first = np.log2(self.scale / self.mantissa) - self.exponent * self.bottom
+        return tuple(round(float(first - 2 * self.exponent * j)) for j in range(self.windows))
 
-    def kept_bits(self, j: int) -> int:
-        """Fractional bits that window j's spline keeps; the rest of its exponent is multiplied back."""
-        return max(0, min(SIGNIFICANT_BITS, self.exponent_of(j)))
+    @cached_property
+    def kept_bits(self) -> tuple[int, ...]:
+        """Fractional bits that each window's spline keeps; the rest of its exponent is multiplied back."""
+        return tuple(max(0, min(SIGNIFICANT_BITS, exponent)) for exponent in self.exponents)
+
+    @cached_property
+    def runs(self) -> tuple[tuple[int, int, int], ...]:
+        """(first window, end, bits kept) for each run of windows that keep the same number of bits."""
+        groups = [list(group) for _, group in groupby(range(self.windows), key=self.kept_bits.__getitem__)]
+        return tuple((group[0], group[-1] + 1, self.kept_bits[group[0]]) for group in groups)
 
 
+@lru_cache(maxsize=1024)
 def covering(exponent: float, scale: float, low: float, high: float) -> InversePower:
     """The fewest windows that cover low <= x < high, low >= 1."""
     top = max(2, int(np.ceil(np.log2(high))))
@@ -166,23 +172,17 @@ def _choose(arithmetic: Arithmetic, none: Bits, values: Share, function: Inverse
     return np.concatenate([none[..., :1], middle, top], axis=-1), scaled
 
 
-def _runs(function: InversePower) -> list[tuple[int, int, int]]:
-    """(first window, end, bits kept) for each run of windows that keep the same number of bits."""
-    grouped = groupby(range(function.windows), key=function.kept_bits)
-    return [(indices[0], indices[-1] + 1, kept) for kept, group in grouped for indices in [list(group)]]
-
-
 def _rescaled(
     arithmetic: Arithmetic, values: Share, function: InversePower, ride: Sequence[Request]
 ) -> tuple[Share, list[Any]]:
     """Splines from 2^-_RESULT to each window's own scale, in one exchange that takes `ride` along."""
-    runs = _runs(function)
+    runs = function.runs
     wraps = [
         Wrap(values[..., first:end], (WrapOutput(_RESULT - kept),), signed=False) for first, end, kept in runs
     ]
     results = arithmetic.exchange([*wraps, *ride])
     narrow = np.concatenate([result[0] for result in results[: len(runs)]], axis=-1)
-    shifts = [1 << (function.exponent_of(j) - function.kept_bits(j)) for j in range(function.windows)]
+    shifts = [1 << (e - kept) for e, kept in zip(function.exponents, function.kept_bits, strict=True)]
     return arithmetic.mul_public(narrow, np.array(shifts)), results[len(runs) :]
 
 
@@ -191,7 +191,7 @@ def evaluate_cost(n: int, function: InversePower, ride: int = 0) -> Cost:
     windows = function.windows
     table = _spline(function.exponent, function.mantissa)
     total = cost.exchange(cost.bits(n), ride)
-    wraps = [cost.bits(n * (end - first)) for first, end, _ in _runs(function)]
+    wraps = [cost.bits(n * (end - first)) for first, end, _ in function.runs]
     if windows == 1:
         return total + cost.lookup((n, table)) + cost.exchange(*wraps)
     total += cost.lookup((n * windows, table), (n * (windows - 1), _at_least_quarter()))
