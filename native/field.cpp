@@ -12,7 +12,13 @@
 
 namespace nb = nanobind;
 
-const FieldKernels& field_kernels() { return field_portable; }
+const FieldKernels* field_kernels() {
+#if defined(__x86_64__)
+    if (active_isa() == Isa::avx512) return &field_avx512;
+    if (active_isa() == Isa::avx2) return &field_avx2;
+#endif
+    return nullptr;
+}
 
 namespace {
 
@@ -41,10 +47,17 @@ void field_matvec_i16(Matrix w, Batch x, u64 p, BatchOut out, int threads) {
     if (cols > kFieldColumns) throw std::invalid_argument("at most 2^17 columns are supported");
     const Modulus m = field(p, kFieldBits);
     nb::gil_scoped_release release;
-    const std::size_t step = 64;
-    parallel_for((rows + step - 1) / step, threads, [&](std::size_t task) {
+    const std::size_t step = 64, tasks = (rows + step - 1) / step;
+    const FieldKernels* kernels = field_kernels();
+    std::vector<std::int16_t> storage;
+    FieldDigits digits{};
+    if (kernels) digits = field_digits(m, x.data(), cols, batch, kernels->lanes, storage);
+    parallel_for(tasks, threads, [&](std::size_t task) {
         const std::size_t begin = task * step, end = begin + step < rows ? begin + step : rows;
-        field_kernels().matvec_i16(m, w.data(), x.data(), out.data(), rows, cols, batch, begin, end);
+        if (kernels)
+            kernels->matvec_i16(m, w.data(), digits, out.data(), rows, cols, batch, begin, end);
+        else
+            field_matvec_portable(m, w.data(), x.data(), out.data(), rows, cols, batch, begin, end);
     });
 }
 

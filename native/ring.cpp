@@ -111,8 +111,9 @@ void mac(const Ring& r, Words acc, nb::list cts, nb::list pts, std::size_t group
         for (auto& at : c) at += l * r.n;
         for (auto& at : p) at += l * len;
         const Modulus& m = r.limbs[l]->m;
+        AlignedWords scratch(groups > 1 ? count * components * step : 0);
         MacArgs args{acc.data() + l * r.n, components * r.words(), r.words(), c.data(), p.data(),
-                     groups, count, components, begin, begin + step, shift};
+                     groups, count, components, begin, begin + step, shift, groups > 1 ? scratch.data() : nullptr};
         ring_kernels(m).mac(m, args);
     });
 }

@@ -12,12 +12,20 @@ using i64 = std::int64_t;
 __extension__ typedef unsigned __int128 u128;
 __extension__ typedef __int128 i128;
 
+// Functions that files compiled for an instruction set share with portable ones: a call that is not inlined could end in
+// a copy compiled for a machine that this is not.
+#if defined(__GNUC__)
+#define ALWAYS_INLINE inline __attribute__((always_inline))
+#else
+#define ALWAYS_INLINE inline
+#endif
+
 constexpr u64 kMask52 = (u64{1} << 52) - 1;
 
-inline u64 mulhi(u64 a, u64 b) { return static_cast<u64>((u128{a} * b) >> 64); }
+ALWAYS_INLINE u64 mulhi(u64 a, u64 b) { return static_cast<u64>((u128{a} * b) >> 64); }
 
 // a modulo q for a < 2q without a branch: operands are secret.
-inline u64 cond_sub(u64 a, u64 q) {
+ALWAYS_INLINE u64 cond_sub(u64 a, u64 q) {
     u64 d = a - q;
     return d + (q & (u64{0} - (d >> 63)));
 }
@@ -45,21 +53,21 @@ struct Modulus {
     }
 
     // The companion word of a constant multiplier w < q (Shoup): floor(w * 2^64 / q).
-    u64 shoup(u64 w) const { return static_cast<u64>((u128{w} << 64) / q); }
+    ALWAYS_INLINE u64 shoup(u64 w) const { return static_cast<u64>((u128{w} << 64) / q); }
     // x * w mod q, in [0, 2q), for any 64-bit x.
-    u64 mul_lazy(u64 x, u64 w, u64 w_shoup) const { return x * w - mulhi(x, w_shoup) * q; }
-    u64 mul_const(u64 x, u64 w, u64 w_shoup) const { return cond_sub(mul_lazy(x, w, w_shoup), q); }
-    u64 reduce64(u64 x) const { return cond_sub(x - mulhi(x, inv64) * q, q); }
+    ALWAYS_INLINE u64 mul_lazy(u64 x, u64 w, u64 w_shoup) const { return x * w - mulhi(x, w_shoup) * q; }
+    ALWAYS_INLINE u64 mul_const(u64 x, u64 w, u64 w_shoup) const { return cond_sub(mul_lazy(x, w, w_shoup), q); }
+    ALWAYS_INLINE u64 reduce64(u64 x) const { return cond_sub(x - mulhi(x, inv64) * q, q); }
     // Any 128-bit value: the high word times 2^64 mod q plus the low word; the sum is below 4q.
-    u64 reduce128(u128 z) const {
+    ALWAYS_INLINE u64 reduce128(u128 z) const {
         u64 lo = static_cast<u64>(z), hi = static_cast<u64>(z >> 64);
         u64 r = mul_lazy(hi, two64, two64_shoup) + (lo - mulhi(lo, inv64) * q);
         return cond_sub(cond_sub(r, 2 * q), q);
     }
-    u64 mul(u64 a, u64 b) const { return reduce128(u128{a} * b); }
-    u64 add(u64 a, u64 b) const { return cond_sub(a + b, q); }
-    u64 sub(u64 a, u64 b) const { return cond_sub(a + q - b, q); }
-    u64 neg(u64 a) const { return cond_sub(q - a, q); }
+    ALWAYS_INLINE u64 mul(u64 a, u64 b) const { return reduce128(u128{a} * b); }
+    ALWAYS_INLINE u64 add(u64 a, u64 b) const { return cond_sub(a + b, q); }
+    ALWAYS_INLINE u64 sub(u64 a, u64 b) const { return cond_sub(a + q - b, q); }
+    ALWAYS_INLINE u64 neg(u64 a) const { return cond_sub(q - a, q); }
     u64 pow(u64 a, u64 e) const {
         u64 r = 1 % q;
         for (; e; e >>= 1, a = mul(a, a))
@@ -69,7 +77,7 @@ struct Modulus {
     u64 inverse(u64 a) const { return pow(a, q - 2); }
 };
 
-inline u32 bit_reverse(u32 x, unsigned bits) {
+ALWAYS_INLINE u32 bit_reverse(u32 x, unsigned bits) {
     u32 r = 0;
     for (unsigned i = 0; i < bits; ++i) r |= ((x >> i) & 1) << (bits - 1 - i);
     return r;

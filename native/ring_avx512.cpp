@@ -5,9 +5,6 @@
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
 
-#include <algorithm>
-#include <cstring>
-
 #include "ring_kernels.h"
 
 namespace {
@@ -399,20 +396,19 @@ void mac_step(const MacArgs& g, const Ciphertexts& ct, const u64* const* pt, con
     }
 }
 
-// One group's sum over one chunk, into its accumulator. packed: null, or the chunk in the order of Packed.
+// One group's sum over one chunk, into its accumulator. The scratch space, if any, holds the chunk in Packed order.
 template <int Components, bool Short>
 struct MacSum {
     const Modulus& m;
     const MacArgs& g;
     std::size_t component;
-    const u64* packed;
     alignas(64) u64 sums[2 * Components * kMacChunk];
 
     template <int Count>
     void step(std::size_t k, std::size_t last, const u64* const* pt) {
         const u64* const* next = pt + (k + 2 * Count <= last ? k + Count : k);
-        if (packed) {
-            const Packed<Components, Count> ct{packed + k * Components * (g.end - g.begin)};
+        if (g.scratch) {
+            const Packed<Components, Count> ct{g.scratch + k * Components * (g.end - g.begin)};
             return mac_step<Components, Count, Short>(g, ct, pt + k, next, sums);
         }
         Direct<Components, Count> ct;
@@ -431,7 +427,7 @@ struct MacSum {
                 store(sums + (2 * j + 1) * kMacChunk + i, _mm512_setzero_si512());
             }
         std::size_t k = first;
-        if (packed)
+        if (g.scratch)
             for (; k + kStep <= last; k += kStep) step<kStep>(k, last, pt);
         else
             for (; k + 2 <= last; k += 2) step<2>(k, last, pt);
@@ -447,10 +443,9 @@ struct MacSum {
 // The chunk's words of all ciphertexts in the order in which steps of kStep products (then single ones) use them. They
 // are read once per group, and arrays a power of two apart would push each other out of the cache.
 template <int Components>
-AlignedWords pack_chunk(const MacArgs& g, std::size_t component) {
+void pack_chunk(const MacArgs& g, std::size_t component) {
     const std::size_t len = g.end - g.begin;
-    AlignedWords out(g.count * Components * len);
-    u64* to = out.data();
+    u64* to = g.scratch;
     for (std::size_t k = 0; k < g.count;) {
         // kLazy is a multiple of kStep, so steps never straddle a reduction.
         const std::size_t step = k + kStep <= g.count ? kStep : 1;
@@ -460,19 +455,17 @@ AlignedWords pack_chunk(const MacArgs& g, std::size_t component) {
                     _mm512_store_si512(to, load(g.ct[k + j] + (component + c) * g.stride + g.begin + i));
         k += step;
     }
-    return out;
 }
 
 template <int Components, bool Short>
 void mac_components(const Modulus& m, const MacArgs& g, std::size_t component) {
-    AlignedWords packed;
-    if (g.groups > 1) packed = pack_chunk<Components>(g, component);
+    if (g.scratch) pack_chunk<Components>(g, component);
     const Consts c(m.q);
     const u64 two104 = m.mul(m.two52, m.two52), two104_shoup = static_cast<u64>((u128{two104} << 52) / m.q);
-    MacSum<Components, Short> sum{m, g, component, packed.empty() ? nullptr : packed.data(), {}};
+    MacSum<Components, Short> sum{m, g, component, {}};
     for (std::size_t group = 0; group < g.groups; ++group)
         for (std::size_t first = 0; first < g.count; first += kLazy)
-            sum.run(group, first, std::min(first + kLazy, g.count), c, two104, two104_shoup);
+            sum.run(group, first, first + kLazy < g.count ? first + kLazy : g.count, c, two104, two104_shoup);
 }
 
 // Two components at a time (a ciphertext has two), then the odd one.

@@ -47,9 +47,10 @@ struct MacArgs {
     const u64* const* pt;
     std::size_t groups, count, components, begin, end;
     unsigned shift;
+    u64* scratch;  // count * components * (end - begin) words on a cache line, or null for one group
 };
 
-constexpr std::size_t kMacChunk = 128;  // coefficients per task: the running sums stay in the first-level cache
+constexpr std::size_t kMacChunk = 512;  // coefficients per task: 4 KiB runs of every operand
 
 struct RingKernels {
     void (*ntt)(u64* x, const NttPlan& plan);

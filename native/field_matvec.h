@@ -1,0 +1,60 @@
+// The int16 matrix product, written once for every vector width: see FieldKernels::matvec_i16.
+// Sums of 32 bits are widened before they can overflow. The matrix is read from memory once, whatever the batch.
+#pragma once
+
+#include "field_kernels.h"
+
+// sum_d sums[d] * 2^(bits d) mod p for sums below 2^47 in magnitude.
+static inline u64 field_recombine(const Modulus& m, const i64* sums, unsigned bits) {
+    const u64 lift = m.q * ((u64{1} << 62) / m.q);
+    u64 r = 0;
+    for (std::size_t d = kDigits; d-- > 0;)
+        r = m.reduce128((u128{r} << bits) + m.reduce64(static_cast<u64>(sums[d]) + lift));
+    return r;
+}
+
+// The digit sums of Rows rows against one x. Ops: V, kLanes (int16 per register), load, zero, madd (pairs of 16-bit
+// products added to 32-bit sums), total (the sum of the 32-bit lanes, in 64 bits).
+template <class Ops, int Rows>
+ALWAYS_INLINE void field_dot(const std::int16_t* w, std::size_t cols, const FieldDigits& x, std::size_t t, i64* sums) {
+    const std::size_t whole = cols / Ops::kLanes * Ops::kLanes, block = ((1 << (16 - x.bits)) - 1) * Ops::kLanes;
+    const std::int16_t* digits = x.words + t * kDigits * x.padded;
+    for (int k = 0; k < Rows * static_cast<int>(kDigits); ++k) sums[k] = 0;
+    for (std::size_t first = 0; first < cols; first += block) {
+        typename Ops::V acc[Rows][kDigits];
+#pragma GCC unroll 4
+        for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 4
+            for (std::size_t d = 0; d < kDigits; ++d) acc[r][d] = Ops::zero();
+        const std::size_t last = first + block < cols ? first + block : cols;
+        for (std::size_t i = first; i < last; i += Ops::kLanes) {
+            typename Ops::V row[Rows];
+#pragma GCC unroll 4
+            for (int r = 0; r < Rows; ++r)
+                row[r] = i < whole ? Ops::load(w + r * cols + i) : Ops::load_part(w + r * cols + i, cols - whole);
+#pragma GCC unroll 4
+            for (std::size_t d = 0; d < kDigits; ++d) {
+                const auto digit = Ops::load(digits + d * x.padded + i);
+#pragma GCC unroll 4
+                for (int r = 0; r < Rows; ++r) acc[r][d] = Ops::madd(acc[r][d], row[r], digit);
+            }
+        }
+        for (int r = 0; r < Rows; ++r)
+            for (std::size_t d = 0; d < kDigits; ++d) sums[r * kDigits + d] += Ops::total(acc[r][d]);
+    }
+}
+
+template <class Ops, int Rows>
+static void field_matvec_rows(const Modulus& m, const std::int16_t* w, const FieldDigits& x, u64* out, std::size_t rows,
+                      std::size_t cols, std::size_t batch, std::size_t begin, std::size_t end) {
+    i64 sums[Rows * kDigits];
+    for (std::size_t o = begin; o < end;) {
+        const std::size_t step = o + Rows <= end ? Rows : 1;
+        for (std::size_t t = 0; t < batch; ++t) {
+            step == 1 ? field_dot<Ops, 1>(w + o * cols, cols, x, t, sums)
+                      : field_dot<Ops, Rows>(w + o * cols, cols, x, t, sums);
+            for (std::size_t r = 0; r < step; ++r) out[t * rows + o + r] = field_recombine(m, sums + r * kDigits, x.bits);
+        }
+        o += step;
+    }
+}
