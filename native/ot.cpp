@@ -105,20 +105,23 @@ void gf_combine(ConstWords rows, size_t m, Words out) {
     }
 }
 
-// out[i] = floor(x modulus / 2^128) for the 128-bit words x of `blocks`: uniform below the modulus up to 2^-64.
-void scale_to_modulus(ConstWords blocks, uint64_t modulus, Words out) {
-    require(blocks.size() == 2 * out.size(), "scale_to_modulus: two words for each result");
+// out[i] = floor(x modulus / 2^128), x the 128-bit word of row i at `column`: uniform below the modulus up to 2^-64.
+void scale_to_modulus(ConstWords words, size_t column, uint64_t modulus, Words out) {
+    require(words.ndim() == 2 && words.shape(0) == out.size(), "scale_to_modulus: one row of words for each result");
+    const size_t stride = words.shape(1);
+    require(column + 2 <= stride, "scale_to_modulus: two words from the column on");
     nb::gil_scoped_release nogil;
-    const uint64_t* x = blocks.data();
+    const uint64_t* x = words.data() + column;
     uint64_t* y = out.data();
+    const size_t n = out.size();
     if (modulus == 0) {  // stands for 2^64
-        for (size_t i = 0; i < out.size(); ++i) y[i] = x[2 * i + 1];
+        for (size_t i = 0; i < n; ++i) y[i] = x[i * stride + 1];
         return;
     }
     __extension__ typedef unsigned __int128 u128;
-    for (size_t i = 0; i < out.size(); ++i) {
-        const uint64_t carry = static_cast<uint64_t>(u128{x[2 * i]} * modulus >> 64);
-        y[i] = static_cast<uint64_t>((u128{x[2 * i + 1]} * modulus + carry) >> 64);
+    for (size_t i = 0; i < n; ++i) {
+        const uint64_t carry = static_cast<uint64_t>(u128{x[i * stride]} * modulus >> 64);
+        y[i] = static_cast<uint64_t>((u128{x[i * stride + 1]} * modulus + carry) >> 64);
     }
 }
 
@@ -138,6 +141,6 @@ void register_ot(nb::module_& m) {
           "columns[8 g + j] ^= corrections[g] where bit 8 g + j of selection is set, in constant time.");
     m.def("gf_combine", &gf_combine, nb::arg("rows"), nb::arg("m"), nb::arg("out"),
           "out[i] = sum of X^t rows[i m + t] in GF(2^128).");
-    m.def("scale_to_modulus", &scale_to_modulus, nb::arg("blocks"), nb::arg("modulus"), nb::arg("out"),
-          "128-bit words to elements below the modulus (0 means 2^64) with bias below 2^-64.");
+    m.def("scale_to_modulus", &scale_to_modulus, nb::arg("words"), nb::arg("column"), nb::arg("modulus"),
+          nb::arg("out"), "Words column, column + 1 of each row to a residue (0 means 2^64), with bias below 2^-64.");
 }

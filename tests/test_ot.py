@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from nacl import bindings as sodium
 
+from sottovoce import _native
 from sottovoce.errors import IntegrityError, ParameterError, ProtocolError
 from sottovoce.net import Role, memory_pair, run_pair
 from sottovoce.ot import OtExtension
@@ -14,10 +15,11 @@ from sottovoce.ot.base import BaseReceiver, BaseSender
 from sottovoce.ot.ggm import chosen_sides, full_trees, punctured_trees
 from sottovoce.ot.modular import add_mod, sub_mod
 
+BATCH = 1 << 14
 ROLES = (Role.CLIENT, Role.SERVER)
 
 
-def play(send, receive, sender=Role.CLIENT, batch=1 << 14, channels=None):
+def play(send, receive, sender=Role.CLIENT, batch=BATCH, channels=None):
     """Both parties set up OTs; `sender` runs send(ot), the other receive(ot). Results in that order."""
 
     def party(channel):
@@ -244,3 +246,42 @@ def test_modular_sums(modulus):
     wide = a.astype(object), b.astype(object)
     assert np.array_equal(add_mod(a, b, modulus), (wide[0] + wide[1]) % modulus)
     assert np.array_equal(sub_mod(a, b, modulus), (wide[0] - wide[1]) % modulus)
+
+
+def test_each_party_sees_uniform_bytes():
+    """After the setup the sender sees corrections, the receiver masked differences: both uniform.
+
+    χ² over byte values, 255 degrees of freedom: below 400 with probability 1 − 10^-8.
+    """
+    n, seen = 1 << 14, {}
+
+    def party(channel):
+        ot = OtExtension(channel, BATCH)
+        parts = seen[channel.role] = []
+        channel.tap = lambda payload: parts.append(np.frombuffer(bytes(payload), np.uint8))
+        if channel.role == Role.CLIENT:
+            ot.send_correlated(n, [(np.zeros(n, np.uint64), 1 << 64), (np.full(n, 7, np.uint64), 1 << 40)])
+        else:
+            ot.receive_correlated(n, [1 << 64, 1 << 40])
+
+    run_pair(party, party)
+    for role in ROLES:
+        data = np.concatenate(seen[role])
+        counts = np.bincount(data, minlength=256)
+        assert len(data) >= n * 15 // 8
+        assert ((counts - len(data) / 256) ** 2).sum() / (len(data) / 256) < 400
+
+
+@pytest.mark.parametrize("isa", ["portable", "avx2"])
+def test_parties_on_different_machines_agree(isa):
+    """Same results whatever the instruction set, so a server with VAES serves a client without."""
+    if isa != "portable" and _native.detected_isa() == "portable":
+        pytest.skip("this machine has the portable kernels only")
+    leaves, _ = full_trees(2)
+    outputs = []
+    for name in (isa, _native.detected_isa()):
+        _native.set_isa(name)
+        sums, weighted = np.empty((2, 256), np.uint8), np.empty((16, 256), np.uint8)
+        _native.ggm_fold(leaves, 64, sums, weighted)
+        outputs.append(weighted)
+    assert np.array_equal(*outputs)

@@ -101,7 +101,7 @@ def test_scale_to_modulus(rng, modulus):
     blocks = words(rng, 1000, 2)
     blocks[0], blocks[1] = 0, 2**64 - 1
     out = np.empty(1000, np.uint64)
-    _native.scale_to_modulus(blocks, modulus % 2**64, out)
+    _native.scale_to_modulus(np.hstack([blocks[::-1], blocks]), 2, modulus % 2**64, out)
     assert np.array_equal(out, reference.scale_to_modulus(blocks, modulus))
     assert out[0] == 0 and int(out[1]) == modulus - 1
 

@@ -121,11 +121,12 @@ class OtExtension:
         """
         first, rows, delta = self.send_cots(n)
         offsets = np.stack([np.zeros(2, np.uint64), delta])
-        pads = hash_rows(self._send.hash_key, rows, offsets, first, 2 * (len(targets) + len(free)))
         moduli = [modulus for _, modulus in targets] + list(free)
+        width = 2 * len(moduli)  # words for one entry: 128 bits a residue
+        pads = hash_rows(self._send.hash_key, rows, offsets, first, width).reshape(n, 2 * width)
         both = [
-            (reduce_words(pads[:, 0, 2 * j : 2 * j + 2], m), reduce_words(pads[:, 1, 2 * j : 2 * j + 2], m))
-            for j, m in enumerate(moduli)
+            (reduce_words(pads, 2 * j, modulus), reduce_words(pads, width + 2 * j, modulus))
+            for j, modulus in enumerate(moduli)
         ]
         message = []
         for (correlation, modulus), (zero, one) in zip(targets, both, strict=False):
@@ -140,10 +141,9 @@ class OtExtension:
     ) -> tuple[U8, list[U64], list[U64]]:
         """The receiver's half: (bits b (n,), r + b·c mod M for every target, s_b for every free modulus)."""
         first, bits, rows = self.receive_cots(n)
-        pads = hash_rows(self._receive.hash_key, rows, ZERO_OFFSET, first, 2 * (len(moduli) + len(free)))
-        own = [
-            reduce_words(pads[:, 0, 2 * j : 2 * j + 2], modulus) for j, modulus in enumerate([*moduli, *free])
-        ]
+        width = 2 * (len(moduli) + len(free))
+        pads = hash_rows(self._receive.hash_key, rows, ZERO_OFFSET, first, width).reshape(n, width)
+        own = [reduce_words(pads, 2 * j, modulus) for j, modulus in enumerate([*moduli, *free])]
         if not moduli:
             return bits, [], own
         sizes = [packed_size(n, bit_width(modulus)) for modulus in moduli]

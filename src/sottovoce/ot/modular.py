@@ -35,10 +35,10 @@ def sub_mod(a: U64, b: U64, modulus: int) -> U64:
     return reduced
 
 
-def reduce_words(blocks: U64, modulus: int) -> U64:
-    """(n, 2) uniform words to (n,) residues, uniform up to 2^-64."""
-    out = np.empty(len(blocks), np.uint64)
-    _native.scale_to_modulus(np.ascontiguousarray(blocks), modulus % (1 << 64), out)
+def reduce_words(words: U64, column: int, modulus: int) -> U64:
+    """Uniform words (n, k), two from `column` on, to residues (n,), uniform up to 2^-64."""
+    out = np.empty(len(words), np.uint64)
+    _native.scale_to_modulus(words, column, modulus % (1 << 64), out)
     return out
 
 
