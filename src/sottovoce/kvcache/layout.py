@@ -65,6 +65,13 @@ class CacheLayout:
         out[:, :, slots, :] = self._grouped(repeated).transpose(2, 1, 0, 3)
         return self._padded(out)
 
+    def gather(self, blocks: Words, slots: npt.NDArray[np.int64]) -> Words:
+        """The inverse of `keys`: blocks (B, G, N) and token slots (t,) across them -> (t, kv_heads, d)."""
+        cells = self._unpadded(blocks)[:, :, :: self.heads // self.kv_heads]  # (B, G, kv_heads, T, J)
+        tokens = cells.transpose(0, 3, 2, 1, 4).reshape(-1, self.kv_heads, self.head_dim)
+        chosen: Words = tokens[slots]
+        return chosen
+
     def query(self, q: Words) -> Words:
         """q (H, d) -> (G, N), the same for every token of a block."""
         out = self._empty()
@@ -100,6 +107,7 @@ class CacheLayout:
         return out
 
     def _unpadded(self, slots: Words) -> Words:
+        """(..., N) -> (..., H, T, J)."""
         shape = (self.heads, self.block_tokens, self.group_dim)
         used = slots[..., : self.heads * self.block_tokens * self.group_dim]
         return used.reshape(*slots.shape[:-1], *shape)

@@ -1,0 +1,299 @@
+"""The encrypted cache: keys and values stay at the server as ciphertexts under the client's key, across
+tokens.
+
+Append: the client sends a fresh encryption of its shares at the new slots, the server adds its own shares
+as plaintext and adds both to the block. Scores: the client sends its share of the query, repeated for every
+token of a block; the server adds its share, multiplies ciphertext by ciphertext, sums over the groups of
+dimensions, relinearises once per block and returns the products masked (recipe Z); both parties sum over
+dimensions on their shares. Mixing is the same with probabilities, summed over blocks and relinearised once
+per group. No rotation anywhere.
+
+Noise: products of a fresh query with a sum of appends are at 56 to 59 bits of the 62 that exact rounding
+allows, and grow by half a bit when appends double; `refresh` re-encrypts through the masked return when
+that, or dead slots, ask for it.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from sottovoce.bgv import Ciphertext, noise, stack
+from sottovoce.errors import CorruptFileError, ParameterError
+from sottovoce.kvcache.interface import KVCache, Signed, Words, visible
+from sottovoce.kvcache.layout import CacheLayout, best_groups
+from sottovoce.kvcache.slots import SlotTable
+from sottovoce.kvcache.store import NOISE_LIMIT, Store
+from sottovoce.mpc.field import from_signed
+from sottovoce.packing import DataSide, ModelSide, Side, give_back_bytes, upload_bytes
+
+EXPECTED_CONTEXT = 96  # tokens for which the number of groups is chosen by default
+
+_HEADER = struct.Struct("<4sBBHHHIII")
+_MAGIC, _VERSION = b"SVKV", 1
+
+
+class CiphertextCache(KVCache):
+    """One layer's cache at one party. Both parties make the same calls in lockstep; `side` says which one
+    this is.
+
+    Rounds and bytes: append 1 message of `append_bytes`, scores and mix 2 messages of `scores_bytes`,
+    `mix_bytes`. Leaks nothing beyond the numbers of tokens, which both parties know.
+    """
+
+    def __init__(
+        self, side: Side, heads: int, kv_heads: int, head_dim: int, groups: int | None = None
+    ) -> None:
+        degree = side.parameters.degree
+        if groups is None:
+            groups = best_groups(heads, head_dim, degree, EXPECTED_CONTEXT)
+        self.side = side
+        self.layout = CacheLayout(heads, kv_heads, head_dim, degree, groups)
+        self._restart()
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    # --- tokens in
+    # -------------------------------------------------------------------------------------------
+
+    def append_public(self, count: int, k: Signed | None, v: Signed | None) -> None:
+        slots = self.table.append(count)
+        if isinstance(self.side, DataSide):
+            return
+        if k is None or v is None or k.shape != (count, self.layout.kv_heads, self.layout.head_dim):
+            raise ParameterError("cache: the server must give keys and values of every public token")
+        p = self.side.parameters.plaintext
+        self._store(slots, from_signed(k, p), from_signed(v, p), None)
+
+    def append(self, k: Words, v: Words) -> None:
+        """One message, `append_bytes(t)`; may first refresh, when half of a cache of several blocks is
+        dead."""
+        expected = (len(k), self.layout.kv_heads, self.layout.head_dim)
+        if k.shape != expected or v.shape != expected:
+            raise ParameterError(f"cache: shares of shape {k.shape} and {v.shape}, expected {expected}")
+        if self.needs_refresh:
+            self.refresh()
+        slots = self.table.append(len(k))
+        if isinstance(self.side, DataSide):
+            self.side.upload(np.concatenate([part for _, part in self._placed(slots, k, v)]))
+            return
+        sent = self.side.download(2 * self.layout.groups * len(self._parts(slots)))
+        self._store(slots, k, v, sent)
+
+    def truncate(self, length: int) -> None:
+        self.table.truncate(length)
+
+    # --- products
+    # --------------------------------------------------------------------------------------------
+
+    def scores(self, q: Words) -> Words:
+        layout, p = self.layout, self.side.parameters.plaintext
+        pairs = self._pairs(len(q))
+        slots = np.concatenate([layout.query(row) for row in q])
+        if isinstance(self.side, DataSide):
+            self.side.upload(slots)
+            shares = self.side.take_back(len(pairs))
+        else:
+            queries = self._joined(slots)
+            products = [self._score(queries, t, block) for t, block, _, _ in pairs]
+            shares = self.side.give_back(self.side.evaluator.relinearize(stack(products)))
+        result = np.zeros((len(q), layout.heads, len(self)), dtype=np.uint64)
+        for (t, _, tokens, places), row in zip(pairs, shares, strict=True):
+            result[t][:, tokens] = layout.scores(row, p)[:, places]
+        return result
+
+    def mix(self, p: Words) -> Words:
+        layout = self.layout
+        pairs = self._pairs(len(p))
+        slots = np.stack([self._probabilities(p[t], tokens, places) for t, _, tokens, places in pairs])
+        if isinstance(self.side, DataSide):
+            self.side.upload(slots)
+            shares = self.side.take_back(len(p) * layout.groups)
+        else:
+            weights = self._joined(slots)
+            products = [
+                self._mixed(weights, [(i, pair[1]) for i, pair in enumerate(pairs) if pair[0] == t], group)
+                for t in range(len(p))
+                for group in range(layout.groups)
+            ]
+            shares = self.side.give_back(self.side.evaluator.relinearize(stack(products)))
+        return layout.mixed(
+            shares.reshape(len(p), layout.groups, layout.degree), self.side.parameters.plaintext
+        )
+
+    # --- upkeep
+    # ----------------------------------------------------------------------------------------------
+
+    @property
+    def needs_refresh(self) -> bool:
+        """Whether dead slots, or at the server the noise estimate, ask for `refresh` before the next append.
+
+        Both parties decide alike: noise grows with the number of appends, and both bound it by the slots
+        used.
+        """
+        dead = self.table.dead
+        wasteful = dead >= self.layout.block_tokens and 2 * dead >= self.table.used
+        appends = max(1, self.table.used)
+        return wasteful or noise.FRESH + 0.5 * np.log2(2.0 * appends) > NOISE_LIMIT - 1
+
+    def refresh(self) -> None:
+        """Two messages: all ciphertexts back masked, all live tokens up again; `refresh_bytes`. Drops dead
+        slots."""
+        live, layout = self.table.live, self.layout
+        blocks = layout.blocks(self.table.used)
+        count = 2 * layout.groups * blocks
+        if count:
+            shares = self._returned(count).reshape(2, blocks, layout.groups, layout.degree)
+            k, v = (layout.gather(part, live) for part in shares)
+        self._restart()
+        if live.size:
+            self.append(k, v)
+
+    def save(self) -> bytes:
+        layout = self.layout
+        head = _HEADER.pack(
+            _MAGIC, _VERSION, int(isinstance(self.side, ModelSide)), layout.heads, layout.kv_heads,
+            layout.head_dim, layout.groups, self.table.used, len(self.table),
+        )  # fmt: skip
+        body = self.table.live.astype("<u4").tobytes()
+        if isinstance(self.side, DataSide):
+            return head + body
+        stores = [store.to_bytes() for store in (self._keys, self._values)]
+        return head + body + struct.pack("<QQ", *map(len, stores)) + b"".join(stores)
+
+    def load(self, data: bytes) -> None:
+        table, rest = self._load_table(data)
+        if isinstance(self.side, DataSide):
+            if rest:
+                raise CorruptFileError("a saved cache has bytes after its end")
+            self.table = table
+            return
+        if len(rest) < 16 or len(rest) != 16 + sum(struct.unpack_from("<QQ", rest)):
+            raise CorruptFileError("a saved cache is truncated")
+        split = 16 + struct.unpack_from("<QQ", rest)[0]
+        parameters, groups = self.side.parameters, self.layout.groups
+        keys = Store.from_bytes(parameters, groups, rest[16:split])
+        values = Store.from_bytes(parameters, groups, rest[split:])
+        if len(keys) != self.layout.blocks(table.used) or len(values) != len(keys):
+            raise CorruptFileError("a saved cache has another number of blocks than its tokens need")
+        self.table, self._keys, self._values = table, keys, values
+
+    # --- cost
+    # ------------------------------------------------------------------------------------------------
+
+    def append_bytes(self, tokens: int) -> int:
+        """Bytes up of the next `append` of this many tokens."""
+        new = self.table.used + np.arange(tokens)
+        return upload_bytes(self.side.parameters, 2 * self.layout.groups * len(self._parts(new)))
+
+    def scores_bytes(self, tokens: int) -> tuple[int, int]:
+        """Bytes (up, down) of `scores` for the last `tokens` tokens."""
+        parameters, count = self.side.parameters, len(self._pairs(tokens))
+        return upload_bytes(parameters, tokens * self.layout.groups), give_back_bytes(parameters, count)
+
+    def mix_bytes(self, tokens: int) -> tuple[int, int]:
+        """Bytes (up, down) of `mix` for the last `tokens` tokens."""
+        parameters, count = self.side.parameters, len(self._pairs(tokens))
+        return upload_bytes(parameters, count), give_back_bytes(parameters, tokens * self.layout.groups)
+
+    def refresh_bytes(self) -> tuple[int, int]:
+        """Bytes (up, down) of `refresh`."""
+        parameters, groups = self.side.parameters, 2 * self.layout.groups
+        live = self.layout.blocks(len(self))
+        up = upload_bytes(parameters, groups * live) if live else 0
+        return up, give_back_bytes(parameters, groups * self.layout.blocks(self.table.used))
+
+    # --- inside
+    # ----------------------------------------------------------------------------------------------
+
+    def _restart(self) -> None:
+        self.table = SlotTable()
+        self._keys = Store(self.side.parameters, self.layout.groups)
+        self._values = Store(self.side.parameters, self.layout.groups)
+
+    def _parts(self, slots: npt.NDArray[np.int64]) -> list[int]:
+        """Blocks that these slots touch."""
+        return [int(block) for block in np.unique(slots // self.layout.block_tokens)]
+
+    def _placed(self, slots: npt.NDArray[np.int64], k: Words, v: Words) -> Iterator[tuple[int, Words]]:
+        """For each block touched: its number and (2 G, N), keys then values at their places."""
+        size = self.layout.block_tokens
+        for block in self._parts(slots):
+            inside = slots // size == block
+            places = slots[inside] % size
+            yield block, np.concatenate([self.layout.keys(x[inside], places) for x in (k, v)])
+
+    def _store(self, slots: npt.NDArray[np.int64], k: Words, v: Words, sent: Ciphertext | None) -> None:
+        """Add shares, and the client's encrypted ones if there are any, to the blocks."""
+        assert isinstance(self.side, ModelSide)
+        groups = self.layout.groups
+        for i, (block, part) in enumerate(self._placed(slots, k, v)):
+            plain = self.side.encoder.encode_ntt(part)
+            fresh = None if sent is None else sent[2 * groups * i : 2 * groups * (i + 1)]
+            self._keys.add(block, None if fresh is None else fresh[:groups], plain[:groups])
+            self._values.add(block, None if fresh is None else fresh[groups:], plain[groups:])
+
+    def _pairs(self, queries: int) -> list[tuple[int, int, npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+        """(query, block, visible tokens of the block, their places), query by query."""
+        if not 0 < queries <= len(self):
+            raise ParameterError(f"cache: {queries} queries on {len(self)} tokens")
+        return [
+            (t, *part)
+            for t, count in enumerate(visible(len(self), queries))
+            for part in self.table.blocks(count, self.layout.block_tokens)
+        ]
+
+    def _joined(self, slots: Words) -> Ciphertext:
+        """The server's half of an operand: the client's ciphertexts with the own share added."""
+        assert isinstance(self.side, ModelSide)
+        sent = self.side.download(len(slots))
+        return self.side.evaluator.add_plain(sent, self.side.encoder.encode_ntt(slots))
+
+    def _score(self, queries: Ciphertext, t: int, block: int) -> Ciphertext:
+        assert isinstance(self.side, ModelSide)
+        groups = self.layout.groups
+        query = queries[t * groups : (t + 1) * groups]
+        return self.side.evaluator.tensor_accumulate(query, self._keys.block(block))
+
+    def _mixed(self, weights: Ciphertext, blocks: list[tuple[int, int]], group: int) -> Ciphertext:
+        assert isinstance(self.side, ModelSide)
+        first = blocks[0][0]
+        values = self._values.group(group, [block for _, block in blocks])
+        return self.side.evaluator.tensor_accumulate(weights[first : first + len(blocks)], values)
+
+    def _probabilities(self, p: Words, tokens: npt.NDArray[np.int64], places: npt.NDArray[np.int64]) -> Words:
+        """p (H, n) of one query -> the slots (N,) of one block, zero at places that it does not see."""
+        block = np.zeros((self.layout.heads, self.layout.block_tokens), dtype=np.uint64)
+        block[:, places] = p[:, tokens]
+        return self.layout.probabilities(block)
+
+    def _returned(self, count: int) -> Words:
+        """Shares (count, N) of the slots of all ciphertexts, keys first."""
+        if isinstance(self.side, DataSide):
+            return self.side.take_back(count)
+        keys, values = self._keys.all(), self._values.all()
+        both = np.concatenate([keys.data, values.data])
+        return self.side.give_back(Ciphertext(self.side.parameters, both, max(keys.noise, values.noise)))
+
+    def _load_table(self, data: bytes) -> tuple[SlotTable, bytes]:
+        if len(data) < _HEADER.size:
+            raise CorruptFileError("a saved cache is truncated")
+        magic, version, role, *shape, used, count = _HEADER.unpack_from(data)
+        layout = self.layout
+        if magic != _MAGIC or version != _VERSION:
+            raise CorruptFileError("these bytes are not a saved cache of this version")
+        if role != int(isinstance(self.side, ModelSide)):
+            raise CorruptFileError("this cache was saved by the other party")
+        if shape != [layout.heads, layout.kv_heads, layout.head_dim, layout.groups]:
+            raise CorruptFileError("this cache was saved for another model or layout")
+        body = data[_HEADER.size :]
+        if len(body) < 4 * count or count > used:
+            raise CorruptFileError("a saved cache is truncated")
+        live = np.frombuffer(body[: 4 * count], "<u4").astype(np.int64)
+        if count and (int(live[-1]) >= used or (np.diff(live) <= 0).any()):
+            raise CorruptFileError("a saved cache has impossible token slots")
+        return SlotTable(used, live), body[4 * count :]
