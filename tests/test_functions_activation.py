@@ -73,6 +73,18 @@ def test_stated_costs() -> None:
             assert model.spent == cost(n) and model.spent.rounds == 5
 
 
+@pytest.mark.parametrize("bits", [20, 25, 27])
+def test_other_input_scales(bits: int) -> None:
+    x = np.linspace(-20, 20, 5001)
+    model = ModelArithmetic(np.random.default_rng(8))
+    z = silu.gated_silu(model, model.encode(x, bits), model.encode(np.ones_like(x), bits + 1), bits, bits + 1)
+    assert np.abs(model.decode(z, 12) - silu.silu_reference(x)).max() < 0.017
+    assert (
+        np.abs(model.decode(gelu.gelu(model, model.encode(x, bits), bits), 12) - gelu.gelu_reference(x)).max()
+        < 1e-3
+    )
+
+
 def test_shape_is_kept() -> None:
     model = ModelArithmetic(np.random.default_rng(7))
     assert model.shape(silu.silu(model, model.encode(np.zeros((2, 3, 4)), IN_BITS))) == (2, 3, 4)

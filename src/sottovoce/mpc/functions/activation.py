@@ -4,7 +4,7 @@ z = mid·S(x) + right·x, S a spline look-up on x mod its domain and (mid, right
 x. Both thresholds are fuzzy by one region segment, so the domain is placed where either branch is good
 enough.
 
-Steps for x at 2^-23 (5 rounds; the first can take other requests along):
+Steps for x at 2^-in_bits, 23 unless said, 27 at most (5 rounds; the first can take other requests along):
 1. wrap x to Z_2^19 at 2^-12;
 2. spline and region look-ups in the same two messages;
 3. two MUX: spline result and x itself, both at 2^-27;
@@ -79,19 +79,19 @@ def _regions(low: float, high: float) -> RegionTable:
 
 
 def activate(
-    arithmetic: Arithmetic, x: Share, tables: Activation, ride: Sequence[Request] = ()
+    arithmetic: Arithmetic, x: Share, tables: Activation, in_bits: int = IN_BITS, ride: Sequence[Request] = ()
 ) -> tuple[Share, list[Any]]:
-    """f(x) at 2^-12 for x at 2^-23 in [-63, 64), and the results of `ride`, which travels in the first
+    """f(x) at 2^-12 for x at 2^-in_bits in [-63, 64), and the results of `ride`, which travels in the first
     exchange."""
     with arithmetic.operation(tables.name):
-        arithmetic.require_range(x, -(63 << IN_BITS), 64 << IN_BITS)
-        wrap = Wrap(x, (WrapOutput(IN_BITS - _GRID, 1 << (_GRID + _RANGE_BITS)),))
+        arithmetic.require_range(x, -(63 << in_bits), 64 << in_bits)
+        wrap = Wrap(x, (WrapOutput(in_bits - _GRID, 1 << (_GRID + _RANGE_BITS)),))
         (y,), *riders = arithmetic.exchange([wrap, *ride])
         inner = arithmetic.take_bits(y, 0, tables.spline.ring_bits)
         coarse = arithmetic.take_bits(y, _GRID - _COARSE, _GRID + _RANGE_BITS)
         lookups: list[Lookup] = [SplineLookup(inner, tables.spline), RegionLookup(coarse, tables.regions)]
         spline, bits = arithmetic.lookup(lookups)
-        scaled = arithmetic.mul_public(x, 1 << (_RESULT - IN_BITS))
+        scaled = arithmetic.mul_public(x, 1 << (_RESULT - in_bits))
         middle, right = arithmetic.exchange([Mux(bits[..., 0], spline), Mux(bits[..., 1], scaled)])
         return arithmetic.rescale(arithmetic.add(middle, right), _RESULT - OUT_BITS), riders
 

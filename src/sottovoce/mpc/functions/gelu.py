@@ -11,7 +11,7 @@ import numpy as np
 from sottovoce.mpc.arithmetic import Arithmetic
 from sottovoce.mpc.cost import Cost
 from sottovoce.mpc.field import Field as Share
-from sottovoce.mpc.functions.activation import Activation, activate, activate_cost, build
+from sottovoce.mpc.functions.activation import IN_BITS, Activation, activate, activate_cost, build
 from sottovoce.mpc.functions.fit import Real
 
 
@@ -26,10 +26,10 @@ def tables() -> Activation:
     return build("gelu", gelu_reference, low=-8.0, segment_bits=4, unit=1.0, degree=3)
 
 
-def gelu(arithmetic: Arithmetic, x: Share) -> Share:
-    """GELU(x) at 2^-12 for x at 2^-23 in [-63, 64); any shape, 5 rounds, `gelu_cost(n)` bytes, leaks
-    nothing."""
-    return activate(arithmetic, x, tables())[0]
+def gelu(arithmetic: Arithmetic, x: Share, in_bits: int = IN_BITS) -> Share:
+    """GELU(x) at 2^-12 for x at 2^-in_bits (up to 27) in [-63, 64); any shape, 5 rounds, `gelu_cost(n)`
+    bytes, leaks nothing."""
+    return activate(arithmetic, x, tables(), in_bits)[0]
 
 
 def gelu_cost(n: int) -> Cost:

@@ -29,26 +29,30 @@ def tables() -> Activation:
     return build("silu", silu_reference, low=-9.0, segment_bits=3, unit=2.0, degree=3)
 
 
-def silu(arithmetic: Arithmetic, x: Share) -> Share:
-    """SiLU(x) at 2^-12 for x at 2^-23 in [-63, 64); any shape, 5 rounds, `silu_cost(n)` bytes, leaks nothing.
+def silu(arithmetic: Arithmetic, x: Share, in_bits: int = IN_BITS) -> Share:
+    """SiLU(x) at 2^-12 for x at 2^-in_bits (up to 27) in [-63, 64); any shape, 5 rounds, `silu_cost(n)`
+    bytes, leaks nothing.
 
     Error at most 4e-3 in (-6, 6), 0.016 in the fuzzy units, and one unit of 2^-12 beyond.
     """
-    return activate(arithmetic, x, tables())[0]
+    return activate(arithmetic, x, tables(), in_bits)[0]
 
 
 def silu_cost(n: int) -> Cost:
     return activate_cost(n, tables())
 
 
-def gated_silu(arithmetic: Arithmetic, gate: Share, up: Share) -> Share:
-    """silu(gate)·up at 2^-12, both at 2^-23, same shape; 7 rounds (the rescale of `up` rides with the first).
+def gated_silu(
+    arithmetic: Arithmetic, gate: Share, up: Share, gate_bits: int = IN_BITS, up_bits: int = IN_BITS
+) -> Share:
+    """silu(gate)·up at 2^-12, same shape, at 2^-gate_bits (up to 27) and 2^-up_bits; 7 rounds (the rescale of
+    `up` rides with the first).
 
-    Budget: -63 <= gate < 64; abs(up) < 2^18; abs(silu(gate)·up) < 2^17 (2^41 at 2^-24).
+    Budget: -63 <= gate < 64; abs(up) < 2^(41 - up_bits); abs(silu(gate)·up) < 2^17 (2^41 at 2^-24).
     """
     with arithmetic.operation("gated_silu"):
-        rescale_up = Wrap(up, (WrapOutput(IN_BITS - OUT_BITS),))
-        z, [[narrow]] = activate(arithmetic, gate, tables(), [rescale_up])
+        rescale_up = Wrap(up, (WrapOutput(up_bits - OUT_BITS),))
+        z, [[narrow]] = activate(arithmetic, gate, tables(), gate_bits, [rescale_up])
         return arithmetic.rescale(arithmetic.mul(z, narrow), OUT_BITS)
 
 
