@@ -30,12 +30,13 @@ def run(
     return model.decode(p, OUT_BITS)
 
 
-@pytest.mark.parametrize("in_bits", [24, 27])
-def test_exponentials_over_the_whole_range(in_bits: int) -> None:
-    y = np.concatenate([np.linspace(-61.9, 189.9, 300_000), np.repeat(np.arange(-61, 189), 100)])
+@pytest.mark.parametrize(("in_bits", "range_bits"), [(24, 8), (27, 8), (25, 9)])
+def test_exponentials_over_the_whole_range(in_bits: int, range_bits: int) -> None:
+    top = 2**range_bits - 66
+    y = np.concatenate([np.linspace(-61.9, top - 0.1, 300_000), np.repeat(np.arange(-61, top - 1), 100)])
     model = ModelArithmetic(np.random.default_rng(2))
-    e = model.decode(exponentials(model, model.encode(y, in_bits), in_bits), E_BITS)
-    assert model.spent == exponentials_cost(len(y)) and model.spent.rounds == 5
+    e = model.decode(exponentials(model, model.encode(y, in_bits), in_bits, range_bits), E_BITS)
+    assert model.spent == exponentials_cost(len(y), range_bits) and model.spent.rounds == 5
     exact = 2.0**-y
     middle = (y >= 0) & (y < 56)
     # Last places of the index (2^-12·ln 2), the factor (2^-14 to 2^-10), the entry (2^-27) and the result.

@@ -111,7 +111,7 @@ def test_shapes_and_constants(name: str) -> None:
 
 def test_public_constants_hold_nothing_of_the_weights() -> None:
     fixed = measured("llama")[2]
-    assert set(fixed.public_constants()) == {"weight_bits", "score_shift", "norms"}
+    assert set(fixed.public_constants()) == {"weight_bits", "score_shift", "score_range_bits", "norms"}
     assert set(fixed.public_constants()["norms"][0]) == {"kind", "eps", "low", "high", "square_bits"}
 
 
@@ -181,7 +181,7 @@ def test_calibration_is_remembered_and_repaired(tmp_path: Path) -> None:
     (entry,) = tmp_path.iterdir()
     assert entry.stat().st_mode & 0o777 == 0o600
     again = cached_calibration(model, tmp_path)
-    assert again.norms == first.norms and np.array_equal(again.score_max, first.score_max)
+    assert again.norms == first.norms and np.array_equal(again.score_top, first.score_top)
     good = json.loads(entry.read_text())
     for damage in (
         "",
@@ -190,7 +190,7 @@ def test_calibration_is_remembered_and_repaired(tmp_path: Path) -> None:
         json.dumps(good | {"version": 0}),
         json.dumps(good | {"norms": good["norms"][1:]}),
         json.dumps(good | {"norms": [[2, 1]] * len(good["norms"])}),
-        json.dumps(good | {"score_max": [[float("nan")] * 4] * 2}),
+        json.dumps(good | {"score_top": [[float("nan")] * 4] * 2}),
     ):
         entry.write_text(damage)
         assert cached_calibration(model, tmp_path).norms == first.norms
@@ -207,7 +207,7 @@ def test_smollm2_in_fixed_point(tmp_path: Path) -> None:
     model = common.smollm2()
     fixed = quantize(model, calibrate(model))
     norms = fixed.norms()
-    assert fixed.score_shift == 3
+    assert fixed.score_shift == 3 and fixed.score_range_bits == 8
     # Break-outs (residual 25,000, mean square 1.1e6) must fit from layer 12 on; 10 bits of squares before.
     assert all(norm.high > 1.1e6 and norm.square_bits == 6 for norm in norms[24:56])
     assert all(norm.square_bits == 10 for norm in norms[:22])

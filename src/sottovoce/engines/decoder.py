@@ -149,7 +149,7 @@ class Decoder:
         shift = None
         if self.softmax_shifts is not None:
             shift = self.softmax_shifts[i] << (bits - SCORE_BITS)
-        return softmax(self.ar, raw, shift, live[:, None, :], in_bits=bits)
+        return softmax(self.ar, raw, shift, live[:, None, :], bits, self.public.score_range_bits)
 
     def _activation(self, gate_up: Share) -> Share:
         """(T, 2·ffn) or (T, ffn) at 2^-23 -> (T, ffn) at 2^-12."""

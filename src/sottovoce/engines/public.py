@@ -14,6 +14,7 @@ from sottovoce.models.config import Config
 from sottovoce.models.fixed import ACTIVATION_BITS, ROPE_BITS, FixedModel, FixedNorm
 
 Int64 = npt.NDArray[np.int64]
+_ENTRIES = {"config", "weight_bits", "score_shift", "score_range_bits", "norms"}
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class PublicModel:
     config: Config
     weight_bits: int
     score_shift: int
+    score_range_bits: int
     norms: tuple[FixedNorm, ...]
 
     @property
@@ -44,13 +46,14 @@ class PublicModel:
             "config": self.config.to_json(),
             "weight_bits": self.weight_bits,
             "score_shift": self.score_shift,
+            "score_range_bits": self.score_range_bits,
             "norms": [norm.to_json() for norm in self.norms],
         }
 
     @classmethod
     def from_json(cls, data: Any) -> PublicModel:
         """From the server's handshake; everything is checked, because a client computes with it."""
-        if not isinstance(data, dict) or set(data) != {"config", "weight_bits", "score_shift", "norms"}:
+        if not isinstance(data, dict) or set(data) != _ENTRIES:
             raise CorruptFileError(
                 "model description: unexpected or missing entries; the server is not compatible"
             )
@@ -62,10 +65,13 @@ class PublicModel:
             )
         if type(score_shift) is not int or not 0 <= score_shift <= 8:
             raise CorruptFileError(f"model description: score_shift = {score_shift!r} is not between 0 and 8")
+        range_bits = data["score_range_bits"]
+        if type(range_bits) is not int or not 8 <= range_bits <= 9:
+            raise CorruptFileError(f"model description: score_range_bits = {range_bits!r} is not 8 or 9")
         norms = data["norms"]
         if not isinstance(norms, list) or len(norms) != 2 * config.layers + 1:
             raise CorruptFileError("model description: wrong number of norms")
-        return cls(config, weight_bits, score_shift, tuple(_norm(n, config) for n in norms))
+        return cls(config, weight_bits, score_shift, range_bits, tuple(_norm(n, config) for n in norms))
 
     def rope_tables(self, positions: Int64) -> tuple[Int64, Int64]:
         """cos and sin at 2^-ROPE_BITS for the given positions: two arrays (len(positions), head_dim // 2)."""

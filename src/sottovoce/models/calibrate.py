@@ -22,11 +22,12 @@ from sottovoce.models.calibration_text import CHATS, MIXED, PROSE
 from sottovoce.models.model import Model
 from sottovoce.models.weights import Array
 
-_VERSION = 1
+_VERSION = 2
 _WIDEN = 4.0  # a norm's range reaches this factor beyond what was seen, on both sides
 # A mean square this far above its layer's median is a massive activation. It is saturated and hardly
 # varies, so it is widened less: every bit spent on the range is taken from the precision of the squares.
 _MASSIVE, _WIDEN_MASSIVE = 300.0, 1.6
+_SPREAD = 12.0  # nats between the weakest rows and the shift, before its margin
 _ODD_TOKENS = 48
 _MAX_TOKENS = 256  # of each text
 
@@ -35,20 +36,21 @@ _MAX_TOKENS = 256  # of each text
 class Calibration:
     """`norms`: (low, high) of each norm's input in order of execution, widened.
 
-    `score_max`, `score_spread`, (layers, heads): the largest score of each head in nats, and how far the
-    maxima of its rows lie apart. A static softmax shift works up to a spread of about 20.
+    `score_top`, (layers, heads): in nats, what a static softmax shift should be put above: the largest score
+    of the head, unless that is so far above its ordinary rows that they would vanish. `score_low`: its
+    smallest score.
     """
 
     norms: tuple[tuple[float, float], ...]
-    score_max: Array
-    score_spread: Array
+    score_top: Array
+    score_low: Array
 
     def to_json(self) -> dict[str, Any]:
         return {
             "version": _VERSION,
             "norms": [list(pair) for pair in self.norms],
-            "score_max": self.score_max.tolist(),
-            "score_spread": self.score_spread.tolist(),
+            "score_top": self.score_top.tolist(),
+            "score_low": self.score_low.tolist(),
         }
 
 
@@ -106,9 +108,8 @@ class _Recorder:
         self._model = model
         self._centred = config.norm == "layer"
         self._squares: list[list[Array]] = [[] for _ in range(2 * config.layers + 1)]
-        shape = (config.layers, config.heads)
-        self._score_max = np.full(shape, -np.inf, np.float32)
-        self._score_min = np.full(shape, np.inf, np.float32)
+        self._row_maxima: list[list[Array]] = [[] for _ in range(config.layers)]
+        self._score_low = np.full((config.layers, config.heads), np.inf, np.float32)
 
     def record(self, name: str, layer: int, value: Array) -> Array:
         if name == "scores":
@@ -128,9 +129,9 @@ class _Recorder:
         _, new, total = scores.shape
         future = np.arange(total)[None, :] > np.arange(total - new, total)[:, None]
         # Row 0 is left out: its softmax is over one entry.
-        rows = np.where(future, -np.inf, scores).max(axis=-1)[:, 1:]
-        self._score_max[layer] = np.maximum(self._score_max[layer], rows.max(axis=-1))
-        self._score_min[layer] = np.minimum(self._score_min[layer], rows.min(axis=-1))
+        self._row_maxima[layer].append(np.where(future, -np.inf, scores).max(axis=-1)[:, 1:])
+        low = np.where(future, np.inf, scores).min(axis=(-1, -2))
+        self._score_low[layer] = np.minimum(self._score_low[layer], low)
 
     def result(self) -> Calibration:
         pairs = [self._range(np.concatenate(squares)) for squares in self._squares]
@@ -142,7 +143,15 @@ class _Recorder:
         # Below eps a norm is flat.
         floor = self._model.config.eps
         norms = tuple((max(low, floor), max(high, _WIDEN * floor, _WIDEN * low)) for low, high in pairs)
-        return Calibration(norms, self._score_max, self._score_max - self._score_min)
+        return Calibration(norms, self._score_top(), self._score_low)
+
+    def _score_top(self) -> Array:
+        rows = np.stack([np.concatenate(layer, axis=-1) for layer in self._row_maxima])
+        # A weight has 28 fractional bits below the shift: what lies 20 nats under it is lost. A few rows
+        # that are far above all others (of odd tokens) are cut off instead; they still get the largest
+        # weight.
+        ordinary = np.quantile(rows, 0.01, axis=-1) + _SPREAD
+        return np.asarray(np.minimum(rows.max(axis=-1), ordinary), dtype=np.float32)
 
     @staticmethod
     def _range(squares: Array) -> tuple[float, float]:
@@ -173,7 +182,7 @@ def _load(data: Any, model: Model) -> Calibration:
     if data["version"] != _VERSION:
         raise ValueError("another version")
     pairs = tuple((float(low), float(high)) for low, high in data["norms"])
-    tables = [np.asarray(data[key], np.float32) for key in ("score_max", "score_spread")]
+    tables = [np.asarray(data[key], np.float32) for key in ("score_top", "score_low")]
     if len(pairs) != 2 * config.layers + 1 or any(t.shape != (config.layers, config.heads) for t in tables):
         raise ValueError("another shape")
     if not all(0 < low < high < math.inf for low, high in pairs) or not all(

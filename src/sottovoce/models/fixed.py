@@ -17,8 +17,8 @@ Row order of the fused matrices:
   Query head h uses key-value head h // (heads // kv_heads);
 - `gate_up`: all gate rows, then all up rows (gated MLPs); just the up rows for a plain GELU MLP.
 
-Public: everything in `Config`, `FixedNorm`, `weight_bits`, `score_shift`, `rope_cos`, `rope_sin`. Private
-to the server: matrices, biases, `softmax_shift`.
+Public: everything in `Config`, `FixedNorm`, `weight_bits`, `score_shift`, `score_range_bits`, `rope_cos`,
+`rope_sin`. Private to the server: matrices, biases, `softmax_shift`.
 """
 
 from __future__ import annotations
@@ -92,6 +92,7 @@ class FixedModel:
     config: Config
     weight_bits: int  # w
     score_shift: int  # raw q·k is at 2^-(2f + score_shift) in base-2 units
+    score_range_bits: int  # y = softmax_shift - score lies in [-64, 2^score_range_bits - 64)
     embedding: Int16  # (vocab_size, width) at 2^-w
     positions: Int64 | None  # (context_length, width) at 2^-(f+w), learned positions only
     blocks: tuple[FixedBlock, ...]
@@ -123,5 +124,6 @@ class FixedModel:
         return {
             "weight_bits": self.weight_bits,
             "score_shift": self.score_shift,
+            "score_range_bits": self.score_range_bits,
             "norms": [norm.to_json() for norm in self.norms()],
         }

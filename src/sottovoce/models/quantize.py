@@ -32,6 +32,8 @@ from sottovoce.models.weights import Array, BlockWeights, Weights, to_rotate_hal
 WEIGHT_BITS = 11
 _LOG2E = math.log2(math.e)
 _SHIFT_MARGIN = 3.0  # nats above the calibrated maximum
+_RANGE_MARGIN = 1.2  # of the distance from the shift to the lowest score
+_MOST_RANGE_BITS = 9  # what the softmax protocol offers
 _HALF_FIELD = 2.0**42  # bound of a sum of squares
 _LARGEST = 32767
 _MAX_SQUARE_BITS = 10
@@ -51,7 +53,7 @@ def quantize(
     norms = [_norm(config, *pair) for pair in measured.norms]
     blocks = []
     for layer, w in enumerate(weights.blocks):
-        shift = (measured.score_max[layer].astype(np.float64) + _SHIFT_MARGIN) * _LOG2E
+        shift = (measured.score_top[layer].astype(np.float64) + _SHIFT_MARGIN) * _LOG2E
         fixed = _block(
             config, w, round_.at(layer), score_shift, norms[2 * layer], norms[2 * layer + 1], shift
         )
@@ -64,6 +66,7 @@ def quantize(
         config=config,
         weight_bits=weight_bits,
         score_shift=score_shift,
+        score_range_bits=_score_range_bits(measured),
         embedding=round_.matrix("embedding", weights.embedding),
         positions=None if weights.positions is None else round_.bias(weights.positions),
         blocks=tuple(blocks),
@@ -185,6 +188,21 @@ def _score_shift(config: Config, weights: Weights, weight_bits: int) -> int:
     while shift and largest * factor * 2.0**shift * 2.0**weight_bits > _LARGEST:
         shift -= 1
     return shift
+
+
+def _score_range_bits(measured: Calibration) -> int:
+    """The ring that holds y = shift - score, from -64 to 2^bits - 64, with a margin.
+
+    8 is enough for most models.
+    """
+    y = (measured.score_top + _SHIFT_MARGIN - measured.score_low) * _LOG2E
+    lowest = float(y.max())
+    if lowest > 2**_MOST_RANGE_BITS - 66:
+        raise UnsupportedModelError(
+            f"attention scores of layer {int(y.max(axis=-1).argmax())} reach {lowest:.0f} powers of two "
+            f"below their maximum; supported: {2**_MOST_RANGE_BITS - 66}"
+        )
+    return 8 if lowest * _RANGE_MARGIN <= 2**8 - 66 else _MOST_RANGE_BITS
 
 
 def _norm(config: Config, low: float, high: float) -> FixedNorm:
