@@ -173,15 +173,14 @@ class RelinearizationKey:
 
 @dataclass(frozen=True, eq=False)
 class GaloisKeys:
-    """Switching keys of rotations, by step: `keys[k]` for rotation by k columns, `keys[ROW_SWAP]` swaps rows.
+    """Switching keys of rotations, by step: `keys[k]` rotates by k columns, `keys[ROW_SWAP]` swaps rows.
 
-    `aligned(step)` is a key with the inverse automorphism applied, so that a hoisted rotation permutes once,
-    at the end.
+    They are held with the inverse automorphism applied, so that a hoisted rotation multiplies its digits in
+    place and permutes only the result; on the wire they are as generated.
     """
 
     parameters: Parameters
     keys: dict[int, SwitchingKey] = field(repr=False)
-    _aligned: dict[int, Words] = field(default_factory=dict, repr=False)
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -190,22 +189,16 @@ class GaloisKeys:
 
     def aligned(self, step: int) -> Words:
         """(D, 2, L+1, N). ParameterError if there is no key for this step."""
-        if step not in self._aligned:
-            if step not in self.keys:
-                raise ParameterError(
-                    f"no Galois key for rotation {step}: generate keys for every step in use"
-                )
-            n = self.parameters.degree
-            inverse = pow(galois_element(n, step), -1, 2 * n)
-            self._aligned[step] = self.parameters.key_ring.automorphism_ntt(self.keys[step].data, inverse)
-        return self._aligned[step]
+        if step not in self.keys:
+            raise ParameterError(f"no Galois key for rotation {step}: generate keys for every step in use")
+        return self.keys[step].data
 
     def to_bytes(self) -> bytes:
         """Header, count, steps (i32 each), then one switching key per step."""
         steps = np.array([len(self.steps), *self.steps], "<i4").tobytes()
-        return frame(
-            "galois keys", self.parameters, steps + b"".join(self.keys[k].payload() for k in self.steps)
-        )
+        n = self.parameters.degree
+        plain = (_turned(self.keys[k], galois_element(n, k)) for k in self.steps)
+        return frame("galois keys", self.parameters, steps + b"".join(key.payload() for key in plain))
 
     @classmethod
     def from_bytes(cls, parameters: Parameters, data: Buffer) -> GaloisKeys:
@@ -220,12 +213,11 @@ class GaloisKeys:
         if steps != sorted(set(steps)) or any(not -1 <= k < parameters.degree // 2 for k in steps):
             raise IntegrityError("the steps of Galois keys must be ascending and in range")
         at = 4 + 4 * count
-        keys = {
-            step: SwitchingKey.from_payload(
-                parameters, payload[at + i * size : at + (i + 1) * size], galois_purpose(step)
-            )
-            for i, step in enumerate(steps)
-        }
+        keys = {}
+        for step in steps:
+            key = SwitchingKey.from_payload(parameters, payload[at : at + size], galois_purpose(step))
+            keys[step] = _turned(key, _inverse_element(parameters.degree, step))
+            at += size
         return cls(parameters, keys)
 
 
@@ -265,13 +257,23 @@ class KeyGenerator:
             if step == 0 or step in keys:
                 continue
             turned = ring.automorphism_ntt(self.secret_key.ntt, galois_element(n, step))
-            keys[step] = SwitchingKey.generate(self.secret_key, turned, galois_purpose(step))
+            key = SwitchingKey.generate(self.secret_key, turned, galois_purpose(step))
+            keys[step] = _turned(key, _inverse_element(n, step))
         return GaloisKeys(self.parameters, keys)
 
 
 def galois_purpose(step: int) -> bytes:
     """The label under which a Galois key's seed is expanded."""
     return b"galois %d" % step
+
+
+def _inverse_element(n: int, step: int) -> int:
+    return pow(galois_element(n, step), -1, 2 * n)
+
+
+def _turned(key: SwitchingKey, element: int) -> SwitchingKey:
+    data = key.parameters.key_ring.automorphism_ntt(key.data, element)
+    return SwitchingKey(key.parameters, key.seed, data)
 
 
 def _uniform_halves(parameters: Parameters, seed: bytes, purpose: bytes) -> Words:
