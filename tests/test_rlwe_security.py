@@ -1,8 +1,8 @@
 """An independent look at the security table: the primal attack by the geometric series assumption.
 
-Bai-Galbraith embedding of n coordinates of the secret, scaled to the error, and m samples; block size β succeeds
-if σ·√β ≤ δ^(2β-d-1)·vol^(1/d) (Alkim et al., "Post-quantum key exchange", 2016); cost 2^(0.292β + 16.4)·8d. One
-attack only: a check of magnitude, not a proof.
+Bai-Galbraith embedding of n coordinates of the secret, scaled to the error, and m samples; block size β
+succeeds if σ·√β ≤ δ^(2β-d-1)·vol^(1/d) (Alkim et al., "Post-quantum key exchange", 2016); cost
+2^(0.292β + 16.4)·8d. One attack only: a check of magnitude, not a proof.
 """
 
 import math
