@@ -1,12 +1,13 @@
 """`bench he`: our lattice operations beside SEAL's (through TenSEAL), in one run on one thread.
 
-Ours is BGV with three 50-bit primes and a 50-bit special one; theirs is BFV with 54 + 54 + 54 bits and a 56-bit
-special one, the nearest set their API builds at N = 8192. Both have slots, both are 128-bit secure. SEAL is a
-benchmark-only dependency: without it its column is null.
+Ours is BGV with three 50-bit primes and a 50-bit special one; theirs is BFV with 54 + 54 + 54 bits and a
+56-bit special one, the nearest set their API builds at N = 8192. Both have slots, both are 128-bit secure.
+SEAL is a benchmark-only dependency: without it its column is null.
 
-What is timed: `ntt` one transform of one polynomial modulo one prime (forward and back, halved); `ct_pt_acc`
-one product of a ciphertext with a plaintext, both in NTT form, added to a sum, over `PRODUCTS` different pairs;
-`rotate` one rotation of the slots by one; `ct_ct_relin` one product of two ciphertexts, relinearised.
+What is timed: `ntt` one transform of one polynomial modulo one prime (forward and back, halved);
+`ct_pt_acc` one product of a ciphertext with a plaintext, both in NTT form, added to a sum, over `PRODUCTS`
+different pairs; `rotate` one rotation of the slots by one; `ct_ct_relin` one product of two ciphertexts,
+relinearised.
 """
 
 from __future__ import annotations
