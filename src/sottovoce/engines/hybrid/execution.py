@@ -17,7 +17,7 @@ from sottovoce.engines.base import Progress
 from sottovoce.engines.decoder import Decoder
 from sottovoce.engines.hybrid.linears import HomomorphicLinears
 from sottovoce.engines.public import PublicModel
-from sottovoce.kvcache import CiphertextCache
+from sottovoce.kvcache import CiphertextCache, NoCache
 from sottovoce.models.fixed import ACTIVATION_BITS
 from sottovoce.mpc import field
 from sottovoce.mpc.requests import Share
@@ -32,6 +32,8 @@ Prefix = tuple[Int64, Int64]
 
 # Tokens that travel through the layers together in a prefill; more save rounds, fewer save memory.
 CHUNK = 16
+
+CACHES: dict[str, type[CiphertextCache]] = {"ciphertext": CiphertextCache, "none": NoCache}
 
 
 class Execution:
@@ -60,22 +62,17 @@ class Execution:
         self.positions = positions
         self.kv = kv
         self.side = side
+        self.source = source
         self.length = 0
-        self._prefix: Prefix | None = None
+        self._spent_on = 0  # tokens since the correlations were last topped up
+        self._public = 0
         self._history: list[int | None] = []  # `none` only: tokens at the client, as many None at the server
-        self._reset()
-
-    def _reset(self) -> None:
-        c = self.public.config
-        self.caches = [CiphertextCache(self.side, c.heads, c.kv_heads, c.head_dim) for _ in range(c.layers)]
-        self.decoder = Decoder(
-            self.public, self.ar, self.linears, self.caches, self.shifts, self.channel.ledger.operation
-        )
-        self.length = 0
+        c, strategy = public.config, CACHES[kv]
+        self.caches = [strategy(side, c.heads, c.kv_heads, c.head_dim) for _ in range(c.layers)]
+        self.decoder = Decoder(public, self.ar, linears, self.caches, shifts, channel.ledger.operation)
 
     def append_public(self, n: int, prefix: Prefix | None) -> None:
         """n public tokens at the beginning; their keys and values are the server's (None at the client)."""
-        self._prefix = prefix
         for i, cache in enumerate(self.caches):
             cache.append_public(n, *((None, None) if prefix is None else (prefix[0][i], prefix[1][i])))
         self.length = n
@@ -84,17 +81,21 @@ class Execution:
     def forward(self, tokens: Sequence[int | None], progress: Progress | None = None) -> Int64 | None:
         """Append private tokens (None each at the server). Logits (vocab,) at 2^-23 of the last one; None at
         the server."""
+        chunk_size = CHUNK
         if self.kv == "none":
             self._history += tokens
-            tokens = self._history
-            self._reset()
-            if self._public:
-                self.append_public(self._public, self._prefix)
+            tokens, self.length = self._history, self._public
+            chunk_size = len(tokens)  # keys and values live for one pass
+        if self._spent_on:
+            # What the last tokens consumed, made again in a few large batches instead of many small ones.
+            with self.channel.ledger.operation("correlations"):
+                self.source.refill(self._spent_on)
+        self._spent_on = len(tokens)
         layers = self.public.config.layers
         total, done = layers * len(tokens), 0
         x: Share | None = None
-        for first in range(0, len(tokens), CHUNK):
-            chunk = tokens[first : first + CHUNK]
+        for first in range(0, len(tokens), chunk_size):
+            chunk = tokens[first : first + chunk_size]
             x = self._embed(chunk)
             for i in range(layers):
                 x = self.decoder.block(i, x, self.length)
