@@ -11,13 +11,13 @@ encodes once.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from sottovoce._native import field_matvec_i16
-from sottovoce.bgv import SIMD, Ciphertext, Encoder, Evaluator, Parameters, stack
+from sottovoce.bgv import SIMD, Ciphertext, Encoder, Evaluator, Parameters
 from sottovoce.errors import ParameterError
 from sottovoce.mpc.field import Field, add, from_signed
 from sottovoce.net import recv_field, send_field
@@ -29,6 +29,7 @@ from sottovoce.ring import threads
 Int16 = npt.NDArray[np.int16]
 Words = npt.NDArray[np.uint64]
 
+_ROTATED_AT_ONCE = 256  # rotated inputs held in memory: 100 MB
 _ENCODE_AT_ONCE = 32  # diagonals per call: 2 MB of slots, 6 MB of plaintexts
 
 
@@ -153,37 +154,57 @@ class HomomorphicLinear:
 
     def _at_server(self, x: Field) -> Field:
         assert not isinstance(self.side, DataSide) and self.matrix is not None
-        tokens, plan, p = len(x), self.plan, self.side.parameters.plaintext
+        tokens, plan, parameters = len(x), self.plan, self.side.parameters
         sent = self.side.download(tokens * plan.input_count)
-        inputs = [sent[t * plan.input_count : (t + 1) * plan.input_count] for t in range(tokens)]
-        results = [multiply(self.side.evaluator, self.matrix, one) for one in inputs]
-        batch = stack([result[o] for result in results for o in range(plan.output_count)])
-        slots = self.side.give_back(batch).reshape(tokens, plan.output_count, plan.degree)
-        return add(plan.collect(slots, p), self.matrix.clear_product(x), p)
+        shape = (parameters.limbs, parameters.degree)
+        inputs = replace(sent, data=sent.data.reshape(tokens, plan.input_count, 2, *shape))
+        results = np.empty((tokens, plan.output_count, 2, *shape), dtype=np.uint64)
+        at_once = max(1, _ROTATED_AT_ONCE // (plan.input_count * plan.babies))
+        noise = 0.0
+        for first in range(0, tokens, at_once):
+            product = multiply(self.side.evaluator, self.matrix, inputs[first : first + at_once])
+            results[first : first + at_once] = product.data.swapaxes(0, 1)
+            noise = max(noise, product.noise)
+        masked = self.side.give_back(replace(sent, data=results.reshape(-1, 2, *shape), noise=noise))
+        slots = masked.reshape(tokens, plan.output_count, plan.degree)
+        return add(
+            plan.collect(slots, parameters.plaintext), self.matrix.clear_product(x), parameters.plaintext
+        )
 
 
 def multiply(evaluator: Evaluator, matrix: EncodedMatrix, inputs: Ciphertext) -> Ciphertext:
-    """The product of an encoded matrix with one encrypted vector: inputs (I) -> outputs (O), before masking.
+    """The product of an encoded matrix with encrypted vectors: inputs (T, I) -> outputs (O, T), before
+    masking.
 
-    Baby steps are hoisted per input ciphertext; giant steps follow Horner's rule on all outputs together.
+    Baby steps are hoisted; giant steps follow Horner's rule on all outputs together. Plaintexts and
+    rotation keys are read once for all T, which is why several tokens cost less than as many times one.
     """
     plan = matrix.plan
     babies = [
-        rotated
+        evaluator.rotate_hoisted(
+            replace(inputs, data=np.ascontiguousarray(inputs.data[:, c])), range(plan.babies)
+        )
         for c in range(plan.input_count)
-        for rotated in evaluator.rotate_hoisted(inputs[c], range(plan.babies))
     ]
-    total: Ciphertext | None = None
     diagonals = [[matrix.diagonals(o, c) for c in range(plan.input_count)] for o in range(plan.output_count)]
-    for giant in range(plan.giants - 1, -1, -1):
-        first = giant * plan.babies
-        width = min(plan.babies, plan.rotations - first)
-        used = [babies[c * plan.babies + i] for c in range(plan.input_count) for i in range(width)]
-        plains = [[row[first + i] for row in rows for i in range(width)] for rows in diagonals]
-        if total is not None:
-            total = evaluator.rotate(total, plan.babies)
-        total = evaluator.mul_plain_matrix(used, plains, total)
-    assert total is not None
+
+    def partial(first: int, giants: int, width: int) -> list[Ciphertext]:
+        """For each of `giants` steps from diagonal `first` on: sums of `width` products, (O, T)."""
+        plains = [
+            [rows[first + giant * plan.babies + i] for rows in row for i in range(width)]
+            for giant in range(giants)
+            for row in diagonals
+        ]
+        sums = evaluator.mul_plain_matrix([baby for row in babies for baby in row[:width]], plains)
+        return [sums[giant * plan.output_count : (giant + 1) * plan.output_count] for giant in range(giants)]
+
+    full, rest = divmod(plan.rotations, plan.babies)
+    sums = partial(0, full, plan.babies) if full else []
+    if rest:
+        sums += partial(full * plan.babies, 1, rest)
+    total = sums[-1]
+    for inner in reversed(sums[:-1]):
+        total = evaluator.add(evaluator.rotate(total, plan.babies), inner)
     return total
 
 
