@@ -1,6 +1,7 @@
 // The kernels of one limb (one prime) of an RNS polynomial, one set per instruction set, chosen by kernels().
 #pragma once
 
+#include <mutex>
 #include <new>
 
 #include "ring_arith.h"
@@ -30,7 +31,17 @@ struct NttPlan {
     // of 64 coefficients seven registers of w, then seven of w52; lane b serves block b of the group's eight blocks.
     AlignedWords tail, itail;
     u64 n_inv = 0;
+    // Behind double_tables(), made on first use: factors, ratios and tail, forward and inverse.
+    mutable std::once_flag doubles_made;
+    mutable std::vector<double> doubles[2];
 };
+
+// The same factors as doubles, with their ratios to q, for kernels without wide integer products. The tail holds those of
+// the last two levels for each sixteen coefficients: three registers of four factors, then three of ratios.
+struct DoubleTables {
+    const double *w, *ratio, *tail;
+};
+DoubleTables double_tables(const NttPlan& plan, bool inverse);
 
 // The plan of (n, q), built once per process. Throws std::invalid_argument unless q is 1 mod 2n and below 2^61.
 std::shared_ptr<const NttPlan> ntt_plan(u32 n, u64 q);
@@ -65,7 +76,7 @@ struct RingKernels {
     void (*permute)(const u64* x, const u32* perm, u64* out, std::size_t n);
 };
 
-extern const RingKernels ring_portable, ring_avx512;
+extern const RingKernels ring_portable, ring_avx2, ring_avx512;
 
 // The kernels of the active instruction set that are valid for this modulus.
 const RingKernels& ring_kernels(const Modulus& m);

@@ -72,6 +72,32 @@ std::shared_ptr<const NttPlan> ntt_plan(u32 n, u64 q) {
     return slot;
 }
 
+static std::vector<double> as_doubles(const AlignedWords& w, u32 n, double q) {
+    std::vector<double> out(2 * n);
+    out.reserve(2 * n + n / 16 * 24);
+    for (u32 i = 0; i < n; ++i) {
+        out[i] = static_cast<double>(w[i]);
+        out[n + i] = out[i] / q;
+    }
+    for (u32 group = 0; group < n / 16; ++group)
+        for (u32 part = 0; part < 2; ++part)
+            for (u32 factor = 0; factor < 3; ++factor)
+                for (u32 b = 0; b < 4; ++b) {
+                    const u32 block = 4 * group + b;
+                    out.push_back(out[part * n + (factor == 0 ? n / 4 + block : n / 2 + 2 * block + factor - 1)]);
+                }
+    return out;
+}
+
+DoubleTables double_tables(const NttPlan& p, bool inverse) {
+    std::call_once(p.doubles_made, [&] {
+        p.doubles[0] = as_doubles(p.w, p.n, static_cast<double>(p.m.q));
+        p.doubles[1] = as_doubles(p.iw, p.n, static_cast<double>(p.m.q));
+    });
+    const double* at = p.doubles[inverse].data();
+    return {at, at + p.n, at + 2 * p.n};
+}
+
 std::shared_ptr<const std::vector<u32>> automorphism_positions(u32 n, u64 k) {
     static std::mutex mutex;
     static std::map<std::pair<u32, u64>, std::shared_ptr<const std::vector<u32>>> tables;
@@ -95,6 +121,7 @@ std::shared_ptr<const std::vector<u32>> automorphism_positions(u32 n, u64 k) {
 const RingKernels& ring_kernels(const Modulus& m) {
 #if defined(__x86_64__)
     if (active_isa() == Isa::avx512 && m.bits <= 50) return ring_avx512;
+    if (active_isa() == Isa::avx2 && m.bits <= 50) return ring_avx2;
 #endif
     (void)m;
     return ring_portable;
