@@ -10,6 +10,8 @@ Folded away before rounding:
   query rows are multiplied by log2(e)/sqrt(head_dim)·2^`score_shift`, a number in [1, 2) when it fits,
   because a smaller factor would throw away bits of the int16 weights. With q and k at 2^-f a raw product
   q·k is therefore the base-2 score at scale 2^-(2f + score_shift), and softmax is 2^(score - c) normalised;
+- powers of two from o to the value rows and from down to the up rows, per layer, where that balances the
+  effect of rounding (keys and values of a public prefix follow: `public_keys_values`);
 - rotary order: query and key rows are permuted so that the rotation is always rotate-half.
 
 Row order of the fused matrices:
