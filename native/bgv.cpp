@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "bgv_bits.h"
 #include "bgv_kernels.h"
 #include "module.h"
 #include "ring.h"
@@ -193,60 +194,54 @@ void sub_scale(Source x, Source y, const Primes& primes, const Primes& scales, W
     });
 }
 
-// Dense little-endian bit stream of 104-bit values in halves of 52.
-class BitWriter {
-  public:
-    explicit BitWriter(std::uint8_t* out) : out_(out) {}
-    void put(u64 v, unsigned bits) {  // bits <= 52
-        acc_ |= u128{v} << fill_;
-        fill_ += bits;
-        if (fill_ >= 64) {
-            const u64 word = static_cast<u64>(acc_);
-            std::memcpy(out_, &word, 8);
-            out_ += 8, acc_ >>= 64, fill_ -= 64;
+// A rounded half on the wire, kappa <= 103 bits a coefficient: for kappa > 64 first the low 64 bits of every coefficient,
+// then what is left of each, packed densely.
+struct Halves {
+    unsigned kappa, rest;
+    std::size_t n;
+    Halves(unsigned kappa_, std::size_t n_) : kappa(kappa_), rest(kappa_ > 64 ? kappa_ - 64 : kappa_), n(n_) {}
+    std::size_t low_bytes() const { return kappa > 64 ? 8 * n : 0; }
+
+    // Values from `at` on: as two halves of 52 bits. `step` is a multiple of 8.
+    void read(const std::uint8_t* in, std::size_t at, std::size_t step, u64* hi, u64* lo) const {
+        unpack_dense(in + low_bytes() + at / 8 * rest, step, rest, hi);
+        if (kappa > 64) {
+            std::memcpy(lo, in + 8 * at, 8 * step);
+            for (std::size_t i = 0; i < step; ++i) hi[i] = (hi[i] << 12) | (lo[i] >> 52), lo[i] &= kMask52;
+        } else {
+            for (std::size_t i = 0; i < step; ++i) lo[i] = hi[i] & kMask52, hi[i] >>= 52;
         }
     }
-    void finish() {
-        for (; fill_ >= 8; fill_ -= 8, acc_ >>= 8) *out_++ = static_cast<std::uint8_t>(acc_);
-    }
-
-  private:
-    std::uint8_t* out_;
-    u128 acc_ = 0;
-    unsigned fill_ = 0;
-};
-
-class BitReader {
-  public:
-    BitReader(const std::uint8_t* in, std::size_t size) : in_(in), end_(in + size) {}
-    u64 get(unsigned bits) {  // bits <= 52
-        while (fill_ < bits) {
-            if (end_ - in_ >= 8) {
-                u64 word;
-                std::memcpy(&word, in_, 8);
-                acc_ |= u128{word} << fill_;
-                in_ += 8, fill_ += 64;
-            } else {
-                acc_ |= u128{*in_++} << fill_;
-                fill_ += 8;
+    // The fraction's leading kappa bits, rounded; hi and lo are overwritten.
+    void write(std::uint8_t* out, std::size_t at, std::size_t step, u64* hi, u64* lo) const {
+        const unsigned drop = 104 - kappa;
+        const u64 half_lo = drop <= 52 ? u64{1} << (drop - 1) : 0, half_hi = drop > 52 ? u64{1} << (drop - 53) : 0;
+        for (std::size_t i = 0; i < step; ++i) {
+            lo[i] += half_lo;
+            hi[i] = (hi[i] + half_hi + (lo[i] >> 52)) & kMask52;
+            lo[i] &= kMask52;
+        }
+        if (kappa > 64) {
+            for (std::size_t i = 0; i < step; ++i) {
+                lo[i] = (lo[i] >> drop) | (hi[i] << (52 - drop));
+                hi[i] >>= 12 + drop;
             }
+            std::memcpy(out + 8 * at, lo, 8 * step);
+        } else if (drop < 52) {
+            for (std::size_t i = 0; i < step; ++i) hi[i] = (lo[i] >> drop) | (hi[i] << (52 - drop));
+        } else {
+            for (std::size_t i = 0; i < step; ++i) hi[i] >>= drop - 52;
         }
-        const u64 v = static_cast<u64>(acc_) & ((u64{1} << bits) - 1);
-        acc_ >>= bits, fill_ -= bits;
-        return v;
+        pack_dense(hi, step, rest, out + low_bytes() + at / 8 * rest);
     }
-
-  private:
-    const std::uint8_t *in_, *end_;
-    u128 acc_ = 0;
-    unsigned fill_ = 0;
 };
 
-// x: (R, L, N) in coefficient form; out: (R, N*kappa/8) bytes: round(2^kappa * x / Q) mod 2^kappa, packed densely.
+bool halves_fit(unsigned kappa) { return kappa >= 1 && kappa <= 103 && kappa != 64; }
+
+// x: (R, L, N) in coefficient form; out: (R, N*kappa/8) bytes: round(2^kappa * x / Q) mod 2^kappa, packed as Halves.
 void round_pack(Source x, const Primes& primes, unsigned kappa, Bytes out, int threads) {
     const std::size_t l = primes.size();
-    require(x.ndim() == 3 && out.ndim() == 2 && x.shape(1) == l && out.shape(0) == x.shape(0) && kappa >= 1 &&
-                kappa <= 103 && x.shape(2) % 8 == 0 && out.shape(1) == x.shape(2) / 8 * kappa,
+    require(x.ndim() == 3 && out.ndim() == 2 && x.shape(1) == l && out.shape(0) == x.shape(0) && halves_fit(kappa) && x.shape(2) % 8 == 0 && out.shape(1) == x.shape(2) / 8 * kappa,
             "bgv_round_pack: expected x (R, L, N) and out (R, N*kappa/8), kappa <= 103");
     const auto mod = moduli_of(primes);
     const auto fractions = fraction_primes(mod);
@@ -254,30 +249,21 @@ void round_pack(Source x, const Primes& primes, unsigned kappa, Bytes out, int t
     const BgvKernels& k = bgv_kernels(widest(mod), n);
     const u64* in = x.data();
     std::uint8_t* res = out.data();
-    const u128 half = u128{1} << (103 - kappa);
-    const unsigned low = std::min(kappa, 52u), high = kappa - low;
-    const u64 low_mask = (u64{1} << low) - 1, high_mask = (u64{1} << high) - 1;
+    const Halves wire(kappa, n);
     nb::gil_scoped_release release;
     parallel_for(rows, threads, [&](std::size_t r) {
         std::vector<u64> hi(step), lo(step);
-        BitWriter bits(res + r * size);
         for (std::size_t at = 0; at < n; at += step) {
-            k.fraction(fractions, in + r * l * n + at, n, hi.data(), lo.data(), step);
-            for (std::size_t i = 0; i < step; ++i) {
-                const u128 v = (((u128{hi[i]} << 52) | lo[i]) + half) >> (104 - kappa);
-                bits.put(static_cast<u64>(v) & low_mask, low);
-                if (high) bits.put(static_cast<u64>(v >> 52) & high_mask, high);
-            }
+            k.fraction(fractions.data(), l, in + r * l * n + at, n, hi.data(), lo.data(), step);
+            wire.write(res + r * size, at, step, hi.data(), lo.data());
         }
-        bits.finish();
     });
 }
 
 // bytes: (R, N*kappa/8) as written by round_pack; out: (R, L, N) = round(a * Q / 2^kappa), Q the product of the primes.
 void unpack_lift(ByteSource bytes, unsigned kappa, const Primes& primes, Words out, int threads) {
     const std::size_t l = primes.size();
-    require(bytes.ndim() == 2 && out.ndim() == 3 && out.shape(1) == l && out.shape(0) == bytes.shape(0) && kappa >= 1 &&
-                kappa <= 103 && out.shape(2) % 8 == 0 && bytes.shape(1) == out.shape(2) / 8 * kappa,
+    require(bytes.ndim() == 2 && out.ndim() == 3 && out.shape(1) == l && out.shape(0) == bytes.shape(0) && halves_fit(kappa) && out.shape(2) % 8 == 0 && bytes.shape(1) == out.shape(2) / 8 * kappa,
             "bgv_unpack_lift: expected bytes (R, N*kappa/8) and out (R, L, N), kappa <= 103");
     const auto mod = moduli_of(primes);
     const LiftFrom from(kappa, mod);
@@ -285,13 +271,12 @@ void unpack_lift(ByteSource bytes, unsigned kappa, const Primes& primes, Words o
     const BgvKernels& k = bgv_kernels(widest(mod), n);
     const std::uint8_t* in = bytes.data();
     u64* res = out.data();
-    const unsigned low = std::min(kappa, 52u), high = kappa - low;
+    const Halves wire(kappa, n);
     nb::gil_scoped_release release;
     parallel_for(rows, threads, [&](std::size_t r) {
         std::vector<u64> hi(step), lo(step);
-        BitReader bits(in + r * size, size);
         for (std::size_t at = 0; at < n; at += step) {
-            for (std::size_t i = 0; i < step; ++i) lo[i] = bits.get(low), hi[i] = high ? bits.get(high) : 0;
+            wire.read(in + r * size, at, step, hi.data(), lo.data());
             k.unpack_lift(from, hi.data(), lo.data(), res + r * l * n + at, n, step);
         }
     });
@@ -302,7 +287,7 @@ void unpack_lift(ByteSource bytes, unsigned kappa, const Primes& primes, Words o
 void scale_to_plain(Source x, const Primes& primes, ByteSource added, unsigned kappa, u64 p, u64 factor, Words out, int threads) {
     const std::size_t l = primes.size();
     require(x.ndim() == 3 && x.shape(1) == l && out.ndim() == 2 && out.shape(0) == x.shape(0) &&
-                out.shape(1) == x.shape(2) && x.shape(2) % 8 == 0 && kappa <= 103,
+                out.shape(1) == x.shape(2) && x.shape(2) % 8 == 0 && (kappa == 0 || halves_fit(kappa)),
             "bgv_scale_to_plain: expected x (R, L, N) and out (R, N)");
     require(kappa == 0 || (added.ndim() == 2 && added.shape(0) == x.shape(0) && added.shape(1) == x.shape(2) / 8 * kappa),
             "bgv_scale_to_plain: added must be (R, N*kappa/8)");
@@ -316,20 +301,23 @@ void scale_to_plain(Source x, const Primes& primes, ByteSource added, unsigned k
     const u64* in = x.data();
     const std::uint8_t* add = kappa ? added.data() : nullptr;
     u64* res = out.data();
-    const unsigned low = std::min(kappa, 52u), high = kappa - low;
+    const Halves wire(std::max(kappa, 1u), n);
+    const unsigned up = 104 - kappa;
     nb::gil_scoped_release release;
     parallel_for(rows, threads, [&](std::size_t r) {
-        std::vector<u64> hi(step), lo(step);
-        BitReader bits(add ? add + r * size : nullptr, size);
+        std::vector<u64> hi(step), lo(step), more_hi(step), more_lo(step);
         for (std::size_t at = 0; at < n; at += step) {
-            k.fraction(fractions, in + r * l * n + at, n, hi.data(), lo.data(), step);
-            if (kappa)
+            k.fraction(fractions.data(), l, in + r * l * n + at, n, hi.data(), lo.data(), step);
+            if (kappa) {
+                wire.read(add + r * size, at, step, more_hi.data(), more_lo.data());
                 for (std::size_t i = 0; i < step; ++i) {
-                    u128 v = bits.get(low);
-                    if (high) v |= u128{bits.get(high)} << 52;
-                    v = ((u128{hi[i]} << 52) | lo[i]) + (v << (104 - kappa));
-                    lo[i] = static_cast<u64>(v) & kMask52, hi[i] = static_cast<u64>(v >> 52) & kMask52;
+                    const u64 a = up < 52 ? (more_lo[i] << up) & kMask52 : 0;
+                    const u64 b = up < 52 ? (more_hi[i] << up) | (more_lo[i] >> (52 - up)) : more_lo[i] << (up - 52);
+                    lo[i] += a;
+                    hi[i] = (hi[i] + b + (lo[i] >> 52)) & kMask52;
+                    lo[i] &= kMask52;
                 }
+            }
             k.scale_to(to, hi.data(), lo.data(), res + r * n + at, step);
         }
     });
@@ -357,7 +345,10 @@ void wide_uniform(Words words, unsigned bits, const Primes& primes, Words out, i
 
 }  // namespace
 
+void register_bgv_wire(nb::module_& m);
+
 void register_bgv(nb::module_& m) {
+    register_bgv_wire(m);
     using namespace nb::literals;
     m.def("bgv_lift", &lift, "x"_a, "source"_a, "scale"_a, "targets"_a, "out"_a, "threads"_a = 1);
     m.def("bgv_decompose", &decompose, "ring"_a, "x"_a, "out"_a, "threads"_a = 1);

@@ -106,8 +106,9 @@ inline V divide_shifted(V& v, const Divisor& d) {
     return est;
 }
 
-void fraction(const std::vector<FractionPrime>& primes, const u64* x, std::size_t stride, u64* hi, u64* lo, std::size_t n) {
-    for (std::size_t l = 0; l < primes.size(); ++l) {
+void fraction(const FractionPrime* primes, std::size_t count, const u64* x, std::size_t stride, u64* hi, u64* lo,
+              std::size_t n) {
+    for (std::size_t l = 0; l < count; ++l) {
         const FractionPrime& f = primes[l];
         const Consts c(f.m);
         const Divisor d(f);
@@ -142,7 +143,7 @@ void unpack_lift(const LiftFrom& from, const u64* hi, const u64* lo, u64* out, s
         const V t0 = lo52(half0, a0, q0);
         const V t1 = lo52(lo52(hi52(add(half1, _mm512_srli_epi64(t0, 52)), a0, q0), a0, q1), a1, q0);
         const V low0 = _mm512_and_si512(t0, mask0), low1 = _mm512_and_si512(t1, mask1);
-        for (std::size_t l = 0; l < from.primes.size(); ++l) {
+        for (std::size_t l = 0; l < from.count; ++l) {
             const LiftPrime& f = from.primes[l];
             const Consts c(f.m);
             const V a = mul_shoup(low0, set(f.low), set(f.low_shoup52), c);
@@ -160,7 +161,27 @@ void wide(const Modulus& m, u64 offset, const u64* hi, const u64* lo, u64* out, 
         store(out + i, reduce(add(fold(load(hi + i), load(lo + i), c), minus), c.q));
 }
 
+// Ones in each half of every word.
+inline V ones32(V x) {
+    const V m1 = set(0x5555555555555555), m2 = set(0x3333333333333333), m4 = set(0x0f0f0f0f0f0f0f0f);
+    x = sub(x, _mm512_and_si512(_mm512_srli_epi64(x, 1), m1));
+    x = add(_mm512_and_si512(x, m2), _mm512_and_si512(_mm512_srli_epi64(x, 2), m2));
+    x = _mm512_and_si512(add(x, _mm512_srli_epi64(x, 4)), m4);
+    x = add(x, _mm512_srli_epi64(x, 8));
+    return _mm512_and_si512(add(x, _mm512_srli_epi64(x, 16)), set(0x000000ff000000ff));
+}
+
+void error(const u64* words, const Modulus* m, std::size_t count, u64* out, std::size_t n) {
+    const V mask = set((u64{1} << 21) - 1);
+    for (std::size_t i = 0; i < n; i += 8) {
+        const V w = load(words + i), tails = _mm512_and_si512(_mm512_srli_epi64(w, 21), mask);
+        const V ones = ones32(_mm512_or_si512(_mm512_and_si512(w, mask), _mm512_slli_epi64(tails, 32)));
+        const V v = sub(_mm512_and_si512(ones, set(0xff)), _mm512_srli_epi64(ones, 32));
+        for (std::size_t l = 0; l < count; ++l) store(out + l * n + i, _mm512_min_epu64(v, add(v, set(m[l].q))));
+    }
+}
+
 }  // namespace
 
-const BgvKernels bgv_avx512{lift, dot, sub_scale, fraction, scale_to, unpack_lift, wide};
+const BgvKernels bgv_avx512{lift, dot, sub_scale, fraction, scale_to, unpack_lift, wide, error};
 #endif

@@ -39,10 +39,13 @@ struct LiftPrime {
     u64 high, high_shoup, high_shoup52;  // -2^(52-kappa) mod q_l
 };
 struct LiftFrom {
-    unsigned kappa;    // at most 104
-    u64 q0, q1;        // Q mod 2^104 in halves
-    std::vector<LiftPrime> primes;
+    unsigned kappa;  // at most 104
+    u64 q0, q1;      // Q mod 2^104 in halves
+    const LiftPrime* primes;
+    std::size_t count;
+    std::vector<LiftPrime> held;
     LiftFrom(unsigned kappa, const std::vector<Modulus>& moduli);
+    LiftFrom(const LiftFrom&) = delete;
 };
 
 struct BgvKernels {
@@ -52,11 +55,13 @@ struct BgvKernels {
     // out = (x - y) * scale + (add ? *add : 0)
     void (*sub_scale)(const Modulus& m, const u64* x, const u64* y, u64 scale, const u64* add, u64* out, std::size_t n);
     // x: limb l at x + l*stride
-    void (*fraction)(const std::vector<FractionPrime>& primes, const u64* x, std::size_t stride, u64* hi, u64* lo, std::size_t n);
+    void (*fraction)(const FractionPrime* primes, std::size_t count, const u64* x, std::size_t stride, u64* hi, u64* lo, std::size_t n);
     void (*scale_to)(const ScaleTo& to, const u64* hi, const u64* lo, u64* out, std::size_t n);
     void (*unpack_lift)(const LiftFrom& from, const u64* hi, const u64* lo, u64* out, std::size_t stride, std::size_t n);
     // (hi * 2^52 + lo) - offset modulo one prime, hi and lo below 2^52
     void (*wide)(const Modulus& m, u64 offset, const u64* hi, const u64* lo, u64* out, std::size_t n);
+    // out[l*n + i] = (ones in bits 0..20 of words[i]) - (ones in bits 21..41), mod m[l]
+    void (*error)(const u64* words, const Modulus* m, std::size_t count, u64* out, std::size_t n);
 };
 
 extern const BgvKernels bgv_portable, bgv_avx512;

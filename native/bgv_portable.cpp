@@ -49,10 +49,11 @@ inline u64 divide_shifted(u64& v, u64 recip, const Modulus& m) {
     return est;
 }
 
-void fraction(const std::vector<FractionPrime>& primes, const u64* x, std::size_t stride, u64* hi, u64* lo, std::size_t n) {
+void fraction(const FractionPrime* primes, std::size_t count, const u64* x, std::size_t stride, u64* hi, u64* lo,
+              std::size_t n) {
     for (std::size_t i = 0; i < n; ++i) {
         u128 sum = 0;
-        for (std::size_t l = 0; l < primes.size(); ++l) {
+        for (std::size_t l = 0; l < count; ++l) {
             const FractionPrime& f = primes[l];
             u64 v = f.m.mul_const(x[l * stride + i], f.inv, f.inv_shoup);
             const u64 first = divide_shifted(v, f.recip, f.m), second = divide_shifted(v, f.recip, f.m);
@@ -77,7 +78,7 @@ void unpack_lift(const LiftFrom& from, const u64* hi, const u64* lo, u64* out, s
     for (std::size_t i = 0; i < n; ++i) {
         const u128 a = (u128{hi[i]} << 52) | lo[i], t = (a * q + half) & mask;
         const u64 t0 = static_cast<u64>(t) & kMask52, t1 = static_cast<u64>(t >> 52);
-        for (std::size_t l = 0; l < from.primes.size(); ++l) {
+        for (std::size_t l = 0; l < from.count; ++l) {
             const LiftPrime& f = from.primes[l];
             const u64 sum = f.m.add(f.m.mul_const(t0, f.low, f.low_shoup), f.m.mul_const(t1, f.high, f.high_shoup));
             out[l * stride + i] = f.m.add(sum, f.half);
@@ -89,9 +90,27 @@ void wide(const Modulus& m, u64 offset, const u64* hi, const u64* lo, u64* out, 
     for (std::size_t i = 0; i < n; ++i) out[i] = m.sub(m.reduce128((u128{hi[i]} << 52) + lo[i]), offset);
 }
 
+// Ones in each half of a word.
+inline u64 ones32(u64 x) {
+    x -= (x >> 1) & 0x5555555555555555;
+    x = (x & 0x3333333333333333) + ((x >> 2) & 0x3333333333333333);
+    x = (x + (x >> 4)) & 0x0f0f0f0f0f0f0f0f;
+    x += x >> 8;
+    return (x + (x >> 16)) & 0x000000ff000000ff;
+}
+
+void error(const u64* words, const Modulus* m, std::size_t count, u64* out, std::size_t n) {
+    const u64 mask = (u64{1} << 21) - 1;
+    for (std::size_t i = 0; i < n; ++i) {
+        const u64 ones = ones32((words[i] & mask) | (((words[i] >> 21) & mask) << 32));
+        const u64 v = (ones & 0xff) - (ones >> 32);
+        for (std::size_t l = 0; l < count; ++l) out[l * n + i] = v + (m[l].q & (u64{0} - (v >> 63)));
+    }
+}
+
 }  // namespace
 
-const BgvKernels bgv_portable{lift, dot, sub_scale, fraction, scale_to, unpack_lift, wide};
+const BgvKernels bgv_portable{lift, dot, sub_scale, fraction, scale_to, unpack_lift, wide, error};
 
 const BgvKernels& bgv_kernels(unsigned bits, std::size_t n) {
 #if defined(__x86_64__)
@@ -128,6 +147,7 @@ LiftFrom::LiftFrom(unsigned kappa_, const std::vector<Modulus>& moduli) : kappa(
         f.low_shoup = m.shoup(f.low), f.high_shoup = m.shoup(f.high);
         f.low_shoup52 = static_cast<u64>((u128{f.low} << 52) / m.q);
         f.high_shoup52 = static_cast<u64>((u128{f.high} << 52) / m.q);
-        primes.push_back(f);
+        held.push_back(f);
     }
+    primes = held.data(), count = held.size();
 }

@@ -49,6 +49,19 @@ def centred(v, q):
     return np.where(v > q // 2, v - q, v)
 
 
+def dense(data, width, count=N):
+    stream = int.from_bytes(data.tobytes(), "little")
+    return [stream >> (i * width) & ((1 << width) - 1) for i in range(count)]
+
+
+def wire_values(data, kappa):
+    """A rounded half: above 64 bits, the low words of all coefficients come first."""
+    if kappa < 64:
+        return dense(data, kappa)
+    low, high = dense(data[: 8 * N], 64), dense(data[8 * N :], kappa - 64)
+    return [a | b << 64 for a, b in zip(low, high, strict=True)]
+
+
 @pytest.fixture
 def rng():
     return np.random.default_rng(11)
@@ -95,7 +108,7 @@ def test_sub_scale(rng, primes):
     assert (out == (x[:, :3].astype(object) - y) * factors % column).all()
 
 
-@pytest.mark.parametrize("kappa", [1, 12, 48, 52, 53, 88, 92, 95, 103])
+@pytest.mark.parametrize("kappa", [1, 12, 48, 51, 52, 53, 63, 65, 88, 92, 95, 103])
 @pytest.mark.parametrize("limbs", [1, 2, 3])
 def test_rounding_and_lifting_back(rng, primes, kappa, limbs):
     primes = primes[:limbs]
@@ -110,9 +123,7 @@ def test_rounding_and_lifting_back(rng, primes, kappa, limbs):
         fraction += (x[:, limb].astype(object) * inverse % q) * (1 << 104) // q
     expected = ((fraction + (1 << (103 - kappa))) >> (104 - kappa)) % (1 << kappa)
     for row, want in zip(packed, expected, strict=True):
-        stream = int.from_bytes(row.tobytes(), "little")
-        got = [stream >> (i * kappa) & ((1 << kappa) - 1) for i in range(N)]
-        assert got == list(want)
+        assert wire_values(row, kappa) == list(want)
     exact = integers(x, primes) * (1 << kappa)
     error = abs(centred((expected * modulus - exact) % (modulus << kappa), modulus << kappa))
     assert (error <= modulus // 2 + (3 * modulus >> (104 - kappa))).all()
@@ -135,9 +146,7 @@ def test_scaling_to_the_plaintext_modulus(rng, primes, p, kappa):
     total = integers(x, primes) * (1 << kappa)
     if kappa:
         for row, data in enumerate(added):
-            stream = int.from_bytes(data.tobytes(), "little")
-            values = [stream >> (i * kappa) & ((1 << kappa) - 1) for i in range(N)]
-            total[row] += np.array(values, object) * modulus
+            total[row] += np.array(wire_values(data, kappa), object) * modulus
     denominator = modulus << kappa
     exact = (2 * p * total + denominator) // (2 * denominator) * 5 % p
     assert (out == exact).mean() > 0.98  # the extremes sit on rounding boundaries: see below
@@ -155,6 +164,49 @@ def test_wide_uniform(rng, primes, bits):
     _native.bgv_wide_uniform(words, bits, primes, out)
     for limb, q in enumerate(primes):
         assert (out[:, limb] == expected % q).all()
+
+
+@pytest.mark.parametrize("n", [8, N, 1000])
+@pytest.mark.parametrize("bits", [28, 43, 48, 50, 52, 58])
+def test_residues_on_the_wire(rng, bits, n):
+    primes = [(1 << bits) - 1, (1 << (bits - 1)) + 1]
+    x = np.stack([rng.integers(0, q, (2, n), dtype=np.uint64) for q in primes], 1)
+    widths = [bits, bits]
+    out = np.empty((2, n // 8 * sum(widths)), np.uint8)
+    _native.bgv_pack_residues(x, primes, out)
+    for row, data in zip(x, out, strict=True):
+        assert dense(data, bits, 2 * n) == list(row.reshape(-1))
+    again = np.zeros((2, 2, 2, n), np.uint64)
+    assert _native.bgv_unpack_residues(out, primes, again)
+    assert (again[:, 0] == x).all() and not again[:, 1].any()
+    out[1, -1] = 255  # the last residue of the last row is now too large for the second prime
+    assert not _native.bgv_unpack_residues(out, primes, again)
+
+
+def test_samplers(rng, primes):
+    """Random bytes become the values that the reference samplers draw from them."""
+    words = rng.integers(0, 1 << 64, (2, N), dtype=np.uint64)
+    words[0, :3] = [0, (1 << 64) - 1, (1 << 21) - 1]
+    out = np.empty((2, 3, N), np.uint64)
+    _native.bgv_error(words, primes, out)
+    mask = (1 << 21) - 1
+    values = [[(int(w) & mask).bit_count() - (int(w) >> 21 & mask).bit_count() for w in row] for row in words]
+    for limb, q in enumerate(primes):
+        assert (out[:, limb] == np.array(values, object) % q).all()
+    small = rng.integers(0, 1 << 32, (2, N), dtype=np.uint32)
+    small[0, :2] = [0, (1 << 32) - 1]
+    _native.bgv_ternary(small, primes, out)
+    for limb, q in enumerate(primes):
+        assert (out[:, limb] == ((small.astype(object) * 3 >> 32) - 1) % q).all()
+    for q in primes:
+        bits = q.bit_length()
+        draw = rng.integers(0, 1 << 64, 200, dtype=np.uint64)
+        draw[:2] = [(q << (64 - bits)) - 1, q << (64 - bits)]
+        kept = [int(w) >> (64 - bits) for w in draw if int(w) >> (64 - bits) < q]
+        for size in (100, 300):
+            out = np.zeros(size, np.uint64)
+            filled = _native.bgv_reject(draw, q, out)
+            assert filled == min(size, len(kept)) and list(out[:filled]) == kept[:filled]
 
 
 def test_key_switching_steps(rng, primes):
