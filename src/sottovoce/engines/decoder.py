@@ -149,7 +149,14 @@ class Decoder:
         shift = None
         if self.softmax_shifts is not None:
             shift = self.softmax_shifts[i] << (bits - SCORE_BITS)
-        return softmax(self.ar, raw, shift, live[:, None, :], bits, self.public.score_range_bits)
+        p = softmax(self.ar, raw, shift, live[:, None, :], bits, self.public.score_range_bits)
+        if start == 0:
+            # The very first token sees only itself: its probability is 1 whatever its score, which no
+            # calibrated shift covers (position 0 is unlike all others in these models).
+            one = np.zeros((self.config.heads, n), dtype=np.int64)
+            one[:, 0] = 1 << PROBABILITY_BITS
+            p[..., 0, :, :] = self.ar.from_public(one)
+        return p
 
     def _activation(self, gate_up: Share) -> Share:
         """(T, 2·ffn) or (T, ffn) at 2^-23 -> (T, ffn) at 2^-12."""
