@@ -30,8 +30,11 @@ from sottovoce.errors import (
     RefusedError,
     VersionMismatchError,
 )
+from sottovoce.ring import RingContext
 from sottovoce.ring.primes import P_FIELD, P_SMALL, SIMD_PRIMES, SPECIAL_PRIME
+from sottovoce.ring.sampling import Stream, expand
 from sottovoce.rlwe import galois_element, slot_positions
+from sottovoce.rlwe.randomness import errors, expand_into, ternary, uniform_rns
 from sottovoce.rlwe.wire import HEADER_BYTES
 
 TINY = ParametersSpec(16, SIMD_PRIMES, SPECIAL_PRIME, P_FIELD, security="unchecked").checked()
@@ -178,6 +181,32 @@ def test_key_generator_checks(keys):
     with pytest.raises(ParameterError):
         keys.galois_keys([-2])
     assert keys.galois_keys([0, 1, 1]).steps == (1,)
+
+
+# Randomness
+
+
+@pytest.mark.parametrize("primes", [SIMD_PRIMES, (P_FIELD, P_SMALL), (97, 257)])
+def test_native_samplers_draw_what_the_reference_draws(primes):
+    """Same seed, same values as `ring.sampling`; moduli far from a power of two need a second draw."""
+    n, seed = 1024, bytes(range(32))
+    ring = RingContext(n, primes) if primes == SIMD_PRIMES else None
+    for native, reference in ((ternary, Stream.ternary), (errors, Stream.error)):
+        values = native(Stream(seed), primes, n, 3)
+        signed = reference(Stream(seed), 3, n)
+        for limb, q in enumerate(primes):
+            assert (values[:, limb] == (signed % q).astype(np.uint64)).all()
+        if ring is not None:
+            assert (values == ring.reduce_signed(signed)).all()
+    out = np.empty((len(primes), n), np.uint64)
+    expand_into(seed, b"test", primes, out, 5)
+    assert (out == expand(seed, b"test", primes, n, 5)).all()
+    mask = uniform_rns(Stream(seed), primes, n, 2)
+    stream = Stream(seed)
+    for polynomial in mask:
+        for limb, q in zip(polynomial, primes, strict=True):
+            assert (limb == stream.uniform(q, n)).all()
+    assert not (uniform_rns(Stream(), primes, n, 1) == uniform_rns(Stream(), primes, n, 1)).all()
 
 
 # Fuzzing: whatever comes, an error of the tree or a well-formed object; never another exception.

@@ -12,6 +12,7 @@ from sottovoce.bgv.encoder import Encoder
 from sottovoce.errors import FrameError, ParameterError
 from sottovoce.ring import sampling, threads
 from sottovoce.rlwe import Parameters, PublicKey, SecretKey
+from sottovoce.rlwe.randomness import errors, expand_into, ternary
 from sottovoce.rlwe.wire import Buffer, as_bytes, pack_residues, residue_bytes, unpack_residues
 
 Words = npt.NDArray[np.uint64]
@@ -64,20 +65,22 @@ class Encryptor:
             raise ParameterError(f"encrypt_many takes slots of shape (B, N), not {slots.shape}")
         seed = sampling.fresh_seed()
         _, b = self._symmetric(self.encoder.encode(slots).coefficients, seed)
-        return seed + pack_residues(b, self.parameters.primes)
+        return seed + pack_residues(b, self.parameters.primes).tobytes()
 
     def _symmetric(self, coefficients: Words, seed: bytes) -> tuple[Words, Words]:
         """(B, N) modulo p -> a = expansion of seed and b = −a·s + p·e + m, (B, L, N) each."""
         if not isinstance(self.key, SecretKey):
             raise ParameterError("symmetric encryption needs the SecretKey")
         parameters, ring = self.parameters, self.parameters.ring()
-        a = _uniform_halves(parameters, seed, len(coefficients))
-        errors = ring.reduce_signed(sampling.Stream().error(*coefficients.shape))
+        a = np.empty((len(coefficients), ring.limbs, ring.n), np.uint64)
+        for i, half in enumerate(a):
+            expand_into(seed, _PURPOSE, parameters.primes, half, i)
+        error = errors(sampling.Stream(), parameters.primes, ring.n, len(a))
         b = np.empty_like(a)
         _native.bgv_lift(
             np.ascontiguousarray(coefficients), parameters.plaintext, 1, list(parameters.primes), b, threads()
         )
-        ring.add(b, ring.mul_scalar(errors, parameters.plaintext, errors), b)
+        ring.add(b, ring.mul_scalar(error, parameters.plaintext, error), b)
         ring.ntt(b)
         return a, ring.sub(b, ring.mul(a, self.key.limbs(ring.limbs)), b)
 
@@ -86,11 +89,12 @@ def encrypt_zero(key: PublicKey, count: int) -> Words:
     """(count, 2, L, N) NTT form: (u·b + e0, u·a + e1); unit errors, to be multiplied by p for BGV."""
     parameters = key.parameters
     ring, n, stream = parameters.ring(), parameters.degree, sampling.Stream()
-    u = ring.ntt(ring.reduce_signed(stream.ternary(count, n)))
-    out = ring.ntt(ring.reduce_signed(stream.error(count, 2, n)))
-    for part in range(2):
-        out[:, part] = ring.add(np.ascontiguousarray(out[:, part]), ring.mul(u, key.data[part]))
-    return out
+    u = ring.ntt(ternary(stream, parameters.primes, n, count))
+    halves = [
+        ring.mul_add(ring.ntt(errors(stream, parameters.primes, n, count)), u, key.data[part])
+        for part in range(2)
+    ]
+    return np.stack(halves, axis=1)
 
 
 def fresh_bytes(parameters: Parameters, count: int) -> int:
@@ -108,14 +112,8 @@ def load_many(parameters: Parameters, data: Buffer, count: int) -> Ciphertext:
     if view.nbytes != expected:
         raise FrameError(f"{count} fresh ciphertexts take {expected} bytes, got {view.nbytes}")
     seed = bytes(view[: sampling.SEED_BYTES])
-    shape = (count, parameters.limbs, parameters.degree)
-    b = unpack_residues(view[sampling.SEED_BYTES :], parameters.primes, shape)
-    pair = np.stack([b, _uniform_halves(parameters, seed, count)], axis=1)
-    return Ciphertext(parameters, pair, noise.FRESH)
-
-
-def _uniform_halves(parameters: Parameters, seed: bytes, count: int) -> Words:
-    out = np.empty((count, parameters.limbs, parameters.degree), np.uint64)
-    for i in range(count):
-        out[i] = sampling.expand(seed, _PURPOSE, parameters.primes, parameters.degree, i)
-    return out
+    pairs = np.empty((count, 2, parameters.limbs, parameters.degree), np.uint64)
+    unpack_residues(view[sampling.SEED_BYTES :], parameters.primes, pairs)
+    for i, ciphertext in enumerate(pairs):
+        expand_into(seed, _PURPOSE, parameters.primes, ciphertext[1], i)
+    return Ciphertext(parameters, pairs, noise.FRESH)

@@ -28,6 +28,7 @@ from sottovoce.bgv.encoder import Encoder
 from sottovoce.errors import FrameError, ParameterError, RangeError
 from sottovoce.ring import sampling, threads
 from sottovoce.rlwe import Parameters, PublicKey, SecretKey
+from sottovoce.rlwe.randomness import errors, ternary, uniform_rns
 from sottovoce.rlwe.wire import Buffer
 
 Words = npt.NDArray[np.uint64]
@@ -79,7 +80,7 @@ def mask_and_pack(ciphertext: Ciphertext, public_key: PublicKey) -> tuple[bytes,
     parameters = ciphertext.parameters
     halves = rerandomised_halves(ciphertext, public_key)
     ring = parameters.ring()
-    mask = sampling.Stream().uniform_rns(parameters.primes, parameters.degree, len(halves[0]))
+    mask = uniform_rns(sampling.Stream(), parameters.primes, ring.n, len(halves[0]))
     ring.add(halves[1], mask, halves[1])
     packed = pack_halves(halves, parameters, KAPPA_A, KAPPA_B)
     share = np.empty((len(mask), parameters.degree), np.uint64)
@@ -135,12 +136,12 @@ def rerandomised_halves(ciphertext: Ciphertext, public_key: PublicKey) -> tuple[
     ring, n = parameters.ring(), parameters.degree
     data = ring.mul_scalar(ciphertext.flat(), pow(parameters.plaintext, -1, parameters.modulus()))
     stream = sampling.Stream()
-    u = ring.ntt(ring.reduce_signed(stream.ternary(len(data), n)))
+    u = ring.ntt(ternary(stream, ring.primes, n, len(data)))
     b = ring.mul_add(np.ascontiguousarray(data[:, 0]), u, public_key.data[0])
     a = ring.mul_add(np.ascontiguousarray(data[:, 1]), u, public_key.data[1])
     ring.intt(a)
     # e1 goes on in coefficient form; the B half needs no e0, its mask covers everything.
-    ring.add(a, ring.reduce_signed(stream.error(len(data), n)), a)
+    ring.add(a, errors(stream, ring.primes, n, len(data)), a)
     return a, ring.intt(b)
 
 

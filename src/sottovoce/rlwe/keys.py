@@ -17,6 +17,7 @@ from sottovoce.errors import FrameError, IntegrityError, ParameterError
 from sottovoce.ring import context, sampling
 from sottovoce.rlwe.galois import galois_element
 from sottovoce.rlwe.parameters import Parameters
+from sottovoce.rlwe.randomness import errors, expand_into
 from sottovoce.rlwe.wire import Buffer, frame, pack_residues, residue_bytes, unframe, unpack_residues
 
 Words = npt.NDArray[np.uint64]
@@ -93,17 +94,17 @@ class PublicKey:
 
     def to_bytes(self) -> bytes:
         """Header, seed, b: 154 KB for the SIMD set."""
-        return frame(
-            "public key", self.parameters, self.seed + pack_residues(self.data[0], self.parameters.primes)
-        )
+        packed = pack_residues(self.data[0], self.parameters.primes)
+        return frame("public key", self.parameters, self.seed + packed.tobytes())
 
     @classmethod
     def from_bytes(cls, parameters: Parameters, data: Buffer) -> PublicKey:
         payload = unframe("public key", parameters, data)
         seed, rest = _split_seed(payload, residue_bytes(parameters.primes, parameters.degree), "public key")
-        b = unpack_residues(rest, parameters.primes, (parameters.limbs, parameters.degree))
-        a = sampling.expand(seed, b"public key", parameters.primes, parameters.degree)
-        return cls(parameters, seed, np.stack([b, a]))
+        pair = parameters.ring().zeros(2)
+        unpack_residues(rest, parameters.primes, pair[None])
+        expand_into(seed, b"public key", parameters.primes, pair[1])
+        return cls(parameters, seed, pair)
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +125,7 @@ class SwitchingKey:
         parameters = secret.parameters
         ring, seed, digits = parameters.key_ring, sampling.fresh_seed(), parameters.limbs
         data = _uniform_halves(parameters, seed, purpose)
-        b = ring.ntt(ring.reduce_signed(sampling.Stream().error(digits, parameters.degree)))
+        b = ring.ntt(errors(sampling.Stream(), ring.primes, ring.n, digits))
         ring.sub(b, ring.mul(np.ascontiguousarray(data[:, 1]), secret.ntt), b)
         for d, q in enumerate(parameters.primes):
             weight = parameters.special * pow(parameters.plaintext, -1, q) % q
@@ -136,7 +137,7 @@ class SwitchingKey:
 
     def payload(self) -> bytes:
         """Seed and the b halves."""
-        return self.seed + pack_residues(np.ascontiguousarray(self.data[:, 0]), self.parameters.key_primes)
+        return self.seed + pack_residues(self.data[:, 0], self.parameters.key_primes).tobytes()
 
     @classmethod
     def payload_bytes(cls, parameters: Parameters) -> int:
@@ -150,8 +151,7 @@ class SwitchingKey:
         body = cls.payload_bytes(parameters) - sampling.SEED_BYTES
         seed, rest = _split_seed(payload, body, "switching key")
         data = _uniform_halves(parameters, seed, purpose)
-        shape = (parameters.limbs, parameters.limbs + 1, parameters.degree)
-        data[:, 0] = unpack_residues(rest, parameters.key_primes, shape)
+        unpack_residues(rest, parameters.key_primes, data)
         return cls(parameters, seed, data)
 
 
@@ -280,7 +280,7 @@ def _uniform_halves(parameters: Parameters, seed: bytes, purpose: bytes) -> Word
     primes, n = parameters.key_primes, parameters.degree
     data = np.empty((parameters.limbs, 2, len(primes), n), np.uint64)
     for d in range(parameters.limbs):
-        data[d, 1] = sampling.expand(seed, purpose, primes, n, d)
+        expand_into(seed, purpose, primes, data[d, 1], d)
     return data
 
 

@@ -14,14 +14,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from sottovoce.errors import (
-    FrameError,
-    IntegrityError,
-    ParameterError,
-    ParameterMismatchError,
-    VersionMismatchError,
-)
-from sottovoce.net import pack_bits, packed_size, unpack_bits
+from sottovoce import _native
+from sottovoce.errors import FrameError, IntegrityError, ParameterMismatchError, VersionMismatchError
+from sottovoce.ring import threads
 from sottovoce.rlwe.parameters import Parameters
 
 MAGIC = b"SVRL"
@@ -84,43 +79,25 @@ def _checksum(payload: bytes | memoryview) -> bytes:
 
 def residue_bytes(primes: Sequence[int], n: int) -> int:
     """Packed bytes of one polynomial (L, N)."""
-    return sum(packed_size(n, q.bit_length()) for q in primes)
+    return sum(n // 8 * q.bit_length() for q in primes)
 
 
-def pack_residues(x: Words, primes: Sequence[int]) -> bytes:
+def pack_residues(x: Words, primes: Sequence[int]) -> npt.NDArray[np.uint8]:
     """(..., L, N) -> bytes, polynomial by polynomial and limb by limb."""
-    n = x.shape[-1]
-    if len({q.bit_length() for q in primes}) == 1 and n * primes[0].bit_length() % 8 == 0:
-        return pack_bits(x, primes[0].bit_length()).tobytes()
-    rows = x.reshape(-1, n)
-    return b"".join(
-        pack_bits(row, primes[i % len(primes)].bit_length()).tobytes() for i, row in enumerate(rows)
-    )
+    limbs, n = x.shape[-2:]
+    rows = np.ascontiguousarray(x).reshape(-1, limbs, n)
+    out = np.empty((len(rows), residue_bytes(primes, n)), np.uint8)
+    _native.bgv_pack_residues(rows, list(primes), out, threads())
+    return out.reshape(-1)
 
 
-def unpack_residues(data: Buffer, primes: Sequence[int], shape: tuple[int, ...]) -> Words:
-    """Bytes -> `shape`. FrameError on a wrong size, IntegrityError on a residue that is not reduced."""
-    n = shape[-1]
-    rows = int(np.prod(shape[:-1], dtype=np.int64))
-    view = np.frombuffer(data, np.uint8)
-    polynomials, rest = divmod(rows, len(primes))
-    if rest or shape[-2] != len(primes):
-        raise ParameterError("the shape does not have one row per prime")
-    if view.nbytes != polynomials * residue_bytes(primes, n):
-        raise FrameError(
-            f"expected {polynomials * residue_bytes(primes, n)} bytes of residues, got {view.nbytes}"
-        )
-    if len({q.bit_length() for q in primes}) == 1 and n * primes[0].bit_length() % 8 == 0:
-        out = unpack_bits(view, rows * n, primes[0].bit_length()).reshape(shape)
-    else:
-        out = np.empty(shape, np.uint64)
-        at = 0
-        for i, row in enumerate(out.reshape(-1, n)):
-            width = primes[i % len(primes)].bit_length()
-            size = packed_size(n, width)
-            row[:] = unpack_bits(view[at : at + size], n, width)
-            at += size
-    limits = np.array(primes, np.uint64)[:, None]
-    if out.size and not bool((out < limits).all()):
+def unpack_residues(data: Buffer, primes: Sequence[int], out: Words) -> None:
+    """Bytes -> component 0 of out (R, C, L, N).
+
+    FrameError on a wrong size, IntegrityError on a residue that is not reduced (out is then undefined).
+    """
+    size, view = residue_bytes(primes, out.shape[-1]), np.frombuffer(data, np.uint8)
+    if view.nbytes != len(out) * size:
+        raise FrameError(f"expected {len(out) * size} bytes of residues, got {view.nbytes}")
+    if not _native.bgv_unpack_residues(view.reshape(len(out), size), list(primes), out, threads()):
         raise IntegrityError("a residue is not smaller than its prime")
-    return out
