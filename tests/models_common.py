@@ -15,7 +15,10 @@ from sottovoce.models import Model, load_model
 
 FIXTURES = Path(__file__).parent / "fixtures"
 TINY = ("gpt2", "llama", "qwen2")
-STORIES = Path(__file__).parent.parent.parent / "shared" / "data" / "stories260K"
+STORIES = Path(
+    os.environ.get("SOTTOVOCE_STORIES260K")
+    or Path(__file__).parent.parent.parent / "shared" / "data" / "stories260K"
+)
 
 
 @functools.cache
@@ -40,8 +43,8 @@ def smollm2() -> Model:
 
 @functools.cache
 def _stories() -> Model | None:
-    place = Path(os.environ.get("SOTTOVOCE_STORIES260K", STORIES))
-    return load_model(place) if place.exists() else None
+
+    return load_model(STORIES) if STORIES.exists() else None
 
 
 def stories() -> Model:
