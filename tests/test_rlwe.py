@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from sottovoce.bgv import (
     ROW_SWAP,
     SIMD,
+    Ciphertext,
+    Evaluator,
     GaloisKeys,
     KeyGenerator,
     ParametersSpec,
@@ -250,6 +252,36 @@ def test_random_payloads_are_refused_or_valid(kind, payload):
     except ProtocolError:
         return
     assert all(array.size for array in content(key)) or kind is GaloisKeys
+
+
+_STORED = load_many(TINY, _SENT, 2)
+
+
+def test_stored_ciphertexts():
+    evaluator = Evaluator(TINY, _KEYS.relinearization_key())
+    for ciphertext in (
+        _STORED,
+        evaluator.tensor_accumulate(_STORED, _STORED),
+        evaluator.mod_switch(_STORED),
+    ):
+        again = Ciphertext.from_bytes(TINY, ciphertext.to_bytes())
+        assert (again.data == ciphertext.flat()).all()
+        assert (again.noise, again.factor) == (ciphertext.noise, ciphertext.factor)
+    with pytest.raises(ParameterMismatchError):
+        Ciphertext.from_bytes(OTHER, _STORED.to_bytes())
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=64))
+def test_stored_ciphertexts_are_checked_past_the_header(start):
+    from sottovoce.rlwe.wire import frame
+
+    good = _STORED.to_bytes()[HEADER_BYTES:]
+    try:
+        ciphertext = Ciphertext.from_bytes(TINY, frame("ciphertext", TINY, start + good[len(start) :]))
+    except ProtocolError:
+        return
+    assert (ciphertext.data < np.array(TINY.primes, np.uint64)[: ciphertext.limbs, None]).all()
 
 
 @settings(max_examples=200, deadline=None)

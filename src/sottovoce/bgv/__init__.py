@@ -31,6 +31,7 @@ Everything takes a batch.
       .mod_switch(ct)
     Ciphertext(parameters, data, noise, factor=1)
       .batch .size .limbs, indexing and len() over the first batch axis;   stack(list) -> one batch
+      .to_bytes(), .from_bytes(parameters, data), for one's own storage
 
     recipe Z, for products with weights: masked_bytes(parameters, B), failure_bits(parameters, noise)
       mask_and_pack(ct, public_key) -> (bytes, share (*batch, N))

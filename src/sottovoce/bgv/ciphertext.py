@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from sottovoce.errors import ParameterError
+from sottovoce.errors import FrameError, IntegrityError, ParameterError
 from sottovoce.rlwe import Parameters
+from sottovoce.rlwe.wire import Buffer, frame, pack_residues, residue_bytes, unframe, unpack_residues
 
 Words = npt.NDArray[np.uint64]
+
+# Size, level, reserved, count, plaintext factor, noise of a stored batch.
+_META = struct.Struct("<BBHIQd")
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +73,37 @@ class Ciphertext:
     def copy(self) -> Ciphertext:
         """With its own memory."""
         return replace(self, data=self.data.copy())
+
+    def to_bytes(self) -> bytes:
+        """For storage: header, size, level, count, factor, noise, residues; the batch becomes one axis.
+
+        307 KB per ciphertext of two components at the top level of the SIMD set.
+        """
+        rows = self.flat()
+        primes = self.parameters.primes[: self.limbs]
+        meta = _META.pack(self.size, self.limbs, 0, len(rows), self.factor, self.noise)
+        return frame("ciphertext", self.parameters, meta + pack_residues(rows, primes).tobytes())
+
+    @classmethod
+    def from_bytes(cls, parameters: Parameters, data: Buffer) -> Ciphertext:
+        """A batch (B, S, L, N). FrameError, IntegrityError or a mismatch error for anything else.
+
+        The noise is what the writer estimated: take such bytes from one's own storage, not from the peer.
+        """
+        payload = unframe("ciphertext", parameters, data)
+        if payload.nbytes < _META.size:
+            raise FrameError("a stored ciphertext is truncated")
+        size, limbs, reserved, count, factor, bits = _META.unpack(payload[: _META.size])
+        if size not in (2, 3) or not 1 <= limbs <= parameters.limbs or reserved:
+            raise IntegrityError("a stored ciphertext has an impossible size or level")
+        if not 1 <= factor < parameters.plaintext or not -64 <= bits <= 1024:
+            raise IntegrityError("a stored ciphertext has an impossible plaintext factor or noise")
+        primes, body = parameters.primes[:limbs], payload[_META.size :]
+        if body.nbytes != count * size * residue_bytes(primes, parameters.degree):
+            raise FrameError("the size of a stored ciphertext does not match the number it announces")
+        rows = np.empty((count, size, limbs, parameters.degree), np.uint64)
+        unpack_residues(body, primes, rows.reshape(count * size, 1, limbs, parameters.degree))
+        return cls(parameters, rows, bits, factor)
 
     def flat(self) -> Words:
         """(B, S, L, N), B = 1 for a single ciphertext: a batch as kernels read it. Shares memory."""
