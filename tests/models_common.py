@@ -43,7 +43,6 @@ def smollm2() -> Model:
 
 @functools.cache
 def _stories() -> Model | None:
-
     return load_model(STORIES) if STORIES.exists() else None
 
 
