@@ -11,8 +11,6 @@ NB_MODULE(_native, m) {
     register_mpc(m);
     register_ot(m);
     register_ring(m);
-    register_ring_crt(m);
-    register_ring_switch(m);
     register_pack(m);
     register_field(m);
     register_bgv(m);

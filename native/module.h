@@ -4,8 +4,6 @@
 
 void register_cpu(nanobind::module_& m);
 void register_ring(nanobind::module_& m);
-void register_ring_crt(nanobind::module_& m);
-void register_ring_switch(nanobind::module_& m);
 void register_pack(nanobind::module_& m);
 void register_field(nanobind::module_& m);
 void register_bgv(nanobind::module_& m);

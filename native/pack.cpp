@@ -69,13 +69,13 @@ class BitReader {
     unsigned count_ = 0;
 };
 
-void check(std::size_t values, unsigned width, unsigned widest, std::size_t bytes) {
-    if (width < 1 || width > widest) throw std::invalid_argument("the width is out of range");
+void check(std::size_t values, unsigned width, std::size_t bytes) {
+    if (width < 1 || width > 64) throw std::invalid_argument("the width is out of range");
     if ((static_cast<u128>(values) * width + 7) / 8 != bytes) throw std::invalid_argument("the byte string has the wrong length");
 }
 
 void pack_bits(Source values, unsigned width, Bytes out) {
-    check(values.size(), width, 64, out.size());
+    check(values.size(), width, out.size());
     nb::gil_scoped_release release;
     BitWriter to(out.data());
     for (std::size_t i = 0; i < values.size(); ++i) to.put(values.data()[i], width);
@@ -83,33 +83,10 @@ void pack_bits(Source values, unsigned width, Bytes out) {
 }
 
 void unpack_bits(ByteSource data, unsigned width, Words out) {
-    check(out.size(), width, 64, data.size());
+    check(out.size(), width, data.size());
     nb::gil_scoped_release release;
     BitReader from(data.data(), data.data() + data.size());
     for (std::size_t i = 0; i < out.size(); ++i) out.data()[i] = from.take(width);
-}
-
-void pack_words(Source words, unsigned width, Bytes out) {
-    if (words.size() % 2) throw std::invalid_argument("wide values come as two words each");
-    check(words.size() / 2, width, 128, out.size());
-    nb::gil_scoped_release release;
-    BitWriter to(out.data());
-    for (std::size_t i = 0; i < words.size(); i += 2) {
-        to.put(words.data()[i], width < 64 ? width : 64);
-        if (width > 64) to.put(words.data()[i + 1], width - 64);
-    }
-    to.finish();
-}
-
-void unpack_words(ByteSource data, unsigned width, Words out) {
-    if (out.size() % 2) throw std::invalid_argument("wide values come as two words each");
-    check(out.size() / 2, width, 128, data.size());
-    nb::gil_scoped_release release;
-    BitReader from(data.data(), data.data() + data.size());
-    for (std::size_t i = 0; i < out.size(); i += 2) {
-        out.data()[i] = from.take(width < 64 ? width : 64);
-        out.data()[i + 1] = width > 64 ? from.take(width - 64) : 0;
-    }
 }
 
 }  // namespace
@@ -119,6 +96,4 @@ void register_pack(nb::module_& m) {
     auto width = nb::arg("width");
     m.def("pack_bits", &pack_bits, values, width, out, "The low `width` (1..64) bits of each word, densely, little-endian.");
     m.def("unpack_bits", &unpack_bits, data, width, out, "The inverse of pack_bits; the length must match exactly.");
-    m.def("pack_words", &pack_words, values, width, out, "As pack_bits for 128-bit values, two words each, width 1..128.");
-    m.def("unpack_words", &unpack_words, data, width, out, "The inverse of pack_words.");
 }

@@ -76,19 +76,6 @@ def test_pack_bits(isa: str, width: int, count: int) -> None:
     assert np.array_equal(back, values)
 
 
-@pytest.mark.parametrize("width", [1, 53, 64, 65, 88, 95, 96, 128])
-@pytest.mark.parametrize("count", [1, 3, 257])
-def test_pack_words(width: int, count: int) -> None:
-    words = np.random.default_rng(width).integers(0, 1 << 64, (count, 2), dtype=np.uint64)
-    values = [(int(low) + (int(high) << 64)) % (1 << width) for low, high in words]
-    out = np.empty((count * width + 7) // 8, np.uint8)
-    _native.pack_words(words, width, out)
-    assert out.tobytes() == sum(v << (i * width) for i, v in enumerate(values)).to_bytes(len(out), "little")
-    back = np.empty((count, 2), np.uint64)
-    _native.unpack_words(out, width, back)
-    assert [int(low) + (int(high) << 64) for low, high in back] == values
-
-
 def test_packing_checks_lengths() -> None:
     with pytest.raises(ValueError):
         _native.pack_bits(np.zeros(8, np.uint64), 43, np.empty(42, np.uint8))

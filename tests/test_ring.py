@@ -1,6 +1,5 @@
 """Polynomial kernels against python-flint and against one-line definitions, on every instruction set."""
 
-import itertools
 from collections.abc import Iterator
 
 import flint
@@ -9,7 +8,7 @@ import pytest
 
 from sottovoce import _native
 from sottovoce.errors import ParameterError
-from sottovoce.ring import RingContext, bit_reversal, context, crt, switching
+from sottovoce.ring import RingContext, bit_reversal, context
 from sottovoce.ring.primes import P_FIELD, P_SMALL, SIMD_PRIMES, SPECIAL_PRIME, ntt_primes
 
 ISAS = ["portable", "avx2", "avx512"]
@@ -143,82 +142,6 @@ def test_broadcast_is_a_polynomial_in_a_power() -> None:
     x[:, :: 256 // short] = random_polynomials(ring)[:, :short]
     values = ring.ntt(x).reshape(3, short, 256 // short)
     assert np.array_equal(values, np.repeat(values[..., :1], 256 // short, axis=-1))
-
-
-@pytest.mark.parametrize("plain_modulus", [1, P_FIELD])
-def test_mod_down_keeps_the_plaintext(isa: str, plain_modulus: int) -> None:
-    ring = context(64, SIMD_PRIMES)
-    x = random_polynomials(ring, 2)
-    down = switching.mod_down(ring, ring.ntt(x.copy()), plain_modulus)
-    small = ring.drop()
-    last, q, q_small = ring.primes[-1], ring.modulus, small.modulus
-    for value, result in zip(big(ring, x), big(small, small.intt(down)), strict=True):
-        difference = (value - last * result) % (last * q_small)
-        difference -= q if difference > q // 2 else 0
-        assert difference % plain_modulus == 0
-        assert abs(difference) <= plain_modulus * (last // 2)
-
-
-def test_decompose_recomposes(isa: str) -> None:
-    ring = context(64, SIMD_PRIMES + (SPECIAL_PRIME,))
-    small = ring.drop()
-    x = random_polynomials(small, 2)
-    digits = ring.intt(switching.decompose(ring, small.ntt(x.copy())))
-    assert digits.shape == (2, 3, 4, 64)
-    for batch, i in itertools.product(range(2), range(3)):
-        q = ring.primes[i]
-        centred = np.where(x[batch, i] > q // 2, x[batch, i].astype(object) - q, x[batch, i])
-        for j, prime in enumerate(ring.primes):
-            assert np.array_equal(digits[batch, i, j], centred % prime)
-
-
-def big(ring: RingContext, x: np.ndarray) -> list[int]:
-    """The integers in [0, q) behind the residues, by the Chinese remainder theorem with Python integers."""
-    q = ring.modulus
-    hats = [q // p * pow(q // p, -1, p) for p in ring.primes]
-    return [
-        sum(int(v) * h for v, h in zip(column, hats, strict=True)) % q
-        for column in np.moveaxis(x, -2, -1).reshape(-1, ring.limbs)
-    ]
-
-
-def wide(words: np.ndarray) -> list[int]:
-    return [int(low) + (int(high) << 64) for low, high in words.reshape(-1, 2)]
-
-
-@pytest.mark.parametrize(
-    "primes", [SIMD_PRIMES, SIMD_PRIMES[:1], (P_FIELD, P_SMALL), WIDE, ntt_primes(40, 1 << 12, 5)]
-)
-def test_crt_kernels_against_integers(primes: tuple[int, ...]) -> None:
-    ring = context(64, primes)
-    x = random_polynomials(ring, 2)
-    x[0, :, 1] = 0
-    x[0, :, 2] = 1
-    q = ring.modulus
-    values = big(ring, x)
-    centred = [v - q if v > q // 2 else v for v in values]
-    for bits in (43, 64, 88, 96):
-        expected = [((v << (bits + 1)) + q) // (2 * q) % (1 << bits) for v in values]
-        assert wide(crt.round_to_bits(ring, x, bits)) == expected
-    assert crt.scale(ring, x, P_FIELD).ravel().tolist() == [
-        (2 * v * P_FIELD + q) // (2 * q) % P_FIELD for v in values
-    ]
-    assert wide(crt.centred_words(ring, x)) == [v % (1 << 128) for v in centred]
-    assert wide(crt.centred_words(ring, x, 96)) == [v % (1 << 96) for v in centred]
-    assert crt.centred_mod(ring, x, P_FIELD).ravel().tolist() == [v % P_FIELD for v in centred]
-
-
-def test_wide_words_to_residues_and_scaling() -> None:
-    ring = context(64, SIMD_PRIMES)
-    words = np.random.default_rng(3).integers(0, 1 << 64, (2, 64, 2), dtype=np.uint64)
-    values = wide(words)
-    residues = crt.from_words(ring, words)
-    assert residues[:, 1].ravel().tolist() == [v % SIMD_PRIMES[1] for v in values[:64]] + [
-        v % SIMD_PRIMES[1] for v in values[64:]
-    ]
-    for bits in (43, 90, 128):
-        expected = [(2 * (v % (1 << bits)) * P_FIELD + (1 << bits)) // (2 << bits) % P_FIELD for v in values]
-        assert crt.scale_words(words, bits, P_FIELD).ravel().tolist() == expected
 
 
 def test_bad_shapes_and_primes_are_refused() -> None:
