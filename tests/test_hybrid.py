@@ -12,7 +12,9 @@ from sottovoce.engines.hybrid import HybridDataParty
 from sottovoce.engines.registry import check_options
 from sottovoce.errors import CorruptFileError, ParameterMismatchError
 
-TOLERANCE = 0.02  # of tiny random models, whose logits are below 1
+TOLERANCE = (
+    0.1  # of tiny random models with logits up to 3; a wrong mask or position gives errors of 0.4 and more
+)
 
 
 def reference(model, tokens, last):
