@@ -79,13 +79,17 @@ class HomomorphicLinears:
         self._side = side
         self._blocks = [
             {
-                name: HomomorphicLinear(side, *shapes[name], encoded and encoded.blocks[i][name])
+                name: HomomorphicLinear(
+                    side, *shapes[name], None if encoded is None else encoded.blocks[i][name]
+                )
                 for name in NAMES
             }
             for i in range(public.config.layers)
         ]
-        self._embedding = HomomorphicLinear(side, *shapes["embedding"], encoded and encoded.embedding)
-        self._head = HomomorphicLinear(side, *shapes["head"], encoded and encoded.head)
+        self._embedding = HomomorphicLinear(
+            side, *shapes["embedding"], None if encoded is None else encoded.embedding
+        )
+        self._head = HomomorphicLinear(side, *shapes["head"], None if encoded is None else encoded.head)
 
     def apply(self, layer: int, name: str, x: Share) -> Share:
         return self._blocks[layer][name].apply(np.ascontiguousarray(x))

@@ -42,7 +42,7 @@ class HybridEngine(Engine):
         assert self.fixed is not None, "prepare() comes first"
         return PublicModel.of(self.fixed).to_json()
 
-    def session(self) -> ModelParty:
+    def session(self) -> HybridModelParty:
         assert self.fixed is not None and self.encoded is not None, "prepare() comes first"
         return HybridModelParty(self)
 
