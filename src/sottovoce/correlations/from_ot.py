@@ -13,7 +13,7 @@ import numpy as np
 from sottovoce.correlations.interface import U64, Bits
 from sottovoce.correlations.stock import Arrays
 from sottovoce.net import Role
-from sottovoce.ot import OtExtension
+from sottovoce.ot import FoldedPads, OtExtension
 from sottovoce.ot.modular import add_mod, sub_mod
 from sottovoce.ring.sampling import Stream
 
@@ -83,10 +83,10 @@ class OtMaker:
         product = add_mod(sub_mod(picked, zero, modulus), value & mask, modulus)
         return bits, value, arithmetic, product
 
-    def ots(self, n: int, sender: Role, m_bits: int, words: int) -> Arrays:
-        """Sender: (pads (n, 2^m, words),). Receiver: (indices, pads (n, words)). Cost: n·m indices."""
+    def ots(self, n: int, sender: Role, m_bits: int, words: int) -> Arrays | FoldedPads:
+        """Sender: pads, still folded. Receiver: (indices, pads (n, words)). Cost: n·m indices."""
         if self._role == sender:
-            return (self._ot.send_random(n, m_bits, words),)
+            return self._ot.send_folded(n, m_bits, words)
         return self._ot.receive_random(n, m_bits, words)
 
     def _both_ways(self, n: int, modulus: int, conversion: bool) -> tuple[Bits, U64, U64, U64, U64]:

@@ -15,8 +15,9 @@ from sottovoce.errors import ParameterError
 from sottovoce.net import Channel, Role, pack_bits, packed_size, unpack_bits
 from sottovoce.ot.base import KEY_BYTES, POINT_BYTES, BaseReceiver, BaseSender
 from sottovoce.ot.direction import GRANULE, TREES, CotReceiver, CotSender
+from sottovoce.ot.folded import FoldedPads
 from sottovoce.ot.ggm import DEPTH, chosen_sides, full_trees, punctured_trees
-from sottovoce.ot.hashing import ZERO_OFFSET, combine_rows, hash_rows, polynomial_multiples
+from sottovoce.ot.hashing import ZERO_OFFSET, combine_rows, hash_rows
 from sottovoce.ot.modular import add_mod, bit_width, checked, reduce_words, sub_mod
 
 U8 = npt.NDArray[np.uint8]
@@ -89,16 +90,14 @@ class OtExtension:
         return self._receive.take(n)
 
     def send_random(self, n: int, m_bits: int = 1, words: int = 1) -> U64:
-        """n random 1-of-2^m OTs as sender: pads (n, 2^m, words). Cost: m indices each.
+        """n random 1-of-2^m OTs as sender: pads (n, 2^m, words). Cost: m indices each."""
+        return self.send_folded(n, m_bits, words).unfold()
 
-        The m rows of one OT are combined as K = Σ X^t·K_t in GF(2^128), so that the receiver's entry i stands
-        for Q ⊕ i(X)·Δ; every entry is hashed by itself. (An XOR of hashes of the m rows would be insecure:
-        the pads of entries 00, 01, 10, 11 would cancel.)
-        """
+    def send_folded(self, n: int, m_bits: int = 1, words: int = 1) -> FoldedPads:
+        """The same with the hashing left for later: 16 bytes each until `unfold`."""
         _check_m(m_bits)
         first, rows, delta = self.send_cots(n * m_bits)
-        multiples = polynomial_multiples(delta, m_bits)
-        return hash_rows(self._send.hash_key, combine_rows(rows, m_bits), multiples, first, words)
+        return FoldedPads(combine_rows(rows, m_bits), delta, self._send.hash_key, first, m_bits, words)
 
     def receive_random(self, n: int, m_bits: int = 1, words: int = 1) -> tuple[U64, U64]:
         """The receiver's half: (indices (n,), pads (n, words))."""
