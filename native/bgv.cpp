@@ -81,19 +81,70 @@ void decompose(const Ring& ring, Source x, Words out, int threads) {
     const u64* in = x.data();
     u64* res = out.data();
     nb::gil_scoped_release release;
+    std::vector<u64> coefficients(rows * n);
     parallel_for(rows, threads, [&](std::size_t r) {
-        const std::size_t d = r % limbs;
-        u64* to = res + r * all * n;
-        // Modulo its own prime the digit is x itself; until then that place holds its coefficients.
-        u64* own = to + d * n;
-        std::memcpy(own, in + r * n, n * sizeof(u64));
-        q.intt(own, d);
-        for (std::size_t t = 0; t < all; ++t) {
-            if (t == d) continue;
-            q.k.lift(own, q.moduli[d], 1, &q.moduli[t], 1, to + t * n, n);
-            q.ntt(to + t * n, t);
+        std::memcpy(&coefficients[r * n], in + r * n, n * sizeof(u64));
+        q.intt(&coefficients[r * n], r % limbs);
+    });
+    parallel_for(rows * all, threads, [&](std::size_t task) {
+        const std::size_t r = task / all, t = task % all, d = r % limbs;
+        u64* to = res + task * n;
+        if (t == d) {  // modulo its own prime the digit is x itself
+            std::memcpy(to, in + r * n, n * sizeof(u64));
+            return;
         }
-        std::memcpy(own, in + r * n, n * sizeof(u64));
+        q.k.lift(&coefficients[r * n], q.moduli[d], 1, &q.moduli[t], 1, to, n);
+        q.ntt(to, t);
+    });
+}
+
+// digits: (R, L, L+1, N); keys: S arrays (L, 2, L+1, N), each with the inverse of its automorphism X -> X^elements[s]
+// applied; more: (R, C, L, N), C <= 2; out: (S, R, 2, L, N) = the automorphism of [sum_d digit_d * key_d divided by P,
+// times p, plus `more` on the first C components]. scales: p/P mod q_l.
+void switch_many(const Ring& ring, Source digits, nb::list keys, const std::vector<u64>& elements, const Primes& scales,
+                 Source more, Words out, int threads) {
+    const KeyRing q(ring);
+    const std::size_t limbs = q.limbs, all = limbs + 1, n = q.n, steps = elements.size();
+    require(digits.ndim() == 4 && digits.shape(1) == limbs && digits.shape(2) == all && digits.shape(3) == n,
+            "bgv_switch: expected digits (R, L, L+1, N)");
+    const std::size_t rows = digits.shape(0), parts = more.ndim() == 4 ? more.shape(1) : 3;
+    require(parts <= 2 && more.shape(0) == rows && more.shape(2) == limbs && more.shape(3) == n,
+            "bgv_switch: expected more (R, C <= 2, L, N)");
+    require(out.ndim() == 5 && out.shape(0) == steps && out.shape(1) == rows && out.shape(2) == 2 &&
+                out.shape(3) == limbs && out.shape(4) == n && scales.size() == limbs && nb::len(keys) == steps,
+            "bgv_switch: expected S keys and elements, and out (S, R, 2, L, N)");
+    std::vector<Source> held;
+    std::vector<std::shared_ptr<const std::vector<u32>>> positions;
+    for (std::size_t s = 0; s < steps; ++s) {
+        held.push_back(nb::cast<Source>(keys[s], false));
+        const Source& key = held.back();
+        require(key.ndim() == 4 && key.shape(0) == limbs && key.shape(1) == 2 && key.shape(2) == all && key.shape(3) == n,
+                "bgv_switch: a key must be (L, 2, L+1, N)");
+        positions.push_back(elements[s] == 1 ? nullptr : automorphism_positions(ring.n, elements[s]));
+    }
+    const u64 *in = digits.data(), *plus = more.data();
+    u64* res = out.data();
+    nb::gil_scoped_release release;
+    // One component of one result per task: its sums, a few hundred KB, stay in the second-level cache.
+    parallel_for(steps * rows * 2, threads, [&](std::size_t task) {
+        const std::size_t s = task / (2 * rows), r = task / 2 % rows, c = task % 2;
+        std::vector<u64> sums(all * n), lifted(n);
+        for (std::size_t i = 0; i < all; ++i) {
+            const DotArgs args{in + (r * limbs * all + i) * n, all * n, held[s].data() + (c * all + i) * n, 2 * all * n,
+                               &sums[i * n], limbs, n, false};
+            q.k.dot(q.moduli[i], args);
+        }
+        u64* special = &sums[limbs * n];
+        q.intt(special, limbs);
+        for (std::size_t l = 0; l < limbs; ++l) {
+            u64* to = res + (task * limbs + l) * n;
+            u64* work = positions[s] ? lifted.data() : to;
+            q.k.lift(special, q.moduli[limbs], 1, &q.moduli[l], 1, work, n);
+            q.ntt(work, l);
+            const u64* add = c < parts ? plus + ((r * parts + c) * limbs + l) * n : nullptr;
+            q.k.sub_scale(q.moduli[l], &sums[l * n], work, scales[l] % q.moduli[l].q, add, work, n);
+            if (positions[s]) ring_kernels(q.moduli[l]).permute(work, positions[s]->data(), to, n);
+        }
     });
 }
 
@@ -354,6 +405,8 @@ void register_bgv(nb::module_& m) {
     m.def("bgv_decompose", &decompose, "ring"_a, "x"_a, "out"_a, "threads"_a = 1);
     m.def("bgv_key_product", &key_product, "digits"_a, "key"_a, "primes"_a, "out"_a, "accumulate"_a, "threads"_a = 1);
     m.def("bgv_mod_down", &mod_down, "ring"_a, "x"_a, "scales"_a, "more"_a, "out"_a, "threads"_a = 1);
+    m.def("bgv_switch", &switch_many, "ring"_a, "digits"_a, "keys"_a, "elements"_a, "scales"_a, "more"_a, "out"_a,
+          "threads"_a = 1);
     m.def("bgv_tensor", &tensor, "a"_a, "b"_a, "primes"_a, "out"_a, "accumulate"_a, "threads"_a = 1);
     m.def("bgv_sub_scale", &sub_scale, "x"_a, "y"_a, "primes"_a, "scales"_a, "out"_a, "threads"_a = 1);
     m.def("bgv_round_pack", &round_pack, "x"_a, "primes"_a, "kappa"_a, "out"_a, "threads"_a = 1);

@@ -245,3 +245,22 @@ def test_shapes_are_checked(primes):
         _native.bgv_tensor(x[None], x[None], primes, x, False)
     with pytest.raises(ValueError):
         _native.bgv_lift(x[0], P_FIELD, P_FIELD, primes, np.zeros((3, 3, N), np.uint64))
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_switching_in_one_pass_is_the_three_steps(rng, primes, parts):
+    """Products, division and automorphism fused, against the kernels that do one each."""
+    special = SPECIAL_PRIME if primes[0] < 1 << 50 else ntt_primes(59, 2 * N, 1)[0]
+    ring, full = RingContext(N, primes), RingContext(N, [*primes, special])
+    digits, more = residues(rng, full.primes, 2, 3), residues(rng, primes, 2, parts)
+    keys = [residues(rng, full.primes, 3, 2) for _ in range(3)]
+    scales, elements = [7, 8, 9], [1, 3, 2 * N - 1]
+    out = np.empty((3, 2, 2, 3, N), np.uint64)
+    _native.bgv_switch(full._native, digits, keys, elements, scales, more, out)
+    for key, element, got in zip(keys, elements, out, strict=True):
+        product, divided = np.empty((2, 2, 4, N), np.uint64), np.empty((2, 2, 3, N), np.uint64)
+        _native.bgv_key_product(digits, key, list(full.primes), product, False)
+        _native.bgv_mod_down(full._native, product, scales, more, divided)
+        assert (got == (divided if element == 1 else ring.automorphism_ntt(divided, element))).all()
+    with pytest.raises(ValueError):
+        _native.bgv_switch(full._native, digits, keys[:2], elements, scales, more, out)

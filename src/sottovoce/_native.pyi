@@ -77,6 +77,16 @@ def bgv_key_product(
 def bgv_mod_down(
     ring: Ring, x: U64, scales: Sequence[int], more: U64, out: U64, threads: int = 1
 ) -> None: ...
+def bgv_switch(
+    ring: Ring,
+    digits: U64,
+    keys: list[U64],
+    elements: Sequence[int],
+    scales: Sequence[int],
+    more: U64,
+    out: U64,
+    threads: int = 1,
+) -> None: ...
 def bgv_tensor(a: U64, b: U64, primes: Sequence[int], out: U64, accumulate: bool, threads: int = 1) -> None: ...
 def bgv_sub_scale(
     x: U64, y: U64, primes: Sequence[int], scales: Sequence[int], out: U64, threads: int = 1

@@ -168,8 +168,8 @@ class Evaluator:
             raise ParameterError(f"relinearisation takes ciphertexts of three components, not {a.size}")
         switcher, data = key_switcher(self.parameters, a.limbs), a.flat()
         digits = switcher.decompose(np.ascontiguousarray(data[:, 2]))
-        product = switcher.product(digits, self.relinearization_key.key.data)
-        return self._switched(a, switcher.mod_down(product, np.ascontiguousarray(data[:, :2])))
+        more = np.ascontiguousarray(data[:, :2])
+        return self._switched(a, switcher.switch(digits, [self.relinearization_key.key.data], [1], more)[0])
 
     # Rotations
 
@@ -181,19 +181,19 @@ class Evaluator:
         """a rotated by every step, decomposed once: each further rotation costs about half."""
         keys = self._rotation_keys(a)
         switcher, data = key_switcher(self.parameters, a.limbs), a.flat()
-        results, digits = [], None
-        for step in steps:
-            if step == 0:
-                results.append(a)
-                continue
-            if digits is None:
-                digits = switcher.decompose(np.ascontiguousarray(data[:, 1]))
-                first = np.ascontiguousarray(data[:, :1])
-            key = keys.aligned(step)
-            out = switcher.mod_down(switcher.product(digits, key), first)
-            turned = switcher.ring.automorphism_ntt(out, galois_element(self.parameters.degree, step))
-            results.append(self._switched(a, turned))
-        return results
+        moved = [step for step in steps if step != 0]
+        if not moved:
+            return [a] * len(steps)
+        n = self.parameters.degree
+        turned = iter(
+            switcher.switch(
+                switcher.decompose(np.ascontiguousarray(data[:, 1])),
+                [keys.aligned(step) for step in moved],
+                [galois_element(n, step) for step in moved],
+                np.ascontiguousarray(data[:, :1]),
+            )
+        )
+        return [a if step == 0 else self._switched(a, next(turned)) for step in steps]
 
     def rotate_sum(self, cts: Ciphertext | Sequence[Ciphertext], steps: Sequence[int]) -> Ciphertext:
         """Σ_k rotate(cts[k], steps[k]), each cts[k] a single ciphertext: one division by P for the whole sum.

@@ -13,6 +13,7 @@ Noise added (standard deviation of e in m + p·e): √(D·N/12)·σ·q/P from th
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -64,6 +65,19 @@ class KeySwitcher:
         rows, parts, limbs, n = x.shape
         out = np.empty((rows, parts, limbs - 1, n), np.uint64)
         _native.bgv_mod_down(self.key_ring._native, x, self._scales, more, out, threads())
+        return out
+
+    def switch(self, digits: Words, keys: Sequence[Words], elements: Sequence[int], more: Words) -> Words:
+        """Product, division and automorphism in one pass for every key: (S, R, 2, L, N).
+
+        keys: S aligned keys; elements: the exponents k of their automorphisms X → X^k, 1 for none. more:
+        (R, C, L, N), added to the first C components before the automorphism.
+        """
+        out = np.empty((len(keys), len(digits), 2, self.limbs, self.ring.n), np.uint64)
+        levelled = [self._at_level(key) for key in keys]
+        _native.bgv_switch(
+            self.key_ring._native, digits, levelled, list(elements), self._scales, more, out, threads()
+        )
         return out
 
     def _at_level(self, key: Words) -> Words:
