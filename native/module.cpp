@@ -6,6 +6,8 @@
 namespace nb = nanobind;
 
 NB_MODULE(_native, m) {
+    // Ring tables are cached for the life of the process; their survival at exit is no leak worth a user's attention.
+    nb::set_leak_warnings(false);
     m.doc() = "Kernels of Sottovoce: they work in place over arrays that NumPy owns and release the GIL.";
     register_cpu(m);
     register_mpc(m);
