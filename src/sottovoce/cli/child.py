@@ -117,7 +117,7 @@ class ServerProcess:
 
 
 # What a server started by us still takes from the environment.
-_KEPT = ("SOTTOVOCE_STORIES260K", "SOTTOVOCE_THREADS", "SOTTOVOCE_ISA")
+_KEPT = ("SOTTOVOCE_STORIES260K", "SOTTOVOCE_THREADS", "SOTTOVOCE_ISA", "SOTTOVOCE_CACHE")
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
