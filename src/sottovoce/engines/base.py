@@ -52,6 +52,10 @@ class ModelParty(ABC):
         """Append one private token."""
 
     @abstractmethod
+    def verify(self, n: int) -> None:
+        """Append n private tokens in one pass; the client gets the logits of each."""
+
+    @abstractmethod
     def truncate(self, length: int) -> None:
         """Forget all tokens from position `length` on."""
 
@@ -78,6 +82,13 @@ class DataParty(ABC):
     @abstractmethod
     def decode(self, token: int, progress: Progress | None = None) -> Logits:
         """Append one private token and return the logits (vocab,) of its position."""
+
+    @abstractmethod
+    def verify(self, tokens: Sequence[int], progress: Progress | None = None) -> Logits:
+        """Append private tokens (at least one) in one pass and return the logits of each, (T, vocab).
+
+        What `decode` would return token by token, up to the engine's rounding. The server learns T.
+        """
 
     @abstractmethod
     def truncate(self, length: int) -> None:

@@ -10,7 +10,7 @@ from ..engines.registry import make_data_party
 from ..errors import PeerConnectionError, PromptTooLongError, UsageError
 from ..net import Channel, Ledger, Role, SocketChannel
 from ..net.tls import KnownHosts, wrap_client
-from .protocol import CardCache, Command, Verb, Welcome, Wish, client_handshake
+from .protocol import MAX_VERIFY, CardCache, Command, Verb, Welcome, Wish, client_handshake
 
 DEFAULT_PORT = 7443
 _CONNECT_TIMEOUT = 10.0
@@ -125,6 +125,17 @@ class Client:
             self._order(Command(Verb.DECODE))
             logits: Logits = self._guarded(self._party.decode, token, progress)
         self.length += 1
+        return logits
+
+    def verify(self, tokens: Sequence[int], progress: Progress | None = None) -> Logits:
+        """Append private tokens in one pass; logits (T, vocab) after each. The server learns T."""
+        if not 1 <= len(tokens) <= MAX_VERIFY:
+            raise UsageError(f"a verification takes 1 to {MAX_VERIFY} tokens, not {len(tokens)}")
+        self._check_room(len(tokens))
+        with self.ledger.phase("verify"):
+            self._order(Command(Verb.VERIFY, len(tokens)))
+            logits: Logits = self._guarded(self._party.verify, tokens, progress)
+        self.length += len(tokens)
         return logits
 
     def truncate(self, length: int) -> None:

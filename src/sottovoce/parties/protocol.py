@@ -46,6 +46,7 @@ PROTOCOL = 1
 MAX_HELLO = 1 << 14
 MAX_WELCOME = 1 << 20
 MAX_COMMAND = 1 << 20
+MAX_VERIFY = 64  # tokens of one verification: bounds the server's memory for their logits
 _ACCEPT = struct.Struct("<32s?")
 _COMMAND = struct.Struct("<BII")
 
@@ -184,11 +185,12 @@ class Verb(IntEnum):
     DECODE = 2
     TRUNCATE = 3
     END = 4
+    VERIFY = 5
 
 
 @dataclass(frozen=True)
 class Command:
-    """One step the client asks for: n is the number of private tokens (PREFILL) or the new length
+    """One step the client asks for: n is the number of private tokens (PREFILL, VERIFY) or the new length
     (TRUNCATE).
     """
 

@@ -13,7 +13,7 @@ from typing import Any
 from ..engines.base import ModelParty
 from ..errors import PeerGoneError, ProtocolError, SottovoceError
 from ..net import Channel, Role
-from .protocol import MAX_COMMAND, Command, Verb, Welcome, server_handshake
+from .protocol import MAX_COMMAND, MAX_VERIFY, Command, Verb, Welcome, server_handshake
 
 _POLL = 0.25
 
@@ -122,7 +122,10 @@ class ServerSession:
                 raise ProtocolError("a public token is outside the vocabulary")
             if command.n < 1:
                 raise ProtocolError("a prefill needs at least one private token")
-        grows = {Verb.PREFILL: command.n + len(public), Verb.DECODE: 1}.get(command.verb, 0)
+        if command.verb == Verb.VERIFY and not 1 <= command.n <= MAX_VERIFY:
+            raise ProtocolError(f"a verification takes 1 to {MAX_VERIFY} tokens, not {command.n}")
+        grown = {Verb.PREFILL: command.n + len(public), Verb.DECODE: 1, Verb.VERIFY: command.n}
+        grows = grown.get(command.verb, 0)
         if self._length + grows > self._limit:
             raise ProtocolError(f"{self._length + grows} tokens exceed the model's context of {self._limit}")
         if command.verb == Verb.TRUNCATE and command.n > self._length:
@@ -138,6 +141,10 @@ class ServerSession:
             party.decode()
             self._length += 1
             self.report.private_tokens += 1
+        elif command.verb == Verb.VERIFY:
+            party.verify(command.n)
+            self._length += command.n
+            self.report.private_tokens += command.n
         else:
             party.truncate(command.n)
             self._length = command.n
@@ -145,8 +152,7 @@ class ServerSession:
     @contextmanager
     def _phase(self, command: Command, size: int) -> Iterator[None]:
         """The command's phase; the frame that carried it is booked there, as the client books it."""
-        name = {Verb.PREFILL: "prefill", Verb.DECODE: "decode", Verb.TRUNCATE: "truncate"}[command.verb]
-        with self.channel.ledger.phase(name):
+        with self.channel.ledger.phase(command.verb.name.lower()):
             with self.channel.ledger.operation("command"):
                 self.channel.ledger.message(Role.CLIENT, size)
             yield

@@ -56,9 +56,9 @@ class _FloatRun:
         self._model = model
         self._cache = model.new_cache()
 
-    def forward(self, public: Sequence[int], private: Sequence[int]) -> Logits:
-        logits = self._model.forward([*public, *private], self._cache, last_only=True)
-        return np.asarray(logits[-1], np.float64)
+    def forward(self, public: Sequence[int], private: Sequence[int], rows: int) -> Logits:
+        logits = self._model.forward([*public, *private], self._cache, last_only=rows == 1)
+        return np.asarray(logits[-rows:], np.float64)
 
     def truncate(self, length: int) -> None:
         self._cache.truncate(length)
@@ -70,10 +70,10 @@ class _FixedRun:
     def __init__(self, executor: FixedExecutor) -> None:
         self._executor = executor
 
-    def forward(self, public: Sequence[int], private: Sequence[int]) -> Logits:
+    def forward(self, public: Sequence[int], private: Sequence[int], rows: int) -> Logits:
         if public:
             self._executor.prefill_public(public)
-        return np.asarray(self._executor.forward(private)[-1], np.float64)
+        return np.asarray(self._executor.forward(private)[-rows:], np.float64)
 
     def truncate(self, length: int) -> None:
         self._executor.truncate(length)
@@ -95,15 +95,18 @@ class ClearModelParty(ModelParty):
     def decode(self) -> None:
         self._answer((), 1)
 
+    def verify(self, n: int) -> None:
+        self._answer((), n, rows=n)
+
     def truncate(self, length: int) -> None:
         self._run.truncate(length)
 
-    def _answer(self, public: Sequence[int], count: int) -> None:
+    def _answer(self, public: Sequence[int], count: int, rows: int = 1) -> None:
         private = np.frombuffer(self._channel.recv(count * _Tokens.itemsize), _Tokens)
         if private.max() >= self._vocab:
             raise IntegrityError("a token is outside the vocabulary")
         with self._channel.ledger.operation("forward"):
-            logits = self._run.forward(public, [int(token) for token in private])
+            logits = self._run.forward(public, [int(token) for token in private], rows)
         self._channel.send(logits.astype(_Logit))
 
 
@@ -121,18 +124,23 @@ class ClearDataParty(DataParty):
     def prefill(
         self, public_tokens: Sequence[int], private_tokens: Sequence[int], progress: Progress | None = None
     ) -> Logits:
-        return self._run(private_tokens)
+        last: Logits = self._run(private_tokens)[0]
+        return last
 
     def decode(self, token: int, progress: Progress | None = None) -> Logits:
-        return self._run([token])
+        last: Logits = self._run([token])[0]
+        return last
+
+    def verify(self, tokens: Sequence[int], progress: Progress | None = None) -> Logits:
+        return self._run(tokens, len(tokens))
 
     def truncate(self, length: int) -> None:
         """The server's cache forgets; there is nothing on this side."""
 
-    def _run(self, tokens: Sequence[int]) -> Logits:
+    def _run(self, tokens: Sequence[int], rows: int = 1) -> Logits:
         self._channel.send(np.asarray(tokens, _Tokens))
-        raw = self._channel.recv(self._vocab * _Logit.itemsize)
-        logits = np.frombuffer(raw, _Logit).astype(np.float64)
+        raw = self._channel.recv(rows * self._vocab * _Logit.itemsize)
+        logits = np.frombuffer(raw, _Logit).astype(np.float64).reshape(rows, self._vocab)
         if not np.isfinite(logits).all():
             raise IntegrityError("the server sent logits that are not finite")
         return logits

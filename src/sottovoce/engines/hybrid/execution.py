@@ -78,9 +78,13 @@ class Execution:
         self.length = n
         self._public = n
 
-    def forward(self, tokens: Sequence[int | None], progress: Progress | None = None) -> Int64 | None:
-        """Append private tokens (None each at the server). Logits (vocab,) at 2^-23 of the last one; None at
-        the server."""
+    def forward(
+        self, tokens: Sequence[int | None], progress: Progress | None = None, rows: int = 1
+    ) -> Int64 | None:
+        """Append private tokens (None each at the server).
+
+        Logits (rows, vocab) at 2^-23 of the last `rows` of them; None at the server.
+        """
         chunk_size = CHUNK
         if self.kv == "none":
             self._history += tokens
@@ -93,7 +97,7 @@ class Execution:
         self._spent_on = len(tokens)
         layers = self.public.config.layers
         total, done = layers * len(tokens), 0
-        x: Share | None = None
+        last: list[Share] = []
         for first in range(0, len(tokens), chunk_size):
             chunk = tokens[first : first + chunk_size]
             x = self._embed(chunk)
@@ -103,8 +107,8 @@ class Execution:
                 if progress is not None:
                     progress(done, total, "layers")
             self.length += len(chunk)
-        assert x is not None
-        h = self.decoder.final_norm(x[-1:])
+            last = [*last, x] if rows > len(chunk) else [x]
+        h = self.decoder.final_norm(np.concatenate(last)[-rows:])
         with self.channel.ledger.operation("head"):
             return self.linears.head(h)
 

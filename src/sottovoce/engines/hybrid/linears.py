@@ -99,9 +99,9 @@ class HomomorphicLinears:
         return self._embedding.apply(one_hot)
 
     def head(self, h: Share) -> npt.NDArray[np.int64] | None:
-        """h.
+        """h (T, width) at 2^-12 -> the logits (T, vocab) at 2^-23 at the client, None at the server.
 
-        (1, width) -> the logits (vocab,) at 2^-23 at the client, None at the server: reveal(to=client).
+        This is the engine's only reveal(to=client).
         """
         logits = self._head.apply(np.ascontiguousarray(h), reveal_to_client=True)
-        return field.centred(logits[0], P_FIELD) if self._side.channel.role is Role.CLIENT else None
+        return field.centred(logits, P_FIELD) if self._side.channel.role is Role.CLIENT else None

@@ -99,6 +99,9 @@ class HybridModelParty(ModelParty):
     def decode(self) -> None:
         self.execution.forward([None])
 
+    def verify(self, n: int) -> None:
+        self.execution.forward([None] * n, rows=n)
+
     def truncate(self, length: int) -> None:
         self.execution.truncate(length)
 
@@ -127,10 +130,15 @@ class HybridDataParty(DataParty):
     ) -> Logits:
         if public_tokens:
             self.execution.append_public(len(public_tokens), None)
-        return self._forward(private_tokens, progress)
+        last: Logits = self._forward(private_tokens, progress)[0]
+        return last
 
     def decode(self, token: int, progress: Progress | None = None) -> Logits:
-        return self._forward([token], progress)
+        last: Logits = self._forward([token], progress)[0]
+        return last
+
+    def verify(self, tokens: Sequence[int], progress: Progress | None = None) -> Logits:
+        return self._forward(tokens, progress, len(tokens))
 
     def truncate(self, length: int) -> None:
         self.execution.truncate(length)
@@ -143,7 +151,7 @@ class HybridDataParty(DataParty):
         assert self._execution is not None, "setup() comes first"
         return self._execution
 
-    def _forward(self, tokens: Sequence[int], progress: Progress | None) -> Logits:
-        logits = self.execution.forward(list(tokens), progress)
+    def _forward(self, tokens: Sequence[int], progress: Progress | None, rows: int = 1) -> Logits:
+        logits = self.execution.forward(list(tokens), progress, rows)
         assert logits is not None
         return np.asarray(logits * 2.0**-self.public.residual_bits, dtype=np.float64)
