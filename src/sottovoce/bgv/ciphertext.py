@@ -82,7 +82,7 @@ class Ciphertext:
         rows = self.flat()
         primes = self.parameters.primes[: self.limbs]
         meta = _META.pack(self.size, self.limbs, 0, len(rows), self.factor, self.noise)
-        return frame("ciphertext", self.parameters, meta + pack_residues(rows, primes).tobytes())
+        return frame("ciphertext", self.parameters, meta + pack_residues(rows, primes))
 
     @classmethod
     def from_bytes(cls, parameters: Parameters, data: Buffer) -> Ciphertext:
@@ -101,8 +101,7 @@ class Ciphertext:
         primes, body = parameters.primes[:limbs], payload[_META.size :]
         if body.nbytes != count * size * residue_bytes(primes, parameters.degree):
             raise FrameError("the size of a stored ciphertext does not match the number it announces")
-        rows = np.empty((count, size, limbs, parameters.degree), np.uint64)
-        unpack_residues(body, primes, rows.reshape(count * size, 1, limbs, parameters.degree))
+        rows = unpack_residues(body, primes, (count, size, limbs, parameters.degree))
         return cls(parameters, rows, bits, factor)
 
     def flat(self) -> Words:

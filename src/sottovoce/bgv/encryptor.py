@@ -13,7 +13,7 @@ from sottovoce.errors import FrameError, ParameterError
 from sottovoce.ring import sampling, threads
 from sottovoce.rlwe import Parameters, PublicKey, SecretKey
 from sottovoce.rlwe.randomness import errors, expand_into, ternary
-from sottovoce.rlwe.wire import Buffer, as_bytes, pack_residues, residue_bytes, unpack_residues
+from sottovoce.rlwe.wire import Buffer, as_bytes, pack_residues, residue_bytes, unpack_residues_into
 
 Words = npt.NDArray[np.uint64]
 
@@ -65,7 +65,7 @@ class Encryptor:
             raise ParameterError(f"encrypt_many takes slots of shape (B, N), not {slots.shape}")
         seed = sampling.fresh_seed()
         _, b = self._symmetric(self.encoder.encode(slots).coefficients, seed)
-        return seed + pack_residues(b, self.parameters.primes).tobytes()
+        return seed + pack_residues(b, self.parameters.primes)
 
     def _symmetric(self, coefficients: Words, seed: bytes) -> tuple[Words, Words]:
         """(B, N) modulo p -> a = expansion of seed and b = −a·s + p·e + m, (B, L, N) each."""
@@ -113,7 +113,7 @@ def load_many(parameters: Parameters, data: Buffer, count: int) -> Ciphertext:
         raise FrameError(f"{count} fresh ciphertexts take {expected} bytes, got {view.nbytes}")
     seed = bytes(view[: sampling.SEED_BYTES])
     pairs = np.empty((count, 2, parameters.limbs, parameters.degree), np.uint64)
-    unpack_residues(view[sampling.SEED_BYTES :], parameters.primes, pairs)
+    unpack_residues_into(view[sampling.SEED_BYTES :], parameters.primes, pairs)
     for i, ciphertext in enumerate(pairs):
         expand_into(seed, _PURPOSE, parameters.primes, ciphertext[1], i)
     return Ciphertext(parameters, pairs, noise.FRESH)

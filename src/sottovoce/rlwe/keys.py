@@ -18,7 +18,7 @@ from sottovoce.ring import context, sampling
 from sottovoce.rlwe.galois import galois_element
 from sottovoce.rlwe.parameters import Parameters
 from sottovoce.rlwe.randomness import errors, expand_into
-from sottovoce.rlwe.wire import Buffer, frame, pack_residues, residue_bytes, unframe, unpack_residues
+from sottovoce.rlwe.wire import Buffer, frame, pack_residues, residue_bytes, unframe, unpack_residues_into
 
 Words = npt.NDArray[np.uint64]
 
@@ -95,14 +95,14 @@ class PublicKey:
     def to_bytes(self) -> bytes:
         """Header, seed, b: 154 KB for the SIMD set."""
         packed = pack_residues(self.data[0], self.parameters.primes)
-        return frame("public key", self.parameters, self.seed + packed.tobytes())
+        return frame("public key", self.parameters, self.seed + packed)
 
     @classmethod
     def from_bytes(cls, parameters: Parameters, data: Buffer) -> PublicKey:
         payload = unframe("public key", parameters, data)
         seed, rest = _split_seed(payload, residue_bytes(parameters.primes, parameters.degree), "public key")
         pair = parameters.ring().zeros(2)
-        unpack_residues(rest, parameters.primes, pair[None])
+        unpack_residues_into(rest, parameters.primes, pair[None])
         expand_into(seed, b"public key", parameters.primes, pair[1])
         return cls(parameters, seed, pair)
 
@@ -137,7 +137,7 @@ class SwitchingKey:
 
     def payload(self) -> bytes:
         """Seed and the b halves."""
-        return self.seed + pack_residues(self.data[:, 0], self.parameters.key_primes).tobytes()
+        return self.seed + pack_residues(self.data[:, 0], self.parameters.key_primes)
 
     @classmethod
     def payload_bytes(cls, parameters: Parameters) -> int:
@@ -151,7 +151,7 @@ class SwitchingKey:
         body = cls.payload_bytes(parameters) - sampling.SEED_BYTES
         seed, rest = _split_seed(payload, body, "switching key")
         data = _uniform_halves(parameters, seed, purpose)
-        unpack_residues(rest, parameters.key_primes, data)
+        unpack_residues_into(rest, parameters.key_primes, data)
         return cls(parameters, seed, data)
 
 

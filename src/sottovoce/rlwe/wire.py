@@ -82,16 +82,23 @@ def residue_bytes(primes: Sequence[int], n: int) -> int:
     return sum(n // 8 * q.bit_length() for q in primes)
 
 
-def pack_residues(x: Words, primes: Sequence[int]) -> npt.NDArray[np.uint8]:
+def pack_residues(x: Words, primes: Sequence[int]) -> bytes:
     """(..., L, N) -> bytes, polynomial by polynomial and limb by limb."""
     limbs, n = x.shape[-2:]
     rows = np.ascontiguousarray(x).reshape(-1, limbs, n)
     out = np.empty((len(rows), residue_bytes(primes, n)), np.uint8)
     _native.bgv_pack_residues(rows, list(primes), out, threads())
-    return out.reshape(-1)
+    return out.tobytes()
 
 
-def unpack_residues(data: Buffer, primes: Sequence[int], out: Words) -> None:
+def unpack_residues(data: Buffer, primes: Sequence[int], shape: tuple[int, ...]) -> Words:
+    """Bytes -> (..., L, N), as `unpack_residues_into`."""
+    out = np.empty(shape, np.uint64)
+    unpack_residues_into(data, primes, out.reshape(-1, 1, *shape[-2:]))
+    return out
+
+
+def unpack_residues_into(data: Buffer, primes: Sequence[int], out: Words) -> None:
     """Bytes -> component 0 of out (R, C, L, N).
 
     FrameError on a wrong size, IntegrityError on a residue that is not reduced (out is then undefined).
