@@ -15,5 +15,6 @@ NB_MODULE(_native, m) {
     register_ring(m);
     register_pack(m);
     register_field(m);
+    register_field_matmul(m);
     register_bgv(m);
 }

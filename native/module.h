@@ -6,6 +6,7 @@ void register_cpu(nanobind::module_& m);
 void register_ring(nanobind::module_& m);
 void register_pack(nanobind::module_& m);
 void register_field(nanobind::module_& m);
+void register_field_matmul(nanobind::module_& m);
 void register_bgv(nanobind::module_& m);
 void register_mpc(nanobind::module_& m);
 void register_ot(nanobind::module_& m);

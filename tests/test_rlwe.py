@@ -33,7 +33,7 @@ from sottovoce.errors import (
     VersionMismatchError,
 )
 from sottovoce.ring import RingContext
-from sottovoce.ring.primes import P_FIELD, P_SMALL, SIMD_PRIMES, SPECIAL_PRIME
+from sottovoce.ring.primes import P_FIELD, P_SMALL, SIMD_PRIMES, SPECIAL_PRIME, ntt_primes
 from sottovoce.ring.sampling import Stream, expand
 from sottovoce.rlwe import galois_element, slot_positions
 from sottovoce.rlwe.randomness import errors, expand_into, ternary, uniform_rns
@@ -296,3 +296,13 @@ def test_damaged_ciphertexts_are_refused_or_reduced(data):
     except ProtocolError:
         return
     assert (ciphertext.data < np.array(TINY.primes, np.uint64)[:, None]).all()
+
+
+def test_a_set_without_a_special_prime_has_public_keys_and_no_switching_keys():
+    parameters = ParametersSpec(64, ntt_primes(42, 1 << 15, 2), 0, security="unchecked").checked()
+    keys = KeyGenerator(parameters)
+    public = keys.public_key()
+    assert np.array_equal(PublicKey.from_bytes(parameters, public.to_bytes()).data, public.data)
+    assert parameters.key_primes == parameters.primes
+    with pytest.raises(ParameterError, match="switching"):
+        keys.relinearization_key()

@@ -123,6 +123,8 @@ class SwitchingKey:
     def generate(cls, secret: SecretKey, target: Words, purpose: bytes) -> SwitchingKey:
         """target: s', (L+1, N) NTT form. purpose: label of the seed's expansion."""
         parameters = secret.parameters
+        if not parameters.special:
+            raise ParameterError("a parameter set without a special prime has no switching keys")
         ring, seed, digits = parameters.key_ring, sampling.fresh_seed(), parameters.limbs
         data = _uniform_halves(parameters, seed, purpose)
         b = ring.ntt(errors(sampling.Stream(), ring.primes, ring.n, digits))

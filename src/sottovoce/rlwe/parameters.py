@@ -20,9 +20,10 @@ PARAMETERS_VERSION = 1
 class ParametersSpec:
     """What a parameter set should be; nothing is verified yet.
 
-    degree: N, a power of two. primes: the ciphertext primes q_0..q_{L-1}. special: the key-switching prime P.
-    plaintext: the modulus p of messages, by which errors are multiplied (1 for a scheme without one).
-    security: 128, or "unchecked" for tests, which then have no security at all.
+    degree: N, a power of two. primes: the ciphertext primes q_0..q_{L-1}. special: the key-switching prime P,
+    or 0 for a set that switches no keys, whose Q then has the whole security limit. plaintext: the modulus p
+    of messages, by which errors are multiplied (1 for a scheme without one). security: 128, or "unchecked"
+    for tests, which then have no security at all.
     """
 
     degree: int
@@ -61,7 +62,7 @@ class Parameters:
 
     @property
     def special(self) -> int:
-        """The key-switching prime P."""
+        """The key-switching prime P, or 0."""
         return self.spec.special
 
     @property
@@ -77,7 +78,7 @@ class Parameters:
     @property
     def key_primes(self) -> tuple[int, ...]:
         """The ciphertext primes and the special prime: what switching keys are modulo."""
-        return (*self.spec.primes, self.spec.special)
+        return (*self.spec.primes, self.spec.special) if self.spec.special else self.spec.primes
 
     def ring(self, limbs: int | None = None) -> RingContext:
         """The ciphertext ring, over the first `limbs` primes (default: all)."""
@@ -114,7 +115,7 @@ def _check(spec: ParametersSpec) -> None:
         raise ParameterError(f"the degree must be a power of two of at least 8, not {n}")
     if not spec.primes:
         raise ParameterError("at least one ciphertext prime is needed")
-    moduli = (*spec.primes, spec.special)
+    moduli = (*spec.primes, spec.special) if spec.special else spec.primes
     if len({*moduli, spec.plaintext}) != len(moduli) + 1:
         raise ParameterError("the primes of a parameter set must be distinct, the plaintext modulus included")
     for q in moduli:
@@ -126,7 +127,7 @@ def _check(spec: ParametersSpec) -> None:
             f"the plaintext modulus {p} must be a prime, 1 modulo {2 * n}, below every other prime"
         )
     # A digit is as large as the largest ciphertext prime; a smaller special prime would not absorb its noise.
-    if spec.special.bit_length() < max(spec.primes).bit_length():
+    if 0 < spec.special.bit_length() < max(spec.primes).bit_length():
         raise ParameterError(
             "the special prime must have at least as many bits as the largest ciphertext prime"
         )
