@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
 
 #include "bgv_bits.h"
 #include "bgv_kernels.h"
@@ -70,27 +71,29 @@ struct KeyRing {  // Q*P: the ciphertext primes and the special one
     void intt(u64* x, std::size_t l) const { ring_kernels(moduli[l]).intt(x, *ring.limbs[l]); }
 };
 
-// x: (R, L, N) in NTT form -> out: (R, L, L+1, N) in NTT form: digit d is the centred x mod q_d, modulo every prime.
-void decompose(const Ring& ring, Source x, Words out, int threads) {
+// x: (R, S, L, N) in NTT form, of which component `part` is read -> out: (R, L, L+1, N) in NTT form: digit d is the
+// centred component mod q_d, modulo every prime.
+void decompose(const Ring& ring, Source x, std::size_t part, Words out, int threads) {
     const KeyRing q(ring);
     const std::size_t limbs = q.limbs, all = limbs + 1, n = q.n;
-    require(x.ndim() == 3 && out.ndim() == 4 && x.shape(1) == limbs && x.shape(2) == n && out.shape(0) == x.shape(0) &&
-                out.shape(1) == limbs && out.shape(2) == all && out.shape(3) == n,
-            "bgv_decompose: expected x (R, L, N) and out (R, L, L+1, N)");
-    const std::size_t rows = x.shape(0) * limbs;
+    require(x.ndim() == 4 && out.ndim() == 4 && part < x.shape(1) && x.shape(2) == limbs && x.shape(3) == n &&
+                out.shape(0) == x.shape(0) && out.shape(1) == limbs && out.shape(2) == all && out.shape(3) == n,
+            "bgv_decompose: expected x (R, S, L, N), a component of it, and out (R, L, L+1, N)");
+    const std::size_t rows = x.shape(0) * limbs, size = x.shape(1);
     const u64* in = x.data();
     u64* res = out.data();
     nb::gil_scoped_release release;
-    std::vector<u64> coefficients(rows * n);
+    const auto coefficients = std::make_unique_for_overwrite<u64[]>(rows * n);
+    const auto input = [&](std::size_t r) { return in + ((r / limbs * size + part) * limbs + r % limbs) * n; };
     parallel_for(rows, threads, [&](std::size_t r) {
-        std::memcpy(&coefficients[r * n], in + r * n, n * sizeof(u64));
+        std::memcpy(&coefficients[r * n], input(r), n * sizeof(u64));
         q.intt(&coefficients[r * n], r % limbs);
     });
     parallel_for(rows * all, threads, [&](std::size_t task) {
         const std::size_t r = task / all, t = task % all, d = r % limbs;
         u64* to = res + task * n;
         if (t == d) {  // modulo its own prime the digit is x itself
-            std::memcpy(to, in + r * n, n * sizeof(u64));
+            std::memcpy(to, input(r), n * sizeof(u64));
             return;
         }
         q.k.lift(&coefficients[r * n], q.moduli[d], 1, &q.moduli[t], 1, to, n);
@@ -99,17 +102,19 @@ void decompose(const Ring& ring, Source x, Words out, int threads) {
 }
 
 // digits: (R, L, L+1, N); keys: S arrays (L, 2, L+1, N), each with the inverse of its automorphism X -> X^elements[s]
-// applied; more: (R, C, L, N), C <= 2; out: (S, R, 2, L, N) = the automorphism of [sum_d digit_d * key_d divided by P,
-// times p, plus `more` on the first C components]. scales: p/P mod q_l.
+// applied; more: (R, S', L, N); out: (S, R, 2, L, N) = the automorphism of [sum_d digit_d * key_d divided by P, times p,
+// plus `more` on the first `parts` components]. scales: p/P mod q_l.
 void switch_many(const Ring& ring, Source digits, nb::list keys, const std::vector<u64>& elements, const Primes& scales,
-                 Source more, Words out, int threads) {
+                 Source more, std::size_t parts, Words out, int threads) {
     const KeyRing q(ring);
     const std::size_t limbs = q.limbs, all = limbs + 1, n = q.n, steps = elements.size();
     require(digits.ndim() == 4 && digits.shape(1) == limbs && digits.shape(2) == all && digits.shape(3) == n,
             "bgv_switch: expected digits (R, L, L+1, N)");
-    const std::size_t rows = digits.shape(0), parts = more.ndim() == 4 ? more.shape(1) : 3;
-    require(parts <= 2 && more.shape(0) == rows && more.shape(2) == limbs && more.shape(3) == n,
-            "bgv_switch: expected more (R, C <= 2, L, N)");
+    const std::size_t rows = digits.shape(0);
+    require(parts <= 2 && more.ndim() == 4 && more.shape(0) == rows && more.shape(1) >= parts && more.shape(2) == limbs &&
+                more.shape(3) == n,
+            "bgv_switch: expected more (R, S, L, N) with at least `parts` <= 2 components");
+    const std::size_t size = more.shape(1);
     require(out.ndim() == 5 && out.shape(0) == steps && out.shape(1) == rows && out.shape(2) == 2 &&
                 out.shape(3) == limbs && out.shape(4) == n && scales.size() == limbs && nb::len(keys) == steps,
             "bgv_switch: expected S keys and elements, and out (S, R, 2, L, N)");
@@ -128,7 +133,9 @@ void switch_many(const Ring& ring, Source digits, nb::list keys, const std::vect
     // One component of one result per task: its sums, a few hundred KB, stay in the second-level cache.
     parallel_for(steps * rows * 2, threads, [&](std::size_t task) {
         const std::size_t s = task / (2 * rows), r = task / 2 % rows, c = task % 2;
-        std::vector<u64> sums(all * n), lifted(n);
+        // Kept between calls: fresh memory of this size would cost more than a transform. Nothing secret is in it.
+        thread_local std::vector<u64> sums, lifted;
+        sums.resize(all * n), lifted.resize(n);
         for (std::size_t i = 0; i < all; ++i) {
             const DotArgs args{in + (r * limbs * all + i) * n, all * n, held[s].data() + (c * all + i) * n, 2 * all * n,
                                &sums[i * n], limbs, n, false};
@@ -141,7 +148,7 @@ void switch_many(const Ring& ring, Source digits, nb::list keys, const std::vect
             u64* work = positions[s] ? lifted.data() : to;
             q.k.lift(special, q.moduli[limbs], 1, &q.moduli[l], 1, work, n);
             q.ntt(work, l);
-            const u64* add = c < parts ? plus + ((r * parts + c) * limbs + l) * n : nullptr;
+            const u64* add = c < parts ? plus + ((r * size + c) * limbs + l) * n : nullptr;
             q.k.sub_scale(q.moduli[l], &sums[l * n], work, scales[l] % q.moduli[l].q, add, work, n);
             if (positions[s]) ring_kernels(q.moduli[l]).permute(work, positions[s]->data(), to, n);
         }
@@ -402,11 +409,11 @@ void register_bgv(nb::module_& m) {
     register_bgv_wire(m);
     using namespace nb::literals;
     m.def("bgv_lift", &lift, "x"_a, "source"_a, "scale"_a, "targets"_a, "out"_a, "threads"_a = 1);
-    m.def("bgv_decompose", &decompose, "ring"_a, "x"_a, "out"_a, "threads"_a = 1);
+    m.def("bgv_decompose", &decompose, "ring"_a, "x"_a, "part"_a, "out"_a, "threads"_a = 1);
     m.def("bgv_key_product", &key_product, "digits"_a, "key"_a, "primes"_a, "out"_a, "accumulate"_a, "threads"_a = 1);
     m.def("bgv_mod_down", &mod_down, "ring"_a, "x"_a, "scales"_a, "more"_a, "out"_a, "threads"_a = 1);
-    m.def("bgv_switch", &switch_many, "ring"_a, "digits"_a, "keys"_a, "elements"_a, "scales"_a, "more"_a, "out"_a,
-          "threads"_a = 1);
+    m.def("bgv_switch", &switch_many, "ring"_a, "digits"_a, "keys"_a, "elements"_a, "scales"_a, "more"_a, "parts"_a,
+          "out"_a, "threads"_a = 1);
     m.def("bgv_tensor", &tensor, "a"_a, "b"_a, "primes"_a, "out"_a, "accumulate"_a, "threads"_a = 1);
     m.def("bgv_sub_scale", &sub_scale, "x"_a, "y"_a, "primes"_a, "scales"_a, "out"_a, "threads"_a = 1);
     m.def("bgv_round_pack", &round_pack, "x"_a, "primes"_a, "kappa"_a, "out"_a, "threads"_a = 1);

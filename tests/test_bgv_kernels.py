@@ -215,7 +215,7 @@ def test_key_switching_steps(rng, primes):
     ring, full = RingContext(N, primes), RingContext(N, [*primes, special])
     x = residues(rng, primes, 2)
     out = np.empty((2, 3, 4, N), np.uint64)
-    _native.bgv_decompose(full._native, ring.ntt(x.copy()), out)
+    _native.bgv_decompose(full._native, np.stack([x, ring.ntt(x.copy())], 1), 1, out)
     full.intt(out)
     for digit, q in enumerate(primes):
         v = centred(x[:, digit].astype(object), q)
@@ -252,15 +252,15 @@ def test_switching_in_one_pass_is_the_three_steps(rng, primes, parts):
     """Products, division and automorphism fused, against the kernels that do one each."""
     special = SPECIAL_PRIME if primes[0] < 1 << 50 else ntt_primes(59, 2 * N, 1)[0]
     ring, full = RingContext(N, primes), RingContext(N, [*primes, special])
-    digits, more = residues(rng, full.primes, 2, 3), residues(rng, primes, 2, parts)
+    digits, more = residues(rng, full.primes, 2, 3), residues(rng, primes, 2, 2)
     keys = [residues(rng, full.primes, 3, 2) for _ in range(3)]
     scales, elements = [7, 8, 9], [1, 3, 2 * N - 1]
     out = np.empty((3, 2, 2, 3, N), np.uint64)
-    _native.bgv_switch(full._native, digits, keys, elements, scales, more, out)
+    _native.bgv_switch(full._native, digits, keys, elements, scales, more, parts, out)
     for key, element, got in zip(keys, elements, out, strict=True):
         product, divided = np.empty((2, 2, 4, N), np.uint64), np.empty((2, 2, 3, N), np.uint64)
         _native.bgv_key_product(digits, key, list(full.primes), product, False)
-        _native.bgv_mod_down(full._native, product, scales, more, divided)
+        _native.bgv_mod_down(full._native, product, scales, more[:, :parts].copy(), divided)
         assert (got == (divided if element == 1 else ring.automorphism_ntt(divided, element))).all()
     with pytest.raises(ValueError):
-        _native.bgv_switch(full._native, digits, keys[:2], elements, scales, more, out)
+        _native.bgv_switch(full._native, digits, keys[:2], elements, scales, more, parts, out)

@@ -167,9 +167,8 @@ class Evaluator:
         if a.size != 3:
             raise ParameterError(f"relinearisation takes ciphertexts of three components, not {a.size}")
         switcher, data = key_switcher(self.parameters, a.limbs), a.flat()
-        digits = switcher.decompose(np.ascontiguousarray(data[:, 2]))
-        more = np.ascontiguousarray(data[:, :2])
-        return self._switched(a, switcher.switch(digits, [self.relinearization_key.key.data], [1], more)[0])
+        key = self.relinearization_key.key.data
+        return self._switched(a, switcher.switch(switcher.decompose(data, 2), [key], [1], data, 2)[0])
 
     # Rotations
 
@@ -187,10 +186,11 @@ class Evaluator:
         n = self.parameters.degree
         turned = iter(
             switcher.switch(
-                switcher.decompose(np.ascontiguousarray(data[:, 1])),
+                switcher.decompose(data, 1),
                 [keys.aligned(step) for step in moved],
                 [galois_element(n, step) for step in moved],
-                np.ascontiguousarray(data[:, :1]),
+                data,
+                1,
             )
         )
         return [a if step == 0 else self._switched(a, next(turned)) for step in steps]
@@ -215,7 +215,7 @@ class Evaluator:
                 switcher.ring.add(total, data, total)
                 continue
             element = galois_element(n, step)
-            product = switcher.product(switcher.decompose(data[1:]), keys.aligned(step))
+            product = switcher.product(switcher.decompose(data[None], 1), keys.aligned(step))
             turned = switcher.key_ring.automorphism_ntt(product, element)
             wide = turned if wide is None else switcher.key_ring.add(wide, turned, wide)
             switcher.ring.add(total[:1], switcher.ring.automorphism_ntt(data[:1], element), total[:1])

@@ -42,11 +42,11 @@ class KeySwitcher:
         p = parameters.plaintext
         self._scales = [p * pow(parameters.special, -1, q) % q for q in self.primes]
 
-    def decompose(self, c: Words) -> Words:
-        """(R, L, N) -> digits (R, L, L+1, N), both in NTT form. L inverse and L² forward transforms."""
-        rows, limbs, n = c.shape
+    def decompose(self, data: Words, part: int) -> Words:
+        """Component `part` of (R, S, L, N) -> digits (R, L, L+1, N), NTT form. L inverse, L² forward NTTs."""
+        rows, _, limbs, n = data.shape
         out = np.empty((rows, limbs, limbs + 1, n), np.uint64)
-        _native.bgv_decompose(self.key_ring._native, c, out, threads())
+        _native.bgv_decompose(self.key_ring._native, data, part, out, threads())
         return out
 
     def product(self, digits: Words, key: Words, out: Words | None = None) -> Words:
@@ -67,16 +67,18 @@ class KeySwitcher:
         _native.bgv_mod_down(self.key_ring._native, x, self._scales, more, out, threads())
         return out
 
-    def switch(self, digits: Words, keys: Sequence[Words], elements: Sequence[int], more: Words) -> Words:
+    def switch(
+        self, digits: Words, keys: Sequence[Words], elements: Sequence[int], more: Words, parts: int
+    ) -> Words:
         """Product, division and automorphism in one pass for every key: (S, R, 2, L, N).
 
         keys: S aligned keys; elements: the exponents k of their automorphisms X → X^k, 1 for none. more:
-        (R, C, L, N), added to the first C components before the automorphism.
+        (R, S, L, N), of which `parts` components are added before the automorphism.
         """
         out = np.empty((len(keys), len(digits), 2, self.limbs, self.ring.n), np.uint64)
         levelled = [self._at_level(key) for key in keys]
         _native.bgv_switch(
-            self.key_ring._native, digits, levelled, list(elements), self._scales, more, out, threads()
+            self.key_ring._native, digits, levelled, list(elements), self._scales, more, parts, out, threads()
         )
         return out
 
