@@ -5,6 +5,8 @@ import math
 import numpy as np
 import pytest
 import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sottovoce import _native
 from sottovoce.bgv import (
@@ -12,8 +14,10 @@ from sottovoce.bgv import (
     Encoder,
     Encryptor,
     Evaluator,
+    GaloisKeys,
     KeyGenerator,
     ParametersSpec,
+    PublicKey,
     failure_bits,
     flood_and_pack,
     flooded_bytes,
@@ -31,6 +35,7 @@ from sottovoce.ring.primes import P_FIELD, SIMD_PRIMES, SPECIAL_PRIME
 
 TINY = ParametersSpec(32, SIMD_PRIMES, SPECIAL_PRIME, P_FIELD, security="unchecked").checked()
 P = P_FIELD
+_SECRET = KeyGenerator(TINY).secret_key
 
 
 @pytest.fixture(scope="module", params=[TINY, SIMD], ids=["tiny", "simd"])
@@ -268,3 +273,36 @@ def test_recipe_f_floods_as_much_as_it_says():
     )
     expected = math.hypot(2.0**width / math.sqrt(3), rounding * SIMD.modulus())
     assert abs(math.log2(spread / expected)) < 0.02
+
+
+@pytest.mark.parametrize("server", ["portable", "avx2", "avx512"])
+@pytest.mark.parametrize("client", ["portable", "avx512"])
+def test_parties_on_different_machines(server, client):
+    """Each party computes with its own instruction set; bytes mean the same to both."""
+    before = _native.active_isa()
+    rng = np.random.default_rng(8)
+    x, w = rng.integers(0, P, (2, 1, SIMD.degree), dtype=np.uint64)
+    try:
+        _native.set_isa(client)
+        keys = KeyGenerator(SIMD)
+        secret, public, galois = keys.secret_key, keys.public_key(), keys.galois_keys([1])
+        sent = Encryptor(SIMD, secret).encrypt_many(x)
+        _native.set_isa(server)
+        ev = Evaluator(SIMD, galois_keys=GaloisKeys.from_bytes(SIMD, galois.to_bytes()))
+        ciphertext = ev.mul_plain(ev.rotate(load_many(SIMD, sent, 1), 1), Encoder(SIMD).encode(w))
+        back, share = mask_and_pack(ciphertext, PublicKey.from_bytes(SIMD, public.to_bytes()))
+        _native.set_isa(client)
+        total = (unmask_and_decode(back, secret, 1) + share) % np.uint64(P)
+    finally:
+        _native.set_isa(before)
+    turned = np.concatenate([np.roll(row, -1) for row in x.reshape(2, -1)])
+    assert (total[0] == (turned.astype(object) * w[0] % P).astype(np.uint64)).all()
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.binary(min_size=720, max_size=720))
+def test_any_bytes_of_the_right_size_decode(data):
+    """There is nothing to validate in a masked result: every string is some ciphertext."""
+    assert masked_bytes(TINY, 1) == len(data)
+    assert (unmask_and_decode(data, _SECRET, 1) < np.uint64(P)).all()
+    assert (unpack(data[: flooded_bytes(TINY, 1)], _SECRET, 1) < np.uint64(P)).all()
