@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sottovoce.errors import UsageError
 from sottovoce.models.calibration_text import MIXED, PROSE
 
 if TYPE_CHECKING:
@@ -25,12 +27,29 @@ STORY = (
 )
 
 
-def sample_tokens(model: Model, count: int) -> tuple[list[int], list[int]]:
-    """(public prefix of the model's prompt, `count` private tokens of running text)."""
-    prompt = model.card.prompt(STORY)
-    public, text = list(prompt.public), STORY
+def sample_tokens(model: Model, count: int, path: str | Path | None = None) -> tuple[list[int], list[int]]:
+    """(public prefix of the model's prompt, `count` private tokens of running text).
+
+    path: a file to take the text from instead; UsageError if it is unreadable or too short.
+    """
+    public = list(model.card.prompt(STORY).public)
+    if path is not None:
+        return public, _from_file(model, Path(path), count)
+    text = STORY
     while True:
         tokens = list(model.card.tokenizer.encode(text))
         if len(tokens) >= count:
             return public, tokens[:count]
         text += "\n\n" + PROSE + "\n\n" + MIXED + "\n\n" + STORY
+
+
+def _from_file(model: Model, path: Path, count: int) -> list[int]:
+    try:
+        with path.open("rb") as file:  # a token is rarely longer than sixteen bytes
+            text = file.read(16 * count).decode("utf-8", errors="ignore")
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
+    tokens = list(model.card.tokenizer.encode(text))[:count]
+    if len(tokens) < count:
+        raise UsageError(f"{path} holds {len(tokens)} tokens; this benchmark needs {count}")
+    return tokens

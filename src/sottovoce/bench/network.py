@@ -1,0 +1,53 @@
+"""`bench network`: the same decode step over emulated networks, in one session."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sottovoce.bench.cost import per_token
+from sottovoce.bench.e2e import check_room, decode_steps
+from sottovoce.bench.machine import header
+from sottovoce.bench.session import Job, Open, Shape, Step, passes_of, run_job
+from sottovoce.bench.shaped import LAN, LOOPBACK, WAN, Network
+from sottovoce.bench.text import sample_tokens
+from sottovoce.engines.base import EngineOptions, Progress
+from sottovoce.models import load_model
+
+NETWORKS = (LOOPBACK, LAN, WAN)
+
+
+def run(
+    model: str = "smollm2-135m",
+    kv: str = "ciphertext",
+    context: int = 64,
+    new_tokens: int = 3,
+    networks: tuple[Network, ...] = NETWORKS,
+    progress: Progress = lambda done, total, what: None,
+) -> dict[str, Any]:
+    """Seconds, bytes and rounds per token over each network; the context grows by `new_tokens` each time."""
+    plain = load_model(model)
+    public, tokens = sample_tokens(plain, context + new_tokens * len(networks))
+    check_room(plain.config.context_length, len(public), len(tokens))
+    del plain
+    steps: list[Step] = [Open(tuple(public))]
+    cached = 0
+    for network in networks:
+        at = cached or context
+        steps += [Shape(network), *decode_steps(kv, tokens, cached, at, new_tokens, network.name)]
+        cached = at + new_tokens
+    job = Job(EngineOptions(kv=kv), model, tuple(steps), shaped=True)
+    client, server = run_job(job, progress)
+    rows = []
+    for network in networks:
+        cost = per_token(passes_of(job, client, network.name), passes_of(job, server, network.name))
+        shape = {"net": network.name, "rtt_ms": network.rtt_ms, "mbit": network.mbit or None}
+        rows.append(shape | cost)
+    return {
+        **header(),
+        "model": model,
+        "kv": kv,
+        "context": context,
+        "public_tokens": len(public),
+        "new_tokens": new_tokens,
+        "rows": rows,
+    }
