@@ -82,9 +82,13 @@ class EncodedMatrix:
         return self._encode_diagonals(o, c, np.empty(shape, dtype=np.uint64))
 
     def clear_product(self, x: Words) -> Words:
-        """W x + b mod p for x (T, d_in) of the server."""
-        y = np.empty((len(x), self.plan.d_out), dtype=np.uint64)
-        field_matvec_i16(self.weights, np.ascontiguousarray(x), self.parameters.plaintext, y, threads())
+        """W x + b mod p for x (T, d_in) of the server.
+
+        A share of zeros, as for one-hot vectors that only the client knows, is not multiplied: it is no secret.
+        """
+        y = np.zeros((len(x), self.plan.d_out), dtype=np.uint64)
+        if x.any():
+            field_matvec_i16(self.weights, np.ascontiguousarray(x), self.parameters.plaintext, y, threads())
         return y if self.bias is None else add(y, self.bias, self.parameters.plaintext)
 
     def _encode_diagonals(self, o: int, c: int, out: Words) -> Words:
