@@ -18,11 +18,17 @@ struct Ops {
         return load(part);
     }
     static V madd(V acc, V a, V b) { return _mm256_add_epi32(acc, _mm256_madd_epi16(a, b)); }
-    static i64 total(V v) {
-        const V sum = _mm256_add_epi64(_mm256_cvtepi32_epi64(_mm256_castsi256_si128(v)),
-                                       _mm256_cvtepi32_epi64(_mm256_extracti128_si256(v, 1)));
-        const __m128i half = _mm_add_epi64(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
-        return _mm_cvtsi128_si64(half) + _mm_extract_epi64(half, 1);
+    static V widen(V v) {
+        return _mm256_add_epi64(_mm256_cvtepi32_epi64(_mm256_castsi256_si128(v)),
+                                _mm256_cvtepi32_epi64(_mm256_extracti128_si256(v, 1)));
+    }
+    // Two registers to one that holds their pairwise sums side by side.
+    static V fold(V a, V b) { return _mm256_add_epi64(_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b)); }
+    static void add_totals(const V* acc, i64* sums) {
+        const V a = fold(widen(acc[0]), widen(acc[1])), b = fold(widen(acc[2]), widen(acc[3]));
+        const V result = _mm256_add_epi64(_mm256_permute2x128_si256(a, b, 0x20), _mm256_permute2x128_si256(a, b, 0x31));
+        const V before = _mm256_loadu_si256(reinterpret_cast<const V*>(sums));
+        _mm256_storeu_si256(reinterpret_cast<V*>(sums), _mm256_add_epi64(before, result));
     }
 };
 

@@ -13,8 +13,8 @@ static inline u64 field_recombine(const Modulus& m, const i64* sums, unsigned bi
     return r;
 }
 
-// The digit sums of Rows rows against one x. Ops: V, kLanes (int16 per register), load, zero, madd (pairs of 16-bit
-// products added to 32-bit sums), total (the sum of the 32-bit lanes, in 64 bits).
+// The digit sums of Rows rows against one x. Ops: V, kLanes (int16 per register), load, load_part, zero, madd (pairs of
+// 16-bit products added to 32-bit sums), add_totals (the sums of the 32-bit lanes of four registers, in 64 bits).
 template <class Ops, int Rows>
 ALWAYS_INLINE void field_dot(const std::int16_t* w, std::size_t cols, const FieldDigits& x, std::size_t t, i64* sums) {
     const std::size_t whole = cols / Ops::kLanes * Ops::kLanes, block = ((1 << (16 - x.bits)) - 1) * Ops::kLanes;
@@ -39,22 +39,25 @@ ALWAYS_INLINE void field_dot(const std::int16_t* w, std::size_t cols, const Fiel
                 for (int r = 0; r < Rows; ++r) acc[r][d] = Ops::madd(acc[r][d], row[r], digit);
             }
         }
-        for (int r = 0; r < Rows; ++r)
-            for (std::size_t d = 0; d < kDigits; ++d) sums[r * kDigits + d] += Ops::total(acc[r][d]);
+        for (int r = 0; r < Rows; ++r) Ops::add_totals(acc[r], sums + r * kDigits);
     }
 }
 
+// The first x of a batch reads the matrix from memory, one row at a time: several rows side by side would be streams too
+// short for the hardware to fetch ahead. The others find the rows in the cache and share each load of their digits.
 template <class Ops, int Rows>
 static void field_matvec_rows(const Modulus& m, const std::int16_t* w, const FieldDigits& x, u64* out, std::size_t rows,
-                      std::size_t cols, std::size_t batch, std::size_t begin, std::size_t end) {
+                              std::size_t cols, std::size_t batch, std::size_t begin, std::size_t end) {
     i64 sums[Rows * kDigits];
-    for (std::size_t o = begin; o < end;) {
-        const std::size_t step = o + Rows <= end ? Rows : 1;
+    for (std::size_t o = begin; o < end; o += Rows) {
+        const std::size_t step = o + Rows <= end ? Rows : end - o;
         for (std::size_t t = 0; t < batch; ++t) {
-            step == 1 ? field_dot<Ops, 1>(w + o * cols, cols, x, t, sums)
-                      : field_dot<Ops, Rows>(w + o * cols, cols, x, t, sums);
+            if (t > 0 && step == Rows)
+                field_dot<Ops, Rows>(w + o * cols, cols, x, t, sums);
+            else
+                for (std::size_t r = 0; r < step; ++r)
+                    field_dot<Ops, 1>(w + (o + r) * cols, cols, x, t, sums + r * kDigits);
             for (std::size_t r = 0; r < step; ++r) out[t * rows + o + r] = field_recombine(m, sums + r * kDigits, x.bits);
         }
-        o += step;
     }
 }
