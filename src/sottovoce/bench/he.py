@@ -22,6 +22,7 @@ import numpy as np
 from sottovoce import ring
 from sottovoce.bench.machine import header
 from sottovoce.bgv import SIMD, Encoder, Encryptor, Evaluator, KeyGenerator, Parameters
+from sottovoce.engines.base import Progress
 from sottovoce.ring.primes import P_FIELD
 
 PRODUCTS = 24
@@ -33,7 +34,7 @@ Operation = Callable[[], object]
 Timed = tuple[Operation, int]
 
 
-def run(repetitions: int = 31) -> dict[str, Any]:
+def run(repetitions: int = 31, progress: Progress = lambda done, total, what: None) -> dict[str, Any]:
     """One object with the keys of `bench he`: `{ours_s, peer_s, ratio}` for each operation, medians.
 
     The two sides take turns within every repetition, so that a change of clock or of load meets both.
@@ -43,8 +44,10 @@ def run(repetitions: int = 31) -> dict[str, Any]:
     try:
         ours, peer = _ours(SIMD), _peer(SIMD.degree)
         result = header() | {"peer": None if peer is None else f"SEAL BFV {PEER_BITS} bits", "threads": 1}
-        for name, operation in ours.items():
+        for done, (name, operation) in enumerate(ours.items()):
+            progress(done, len(ours), name)
             result[name] = _compare(operation, None if peer is None else peer[name], repetitions)
+        progress(len(ours), len(ours), "operations")
         return result
     finally:
         ring.set_threads(before)
