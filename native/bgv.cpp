@@ -312,8 +312,9 @@ void round_pack(Source x, const Primes& primes, unsigned kappa, Bytes out, int t
     parallel_for(rows, threads, [&](std::size_t r) {
         std::vector<u64> hi(step), lo(step);
         for (std::size_t at = 0; at < n; at += step) {
-            k.fraction(fractions.data(), l, in + r * l * n + at, n, hi.data(), lo.data(), step);
-            wire.write(res + r * size, at, step, hi.data(), lo.data());
+            const std::size_t now = std::min(step, n - at);
+            k.fraction(fractions.data(), l, in + r * l * n + at, n, hi.data(), lo.data(), now);
+            wire.write(res + r * size, at, now, hi.data(), lo.data());
         }
     });
 }
@@ -334,8 +335,9 @@ void unpack_lift(ByteSource bytes, unsigned kappa, const Primes& primes, Words o
     parallel_for(rows, threads, [&](std::size_t r) {
         std::vector<u64> hi(step), lo(step);
         for (std::size_t at = 0; at < n; at += step) {
-            wire.read(in + r * size, at, step, hi.data(), lo.data());
-            k.unpack_lift(from, hi.data(), lo.data(), res + r * l * n + at, n, step);
+            const std::size_t now = std::min(step, n - at);
+            wire.read(in + r * size, at, now, hi.data(), lo.data());
+            k.unpack_lift(from, hi.data(), lo.data(), res + r * l * n + at, n, now);
         }
     });
 }
@@ -365,10 +367,11 @@ void scale_to_plain(Source x, const Primes& primes, ByteSource added, unsigned k
     parallel_for(rows, threads, [&](std::size_t r) {
         std::vector<u64> hi(step), lo(step), more_hi(step), more_lo(step);
         for (std::size_t at = 0; at < n; at += step) {
-            k.fraction(fractions.data(), l, in + r * l * n + at, n, hi.data(), lo.data(), step);
+            const std::size_t now = std::min(step, n - at);
+            k.fraction(fractions.data(), l, in + r * l * n + at, n, hi.data(), lo.data(), now);
             if (kappa) {
-                wire.read(add + r * size, at, step, more_hi.data(), more_lo.data());
-                for (std::size_t i = 0; i < step; ++i) {
+                wire.read(add + r * size, at, now, more_hi.data(), more_lo.data());
+                for (std::size_t i = 0; i < now; ++i) {
                     const u64 a = up < 52 ? (more_lo[i] << up) & kMask52 : 0;
                     const u64 b = up < 52 ? (more_hi[i] << up) | (more_lo[i] >> (52 - up)) : more_lo[i] << (up - 52);
                     lo[i] += a;
@@ -376,7 +379,7 @@ void scale_to_plain(Source x, const Primes& primes, ByteSource added, unsigned k
                     lo[i] &= kMask52;
                 }
             }
-            k.scale_to(to, hi.data(), lo.data(), res + r * n + at, step);
+            k.scale_to(to, hi.data(), lo.data(), res + r * n + at, now);
         }
     });
 }

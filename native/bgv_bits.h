@@ -48,9 +48,12 @@ inline void pack_dense(const u64* in, std::size_t n, unsigned width, std::uint8_
     const auto blocks = [&](auto block) {
         for (; i + 64 <= n; i += 64, out += 8 * width) block(in + i, out);
     };
-    switch (width) {  // 24, 28: high parts of rounded halves; 48, 52: halves of recipe F; 50: residues
+    switch (width) {  // 24, 28: high parts of rounded halves; 48, 52: recipe F; 50: residues; 36, 40, 42: masks
         case 24: blocks(pack_block<24>); break;
         case 28: blocks(pack_block<28>); break;
+        case 36: blocks(pack_block<36>); break;
+        case 40: blocks(pack_block<40>); break;
+        case 42: blocks(pack_block<42>); break;
         case 48: blocks(pack_block<48>); break;
         case 50: blocks(pack_block<50>); break;
         case 52: blocks(pack_block<52>); break;
@@ -71,6 +74,9 @@ inline void unpack_dense(const std::uint8_t* in, std::size_t n, unsigned width, 
     switch (width) {
         case 24: blocks(unpack_block<24>); break;
         case 28: blocks(unpack_block<28>); break;
+        case 36: blocks(unpack_block<36>); break;
+        case 40: blocks(unpack_block<40>); break;
+        case 42: blocks(unpack_block<42>); break;
         case 48: blocks(unpack_block<48>); break;
         case 50: blocks(unpack_block<50>); break;
         case 52: blocks(unpack_block<52>); break;
