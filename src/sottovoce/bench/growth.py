@@ -73,6 +73,6 @@ def _check(contexts: Sequence[int], new_tokens: int) -> None:
     gaps = [b - a for a, b in pairwise(contexts)]
     if not contexts or contexts[0] < 1 or any(gap < new_tokens + 2 for gap in gaps):
         raise UsageError(
-            f"contexts must ascend by at least {new_tokens + 2} (the measured tokens, one before them, one to "
+            f"contexts must ascend by at least {new_tokens + 2} (the measured tokens, one before, one to "
             "fill), for example 64,128,256"
         )

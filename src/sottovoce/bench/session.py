@@ -112,8 +112,8 @@ class Pass:
     """One measured pass at one party.
 
     seconds: wall clock at this party, between two moments at which both were idle. cpu_seconds: all threads
-    of its process. memory_bytes: largest resident memory during the pass. rows, token (the last one passed),
-    logits (float32): the client's.
+    of its process. memory_bytes: largest resident memory during the pass. rows: the ledger. token (the last
+    one passed) and logits (float32): the client's.
     """
 
     seconds: float
@@ -266,8 +266,8 @@ class Party:
         with self.channel.ledger.phase("decode"):
             logits = action()
         taken = Pass(time.perf_counter() - start, time.process_time() - busy, _peak_memory())
+        taken.rows = self.channel.ledger.since(before)
         if logits is not None:
-            taken.rows = self.channel.ledger.since(before)
             taken.token, taken.logits = token, logits.astype(np.float32)
         return taken
 
@@ -304,7 +304,8 @@ class _Server(Party):
         assert isinstance(party, HybridModelParty)
         self.party = party
         party.setup(self.channel)
-        party.execution.append_public(len(public), self.engine.prefix(public) if public else None)
+        if public:
+            self.execution.append_public(len(public), self.engine.prefix(public))
         self.text = list(public)
 
     def fill(self, tokens: tuple[int, ...]) -> None:
@@ -345,7 +346,8 @@ class _Client(Party):
     def open(self, public: tuple[int, ...]) -> None:
         self.party = HybridDataParty(self.options, self.description)
         self.party.setup(self.channel)
-        self.execution.append_public(len(public), None)
+        if public:
+            self.execution.append_public(len(public), None)
 
     def fill(self, tokens: tuple[int, ...]) -> None:
         config = self.party.public.config
