@@ -322,3 +322,39 @@ def test_slot_table_never_hands_out_a_slot_twice():
         else:
             table.truncate(int(rng.integers(0, len(table) + 1)))
         assert table.used == len(seen) and (np.diff(table.live) > 0).all()
+
+
+def test_public_noise_bound_covers_the_server_estimate():
+    def party(channel: Channel):
+        side = exchange_keys(channel, [])
+        cache = CiphertextCache(side, *SHAPE)
+        for _ in range(5):
+            cache.append(*(np.ones((2, SHAPE[1], SHAPE[2]), dtype=U64),) * 2)
+        return cache
+
+    _, cache = run_pair(party, party)
+    query = cache.side.evaluator.trivial(np.zeros((3, 8192), dtype=U64), (cache.layout.groups,))
+    from dataclasses import replace
+
+    from sottovoce.bgv import noise
+
+    query = replace(query, noise=noise.add_plain(noise.FRESH))
+    product = cache.side.evaluator.tensor_accumulate(query, cache._keys.block(0))
+    assert product.noise <= cache.product_noise(cache.table.used) <= product.noise + 3
+    # Far more tokens than any context: the bound stays below what exact rounding allows.
+    assert CiphertextCache(cache.side, 9, 3, 64).product_noise(1 << 14) < 62
+
+
+def test_noise_forces_a_refresh():
+    def actions(d: Driver) -> None:
+        d.append(3)
+        assert not d.cache.needs_refresh
+        d.cache.noise_limit = d.cache.product_noise(3)
+        before = d.ledger.total().bytes_down
+        d.cache.append(*(np.zeros((1, SHAPE[1], SHAPE[2]), dtype=U64),) * 2)
+        assert d.ledger.total().bytes_down > before
+        zero = np.zeros((1, SHAPE[1], SHAPE[2]), dtype=np.int64)
+        d.script.k, d.script.v = np.concatenate([d.script.k, zero]), np.concatenate([d.script.v, zero])
+        d.attend(1)
+
+    run_script(actions)

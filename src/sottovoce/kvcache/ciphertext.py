@@ -15,6 +15,7 @@ that, or dead slots, ask for it.
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterator
 
@@ -22,11 +23,12 @@ import numpy as np
 import numpy.typing as npt
 
 from sottovoce.bgv import Ciphertext, noise, stack
+from sottovoce.bgv.recipe_z import NOISE_LIMIT as RESULT_NOISE
 from sottovoce.errors import CorruptFileError, ParameterError
 from sottovoce.kvcache.interface import KVCache, Signed, Words, visible
 from sottovoce.kvcache.layout import CacheLayout, best_groups
 from sottovoce.kvcache.slots import SlotTable
-from sottovoce.kvcache.store import NOISE_LIMIT, Store
+from sottovoce.kvcache.store import Store
 from sottovoce.mpc.field import from_signed
 from sottovoce.packing import DataSide, ModelSide, Side, give_back_bytes, upload_bytes
 
@@ -52,6 +54,7 @@ class CiphertextCache(KVCache):
             groups = best_groups(heads, head_dim, degree, EXPECTED_CONTEXT)
         self.side = side
         self.layout = CacheLayout(heads, kv_heads, head_dim, degree, groups)
+        self.noise_limit = RESULT_NOISE  # lower it to refresh earlier, at both parties alike
         self._restart()
 
     def __len__(self) -> int:
@@ -130,15 +133,22 @@ class CiphertextCache(KVCache):
 
     @property
     def needs_refresh(self) -> bool:
-        """Whether dead slots, or at the server the noise estimate, ask for `refresh` before the next append.
-
-        Both parties decide alike: noise grows with the number of appends, and both bound it by the slots
-        used.
-        """
+        """Whether dead slots or noise ask for `refresh` before the next append. Both parties decide alike."""
         dead = self.table.dead
         wasteful = dead >= self.layout.block_tokens and 2 * dead >= self.table.used
-        appends = max(1, self.table.used)
-        return wasteful or noise.FRESH + 0.5 * np.log2(2.0 * appends) > NOISE_LIMIT - 1
+        return wasteful or self.product_noise(self.table.used + 1) > self.noise_limit
+
+    def product_noise(self, slots: int) -> float:
+        """Bound, from public numbers, on the noise of scores and mixed values once `slots` slots are in use.
+
+        A slot is written once, so a block is at most the sum of block_tokens fresh appends, whatever happens.
+        """
+        parameters, layout = self.side.parameters, self.layout
+        appends = min(slots, layout.block_tokens)
+        block = noise.add(noise.FRESH + 0.5 * math.log2(appends), 0.5 * math.log2(appends))
+        one = noise.tensor(parameters, noise.add_plain(noise.FRESH), block)
+        terms = max(layout.groups, layout.blocks(slots))
+        return noise.add(one + 0.5 * math.log2(terms), noise.key_switch(parameters, parameters.limbs))
 
     def refresh(self) -> None:
         """Two messages: all ciphertexts back masked, all live tokens up again; `refresh_bytes`. Drops dead
