@@ -116,6 +116,12 @@ class CorrelationSource(ABC):
         what the next one is expected to take.
         """
 
+    def expect(self, tokens: int, length: int) -> None:  # noqa: B027  (a hook: most sources do not foresee)
+        """A forward pass over `tokens` tokens behind `length` others begins: have in stock what it will take.
+
+        Both parties call it before every pass.
+        """
+
     @abstractmethod
     def wraps(self, n: int, targets: Sequence[tuple[int, int]]) -> Wraps:
         """n wrap-bit items for targets (P, M): P is taken mod M; M a prime below 2^63, or 2^k with k ≤ 64."""

@@ -1,4 +1,4 @@
-"""A source that keeps a stock of every kind and has more made when it runs dry: the part all real ones share."""
+"""A source that keeps a stock of every kind and has more made when it runs dry: what the real ones share."""
 
 from abc import abstractmethod
 from collections import Counter

@@ -1,0 +1,142 @@
+"""A source that spends what a pool holds and makes the rest on the spot."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+
+from sottovoce.correlations.pair import PairSource
+from sottovoce.correlations.pool import Pool
+from sottovoce.correlations.producer import from_record, make_records, store, stream_of
+from sottovoce.correlations.records import Record
+from sottovoce.correlations.stock import Arrays, Stock
+from sottovoce.correlations.stocked import Kind, StockedSource
+from sottovoce.net import Channel
+from sottovoce.ot import FoldedPads
+
+# (tokens, tokens before them) -> what a forward pass over them takes; the same at both parties.
+Profile = Callable[[int, int], Mapping[Kind, int]]
+
+
+class PooledSource(StockedSource):
+    """Takes from `pool` what a forward pass is expected to need, all at once, before it begins.
+
+    live: makes what the pool does not have. What was taken for one pass and not used serves the next; at the
+    end of the session it is lost. Without a pool this is `live` with foresight.
+    """
+
+    def __init__(self, channel: Channel, live: PairSource, pool: Pool | None, profile: Profile) -> None:
+        super().__init__(live.role)
+        self.pool = pool
+        self.profile = profile
+        self.made_on_the_spot: Counter[str] = Counter()
+        self._channel = channel
+        self._live = live
+
+    def bind(self, channel: Channel) -> None:
+        self._live.bind(channel)
+
+    def make(self, key: Kind, n: int) -> Arrays | FoldedPads:
+        """Not foreseen, or not in the pool."""
+        self.made_on_the_spot[key[0]] += n
+        return self._live.make(key, n)
+
+    def expect(self, tokens: int, length: int) -> None:
+        """Cost: one transaction of the pool; for what it lacks, as `PairSource.refill`."""
+        wanted = self._missing(self.profile(tokens, length))
+        if self.pool is not None and wanted:
+            self._draw(self.pool, wanted)
+            wanted = self._missing(wanted)
+        if wanted:
+            self._live.reserve(wanted)
+            for key, n in wanted.items():
+                if key[0] not in ("ands", "ots"):
+                    self._stocks.setdefault(key, Stock()).put(self.make(key, n))
+
+    def fill(self, upto: int) -> None:
+        """Make what the pool lacks for the first `upto` tokens of a new conversation, and store it.
+
+        UsageError if it does not fit; then nothing is stored. Cost: as making it, and `store`.
+        """
+        assert self.pool is not None, "there is no pool to fill"
+        demand: Counter[Kind] = Counter()
+        for i in range(upto):
+            for key, n in self.profile(1, i).items():
+                demand[stored_as(key)] += n
+        lacking = {key: n - self.pool.available(stream_of(key)) for key, n in demand.items()}
+        records = make_records(self._live, lacking)
+        if records:
+            store(self._channel, self.pool, records)
+
+    def ready(self, most: int) -> int:
+        """How many tokens of a new conversation the pool holds everything for, counting to `most`."""
+        if self.pool is None:
+            return 0
+        left = {name: self.pool.available(name) for name in self.pool.streams()}
+        for i in range(most):
+            for key, n in self.profile(1, i).items():
+                for name, share in list(self._split(key, n, left)):
+                    left[name] -= share
+                    n -= share
+                if n > 0:
+                    return i
+        return most
+
+    def _draw(self, pool: Pool, wanted: Mapping[Kind, int]) -> None:
+        """Move rows from the pool to the stocks, as far as it has them."""
+        left = {name: pool.available(name) for name in pool.streams()}
+        shares: dict[str, list[tuple[Kind, int]]] = {}
+        for key, n in wanted.items():
+            for name, share in list(self._split(key, n, left)):
+                left[name] -= share
+                shares.setdefault(name, []).append((key, share))
+        taken = pool.take({name: sum(n for _, n in parts) for name, parts in shares.items()})
+        for name, records in taken.items():
+            for key, items in _dealt(records, shares[name]):
+                self._stocks.setdefault(key, Stock()).put(items)
+
+    def _split(self, key: Kind, n: int, left: Mapping[str, int]) -> Iterator[tuple[str, int]]:
+        """The streams that n items of a kind come from, and how many each gives."""
+        for name in _streams_for(key, left):
+            if n > 0 and left.get(name, 0) > 0:
+                share = min(n, left[name])
+                yield name, share
+                n -= share
+
+    def _missing(self, demand: Mapping[Kind, int]) -> dict[Kind, int]:
+        """What the stocks lack of a demand."""
+        stocks = self._stocks
+        lacks = {key: n - (len(stocks[key]) if key in stocks else 0) for key, n in demand.items()}
+        return {key: n for key, n in lacks.items() if n > 0}
+
+
+def stored_as(key: Kind) -> Kind:
+    """Scalars are stored with vectors of few lengths, so that every conversation can use every other's: 128,
+    256, 512, then multiples of 64. A longer vector serves a shorter one."""
+    if key[0] != "scalars":
+        return key
+    length = int(key[1])
+    return "scalars", max(128, 1 << (length - 1).bit_length()) if length <= 512 else -(-length // 64) * 64
+
+
+def _streams_for(key: Kind, known: Mapping[str, int]) -> list[str]:
+    """Streams that serve a kind, the most fitting first."""
+    if key[0] != "scalars":
+        return [stream_of(key)]
+    kinds = (json.loads(name) for name in known if name.startswith('["scalars"'))
+    return [stream_of(("scalars", n)) for n in sorted(length for _, length in kinds if length >= key[1])]
+
+
+def _dealt(
+    records: list[Record], shares: list[tuple[Kind, int]]
+) -> Iterator[tuple[Kind, Arrays | FoldedPads]]:
+    """The rows taken from one stream to the kinds they were taken for; what was rounded up to the last."""
+    if len(shares) == 1 and shares[0][0][0] != "scalars":
+        for record in records:
+            yield shares[0][0], from_record(shares[0][0], record)
+        return
+    heap = Stock()
+    for record in records:
+        heap.put(record.arrays)
+    for i, (key, n) in enumerate(shares):
+        vectors, scalars, products = heap.take(len(heap) if i + 1 == len(shares) else n)
+        yield key, (vectors[:, : key[1]], scalars, products[:, : key[1]])

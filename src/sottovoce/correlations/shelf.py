@@ -1,0 +1,110 @@
+"""Where a party keeps its pools: one a server and model at the client, one a client at the server."""
+
+import os
+import secrets
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from sottovoce.correlations.agreement import KEY_BYTES
+from sottovoce.correlations.marks import ID_BYTES
+from sottovoce.correlations.pool import DEFAULT_LIMIT, Pool
+from sottovoce.errors import RefusedError, SottovoceError, UsageError
+
+DAY = 86400.0
+
+
+class ClientShelf:
+    """The client's place for the pool that it shares with one server for one model."""
+
+    def __init__(self, directory: Path, limit: int = DEFAULT_LIMIT) -> None:
+        self.directory, self.limit = directory, limit
+
+    def open(self) -> Pool | None:
+        """The pool, if there is one. RefusedError if another session uses it."""
+        if not self.directory.exists():
+            return None
+        try:
+            return Pool(self.directory, self.limit)
+        except UsageError:  # nothing there, or its creation was interrupted
+            return None
+
+    def create(self) -> Pool:
+        """A new pool under a random public name, with a key that only the server will know."""
+        return Pool.create(
+            self.directory, secrets.token_bytes(ID_BYTES), secrets.token_bytes(KEY_BYTES), self.limit
+        )
+
+
+class ServerShelf:
+    """All clients' pools of one model. Every session thread may use it at the same time.
+
+    limit: bytes a client. total: bytes of all together. most: pools. max_idle: seconds after which a pool
+    that nobody opened may go; the client's half goes when the client next asks for it and hears that the
+    server's is gone.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        limit: int = DEFAULT_LIMIT,
+        total: int = 64 << 30,
+        most: int = 256,
+        max_idle: float = 30 * DAY,
+    ) -> None:
+        self.directory, self.limit, self.total = directory, limit, total
+        self.most, self.max_idle = most, max_idle
+
+    def find(self, id: bytes) -> Pool | None:
+        """The pool of a client, opened; None if there is none (any more). RefusedError if it is in use."""
+        path = self._path(id)
+        if not path.exists():
+            return None
+        try:
+            pool = Pool(path, self._room(path))
+        except UsageError:
+            return None
+        os.utime(path)
+        return pool
+
+    def create(self, id: bytes, secret: bytes) -> Pool:
+        """A new pool; idle ones make place for it. RefusedError if there is still none."""
+        self.evict()
+        if len(self._pools()) >= self.most:
+            raise RefusedError(
+                f"the server keeps prepared tokens for {self.most} clients and has no place for another; try"
+                " later, or go on without --pool"
+            )
+        path = self._path(id)
+        if path.exists():
+            raise RefusedError("the server has a correlation pool of that name; prepare with --reset")
+        return Pool.create(path, id, secret, self._room(path))
+
+    def evict(self) -> int:
+        """Delete pools that have been idle too long, never one in use; returns how many."""
+        gone = 0
+        for path in self._pools():
+            with suppress(SottovoceError, OSError):
+                if time.time() - path.stat().st_mtime > self.max_idle:
+                    Pool(path, self.limit).destroy()
+                    gone += 1
+        return gone
+
+    def _room(self, path: Path) -> int:
+        """Bytes that the pool at `path` may hold now."""
+        others = sum(_size(other) for other in self._pools() if other != path)
+        return max(0, min(self.limit, self.total - others))
+
+    def _pools(self) -> list[Path]:
+        if not self.directory.exists():
+            return []
+        return [path for path in self.directory.iterdir() if path.is_dir()]
+
+    def _path(self, id: bytes) -> Path:
+        return self.directory / id.hex()
+
+
+def _size(directory: Path) -> int:
+    with suppress(OSError):
+        return sum(entry.stat().st_size for entry in os.scandir(directory))
+    return 0

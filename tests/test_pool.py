@@ -1,0 +1,537 @@
+"""A pool on disk: what goes in comes out once, is private, limited, wiped, and never used from a copy."""
+
+import os
+import shutil
+import stat
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sottovoce.correlations.agreement import Answer, Wish, admit, join, reconcile
+from sottovoce.correlations.marks import EPOCH_BYTES, State
+from sottovoce.correlations.pool import Pool
+from sottovoce.correlations.producer import store
+from sottovoce.correlations.records import Record, read_rows, wipe_rows, write_records
+from sottovoce.correlations.shelf import ClientShelf, ServerShelf
+from sottovoce.errors import (
+    CorruptFileError,
+    IntegrityError,
+    ParameterError,
+    ProtocolError,
+    RefusedError,
+    UsageError,
+)
+from sottovoce.net import Role, memory_pair, run_pair
+
+ID, KEY = b"i" * 16, b"k" * 32
+
+
+def rows(n, seed=0):
+    return np.random.default_rng(seed).integers(0, 1 << 64, n, np.uint64)
+
+
+def put(pool, **streams):
+    staged = pool.stage({name: Record((values,), granule=1) for name, values in streams.items()})
+    pool.commit(staged)
+
+
+def taken(pool, **wanted):
+    """The rows of each stream as lists."""
+    found = pool.take(wanted)
+    return {name: [int(x) for part in found.get(name, []) for x in part.arrays[0]] for name in wanted}
+
+
+@pytest.fixture
+def pool(tmp_path):
+    with Pool.create(tmp_path / "pool", ID, KEY) as made:
+        made.begin(b"e" * EPOCH_BYTES, 1)
+        yield made
+
+
+# Records
+
+
+ARRAYS = st.sampled_from(
+    [
+        ("u1", 1, ()),
+        ("u1", 255, ()),
+        ("u8", (1 << 43) - 1, ()),
+        ("u8", (1 << 64) - 1, (3,)),
+        ("u8", (1 << 43) - 1, (5, 2)),
+        ("i8", 1000, ()),
+        ("f8", 1000, (2,)),
+    ]
+)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(ARRAYS, min_size=1, max_size=4), st.sampled_from([1, 3, 8]), st.data())
+def test_parts_of_a_record_are_read_and_wiped(tmp_path_factory, kinds, granule, data):
+    n = granule * data.draw(st.integers(1, 9))
+    rng = np.random.default_rng(3)
+    arrays = tuple(
+        rng.integers(0, high, (n, *shape), np.uint64, endpoint=True).astype(dtype)
+        for dtype, high, shape in kinds
+    )
+    record = Record(arrays, (np.arange(4, dtype=np.uint64), np.arange(16, dtype=np.uint8)), granule)
+    file = os.open(tmp_path_factory.mktemp("r") / "x", os.O_RDWR | os.O_CREAT)
+    layouts, size = write_records(file, {"before": record, "s": record}, {"s": 40})
+    layout = type(layouts["s"]).from_json(layouts["s"].to_json())
+    assert os.fstat(file).st_size == size and layout == layouts["s"] and layout.first == 40
+    stop = granule * data.draw(st.integers(1, n // granule))
+    start = granule * data.draw(st.integers(0, stop // granule - 1))
+    part = read_rows(file, layout, start, stop)
+    assert part.offset == start and part.granule == granule
+    for got, array in zip(part.arrays, arrays, strict=True):
+        assert got.dtype == array.dtype and np.array_equal(got, array[start:stop])
+    wipe_rows(file, layout, start, stop)
+    after = read_rows(file, layout, 0, n)
+    for got, array in zip(after.arrays, arrays, strict=True):
+        assert not np.any(got[start:stop])
+        assert np.array_equal(got[:start], array[:start]) and np.array_equal(got[stop:], array[stop:])
+    assert (stop == n) == (not np.any(after.constants[0]))
+    untouched = read_rows(file, layouts["before"], 0, n)
+    assert all(np.array_equal(x, y) for x, y in zip(untouched.arrays, arrays, strict=True))
+    os.close(file)
+
+
+def test_bits_are_stored_as_bits(tmp_path):
+    file = os.open(tmp_path / "x", os.O_RDWR | os.O_CREAT)
+    bits, field = np.tile(np.array([0, 1], np.uint8), 4000), np.full(8000, 8796092858368, np.uint64)
+    _, size = write_records(file, {"s": Record((bits, field))}, {})
+    assert size == 8000 * 44 // 8
+    os.close(file)
+
+
+def test_records_that_make_no_sense_are_refused():
+    with pytest.raises(ParameterError, match="granule"):
+        Record((rows(9),))
+    with pytest.raises(ParameterError, match="as many rows"):
+        Record((rows(8), rows(16)))
+
+
+# One party's half
+
+
+def test_rows_leave_in_order_and_once_across_restarts(tmp_path):
+    directory, values = tmp_path / "pool", rows(10)
+    with Pool.create(directory, ID, KEY) as pool:
+        pool.begin(b"e" * EPOCH_BYTES, 1)
+        put(pool, a=values[:4], b=values[:2])
+        put(pool, a=values[4:])
+        assert pool.available("a") == 10 and pool.available("none") == 0
+        assert taken(pool, a=3) == {"a": list(values[:3])}
+    with Pool(directory) as pool:
+        assert pool.available("a") == 7
+        assert taken(pool, a=2, b=9) == {"a": list(values[3:5]), "b": list(values[:2])}
+        assert len(list(directory.glob("*.items"))) == 1, "an exhausted file stays"
+    with Pool(directory) as pool:
+        assert taken(pool, a=50) == {"a": list(values[5:])}
+        assert pool.take({"a": 1}) == {} and pool.size == 0
+
+
+def test_what_was_taken_is_wiped_from_the_disk(pool):
+    values = rows(6)
+    put(pool, a=values)
+    taken(pool, a=4)
+    raw = b"".join(path.read_bytes() for path in pool.directory.iterdir())
+    assert not any(values[i].tobytes() in raw for i in range(4))
+    assert all(values[i].tobytes() in raw for i in (4, 5))
+
+
+def test_marks_are_on_the_disk_before_rows_are_read(pool, monkeypatch):
+    """A failure while reading burns the rows."""
+    put(pool, a=rows(4))
+
+    def broken(*args):
+        assert pool.marks.state().streams["a"] == (2, 4)
+        raise OSError("unreadable")
+
+    monkeypatch.setattr("sottovoce.correlations.pool.read_rows", broken)
+    with pytest.raises(OSError):
+        pool.take({"a": 2})
+    monkeypatch.undo()
+    assert taken(pool, a=4) == {"a": list(rows(4)[2:])}
+
+
+def test_files_are_private(pool):
+    put(pool, a=rows(4))
+    assert stat.S_IMODE(pool.directory.stat().st_mode) == 0o700
+    for path in pool.directory.iterdir():
+        if path.name != "CACHEDIR.TAG":
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600, path.name
+
+
+def test_a_directory_that_others_can_read_is_refused(tmp_path):
+    Pool.create(tmp_path / "pool", ID, KEY).close()
+    (tmp_path / "pool").chmod(0o750)
+    with pytest.raises(RefusedError, match="chmod 700"):
+        Pool(tmp_path / "pool")
+
+
+def test_one_opening_at_a_time(pool):
+    with pytest.raises(RefusedError, match="in use by another session"):
+        Pool(pool.directory)
+
+
+def test_the_limit_is_kept(tmp_path):
+    with Pool.create(tmp_path / "pool", ID, KEY, limit=100) as pool:
+        assert pool.stage({"a": Record((rows(16),))}) is None
+        assert not list(pool.directory.glob("*.items"))
+        assert pool.stage({"a": Record((rows(8),))}) is not None
+
+
+def test_missing_and_interrupted_pools(tmp_path):
+    with pytest.raises(UsageError, match="sottovoce prepare"):
+        Pool(tmp_path / "none")
+    (tmp_path / "pool").mkdir(mode=0o700)
+    (tmp_path / "pool" / "marks.db").touch(0o600)
+    with pytest.raises(UsageError, match="sottovoce prepare"):
+        Pool(tmp_path / "pool")
+    Pool.create(tmp_path / "pool", ID, KEY).close()
+    with pytest.raises(UsageError, match="already"):
+        Pool.create(tmp_path / "pool", ID, KEY)
+
+
+def test_damage_is_found(tmp_path):
+    with Pool.create(tmp_path / "pool", ID, KEY) as pool:
+        pool.begin(b"e" * EPOCH_BYTES, 1)
+        put(pool, a=rows(4))
+        (path,) = pool.directory.glob("*.items")
+        path.write_bytes(path.read_bytes()[:-8])
+        with pytest.raises(CorruptFileError, match="--reset"):
+            pool.take({"a": 4})
+    with Pool(tmp_path / "pool") as pool:
+        assert pool.available("a") == 0
+    (tmp_path / "pool" / "marks.db").write_bytes(b"no database" * 100)
+    with pytest.raises(CorruptFileError, match="--reset"):
+        Pool(tmp_path / "pool")
+
+
+def test_strange_files_are_removed(tmp_path):
+    with Pool.create(tmp_path / "pool", ID, KEY) as pool:
+        (pool.directory / "00000007.items").write_bytes(b"half a batch")
+    with Pool(tmp_path / "pool") as pool:
+        assert not list(pool.directory.glob("*.items"))
+        pool.destroy()
+    assert not (tmp_path / "pool").exists()
+
+
+# Two parties
+
+
+class Home:
+    """A client's and a server's place on one machine."""
+
+    def __init__(self, path, **limits):
+        self.path = path
+        self.client, self.server = ClientShelf(path / "client"), ServerShelf(path / "server", **limits)
+
+    def meet(self, client_fn=lambda channel, pool: None, server_fn=None, wish=Wish.OPEN):
+        """A session: both open their halves, then run their functions."""
+
+        def client(channel):
+            pool, asked = self.client.open(), wish
+            if pool is None:
+                pool, asked = self.client.create(), Wish.CREATE
+            with pool:
+                answer = join(channel, pool, asked)
+                return answer, client_fn(channel, pool) if answer is Answer.OPEN else None
+
+        def server(channel):
+            pool = admit(channel, self.server)
+            if pool is not None:
+                with pool:
+                    return (server_fn or client_fn)(channel, pool)
+
+        return run_pair(client, server)
+
+
+@pytest.fixture
+def home(tmp_path):
+    return Home(tmp_path)
+
+
+def fill(channel, pool, n=16):
+    store(channel, pool, {"a": Record((rows(n, 5 + channel.role),)), "b": Record((rows(8, 9),))})
+
+
+def spend(n):
+    return lambda channel, pool: taken(pool, a=n)["a"]
+
+
+def id_of(home):
+    with home.client.open() as pool:
+        return pool.id
+
+
+def test_both_halves_stay_in_step(home):
+    home.meet(fill)
+    (_, mine), theirs = home.meet(spend(8))
+    assert mine == list(rows(16, 5)[:8]) and theirs == list(rows(16, 6)[:8])
+    (_, mine), theirs = home.meet(spend(8))
+    assert mine == list(rows(16, 5)[8:]) and theirs == list(rows(16, 6)[8:])
+
+
+def test_the_larger_mark_counts(home):
+    """One party took and was killed before the other did: gone for both."""
+    home.meet(fill)
+    home.meet(spend(8), lambda channel, pool: None)
+    (_, mine), theirs = home.meet(spend(8))
+    assert mine == list(rows(16, 5)[8:]) and theirs == list(rows(16, 6)[8:])
+    home.meet(fill)
+    home.meet(lambda channel, pool: None, spend(8))
+    (_, mine), theirs = home.meet(spend(8))
+    assert mine == list(rows(16, 5)[8:]) and theirs == list(rows(16, 6)[8:])
+
+
+def test_a_batch_of_only_one_party_is_dropped(home):
+    def half(channel, pool):
+        pool.commit(pool.stage({"a": Record((rows(8),))}))
+
+    home.meet(half, lambda channel, pool: None)
+    (_, mine), theirs = home.meet(spend(8))
+    assert mine == theirs == []
+    assert not list(home.path.rglob("*.items"))
+    home.meet(fill)
+    (_, mine), theirs = home.meet(spend(8))
+    assert mine == list(rows(16, 5)[:8]) and theirs == list(rows(16, 6)[:8])
+
+
+@pytest.mark.parametrize("restored", ["client", "server"])
+@pytest.mark.parametrize("copied", ["marks and items", "everything"])
+def test_a_pool_restored_from_a_backup_is_refused(home, restored, copied):
+    home.meet(fill)
+    (original,) = (p.parent for p in (home.path / restored).rglob("marks.db"))
+    backup = home.path / "backup"
+    shutil.copytree(original, backup)
+    home.meet(spend(8))
+    shutil.rmtree(original)
+    shutil.copytree(backup, original)
+    for _ in range(2):  # stays refused
+        with pytest.raises(RefusedError, match="restored from a backup.*prepare SERVER --reset") as caught:
+            home.meet(spend(8))
+        assert "is older than the last use" in str(caught.value)
+    assert not taken_anything(home)
+
+
+def taken_anything(home):
+    """Whether a refused session took something at either party."""
+    counts = set()
+    for path in home.path.glob("*/**/marks.db"):
+        if "backup" not in path.parts:
+            with Pool(path.parent) as pool:
+                counts.add(pool.state().takes)
+    return counts != {0, 1}
+
+
+def test_a_cloned_pool_is_refused_in_and_after_the_original_session(home, tmp_path):
+    home.meet(fill)
+    clone = Home(tmp_path)
+    clone.client = ClientShelf(tmp_path / "clone")
+    shutil.copytree(home.client.directory, clone.client.directory)
+
+    def meanwhile(channel, pool):
+        with pytest.raises(RefusedError, match="in use by another session"):
+            clone.meet(spend(8))
+        return spend(8)(channel, pool)
+
+    (_, mine), _ = home.meet(meanwhile, spend(8))
+    assert len(mine) == 8
+    with pytest.raises(RefusedError, match="a copy of it was used elsewhere"):
+        clone.meet(spend(8))
+    (_, mine), _ = home.meet(spend(8))
+    assert mine == list(rows(16, 5)[8:])
+
+
+def test_a_pool_that_the_server_forgot(home):
+    home.meet(fill)
+    for path in (home.path / "server").iterdir():
+        shutil.rmtree(path)
+    (answer, _), _ = home.meet(spend(8))
+    assert answer is Answer.UNKNOWN
+
+
+def test_delete_removes_the_servers_half_even_if_the_halves_do_not_fit(home):
+    home.meet(fill)
+    with home.client.open() as pool:
+        pool.marks.set_facts(epoch=bytes(EPOCH_BYTES))
+    with pytest.raises(RefusedError):
+        home.meet(spend(8))
+    home.meet(wish=Wish.DELETE)
+    assert not list((home.path / "server").iterdir())
+
+
+def test_a_session_without_a_pool(home):
+    def client(channel):
+        return join(channel, None)
+
+    assert run_pair(client, lambda channel: admit(channel, home.server)) == (Answer.NONE, None)
+    assert run_pair(client, lambda channel: admit(channel, None)) == (Answer.NONE, None)
+    with home.client.create() as pool:
+        answers = run_pair(lambda channel: join(channel, pool), lambda channel: admit(channel, None))
+    assert answers == (Answer.NONE, None)
+
+
+@pytest.mark.parametrize("liar", [Role.CLIENT, Role.SERVER])
+def test_who_does_not_know_the_key_is_refused(home, liar):
+    home.meet(fill)
+    (path,) = (p.parent for p in (home.path / ("client", "server")[liar]).rglob("marks.db"))
+    with Pool(path) as pool:
+        pool.marks.set_facts(secret=b"x" * 32)
+    with pytest.raises(RefusedError, match="does not know the key"):
+        home.meet(spend(8))
+
+
+def test_a_full_pool_says_so_at_both_parties(tmp_path):
+    home = Home(tmp_path, limit=200)
+    messages = []
+
+    def overfill(channel, pool):
+        fill(channel, pool, 8)
+        try:
+            fill(channel, pool, 16)
+        except UsageError as error:
+            messages.append(str(error))
+        return pool.available("a")
+
+    (_, mine), theirs = home.meet(overfill)
+    assert mine == theirs == 8
+    assert len(messages) == 2 and all("is full" in m and "--pool-limit" in m for m in messages)
+    assert {"other side" in m for m in messages} == {True, False}
+
+
+def test_different_batches_are_not_stored(home):
+    def uneven(channel, pool):
+        with pytest.raises(ProtocolError, match="different items"):
+            store(channel, pool, {"a": Record((rows(8 + 8 * channel.role),))})
+        return pool.available("a")
+
+    assert home.meet(uneven) == ((Answer.OPEN, 0), 0)
+
+
+def test_the_server_limits_and_evicts(tmp_path):
+    homes = [Home(tmp_path, most=2, max_idle=3600) for _ in range(3)]
+    for i, home in enumerate(homes):
+        home.client = ClientShelf(tmp_path / f"client{i}")
+    homes[0].meet(fill)
+    homes[1].meet(fill)
+    with pytest.raises(RefusedError, match="2 clients"):
+        homes[2].meet(fill)
+    first = tmp_path / "server" / id_of(homes[0]).hex()
+    os.utime(first, (0, 0))
+    with homes[2].client.open() as pool:
+        pool.destroy()
+    homes[2].meet(fill)
+    assert not first.exists()
+    (answer, _), _ = homes[0].meet(spend(8))
+    assert answer is Answer.UNKNOWN
+
+
+def test_the_total_limits_every_pool(tmp_path):
+    home = Home(tmp_path, total=1000)
+    home.meet(fill)
+    with home.server.find(id_of(home)) as pool:
+        assert pool.limit == 1000
+    with home.server.create(b"o" * 16, KEY) as pool:
+        assert pool.limit < 1000
+
+
+# The rules of agreement
+
+
+def state(epoch=1, pending=None, takes=0, generation=1, streams=None, batches=()):
+    def name(n):
+        return None if n is None else n.to_bytes(EPOCH_BYTES, "little")
+
+    return State(generation, name(epoch), name(pending), takes, streams or {}, batches)
+
+
+def test_every_interrupted_opening_can_be_continued():
+    """Four openings in a row, each stopped at every combination of steps that the protocol allows.
+
+    A party confirms (2) only after the other has agreed (1).
+    """
+    stops = [(0, 0), (1, 0), (0, 1), (1, 1), (2, 1), (1, 2), (2, 2)]
+    for sequence in product(stops, repeat=4):
+        parties = [state(), state()]
+        for number, reached in enumerate(sequence, 2):
+            agreed = [reconcile(*parties), reconcile(*parties[::-1])]
+            assert agreed[0] == agreed[1]
+            epoch = number.to_bytes(EPOCH_BYTES, "little")
+            for i in (0, 1):
+                if reached[i] >= 1:
+                    parties[i] = replace(agreed[i], pending=epoch)
+                if reached[i] == 2:
+                    parties[i] = replace(
+                        parties[i], epoch=epoch, pending=None, generation=agreed[i].generation + 1
+                    )
+        reconcile(*parties)
+
+
+def test_marks_are_the_larger_ones_and_batches_those_of_both():
+    mine = state(takes=4, streams={"a": (3, 9), "b": (0, 4)}, batches=(b"1", b"2"))
+    other = state(takes=3, streams={"a": (5, 8)}, batches=(b"2", b"3"))
+    agreed = reconcile(mine, other)
+    assert agreed.streams == {"a": (5, 9), "b": (0, 4)} and agreed.batches == (b"2",) and agreed.takes == 4
+
+
+@pytest.mark.parametrize(
+    "mine, other",
+    [
+        (state(epoch=1), state(epoch=2, generation=2)),
+        (state(epoch=1, pending=3), state(epoch=2, generation=2)),
+        (state(epoch=1, pending=3), state(epoch=2, pending=3)),
+        (state(takes=1), state(takes=9)),
+    ],
+)
+def test_halves_that_do_not_fit(mine, other):
+    with pytest.raises(RefusedError, match="ours is older|the other one is older"):
+        reconcile(mine, other)
+    with pytest.raises(RefusedError):
+        reconcile(other, mine)
+
+
+def test_state_survives_the_wire():
+    mine = state(pending=7, streams={"a": (1, 2)}, batches=(b"x" * 16,))
+    assert State.from_bytes(mine.to_bytes()) == mine
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=60))
+def test_states_from_the_wire_are_checked(raw):
+    with pytest.raises(IntegrityError):
+        State.from_bytes(raw)
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        (b'"takes": 0', b'"takes": -1'),
+        (b'"takes": 0', b'"takes": 4611686018427387904'),
+        (b'"takes": 0', b'"takes": 1.5'),
+        (b"[1, 2]", b"[1]"),
+        (b"[1, 2]", b'"x"'),
+        (b"01000000", b"01"),
+        (b'"batches": []', b'"batches": ["00"]'),
+    ],
+)
+def test_malformed_states_are_refused(old, new):
+    raw = state(streams={"a": (1, 2)}).to_bytes()
+    assert old in raw
+    with pytest.raises(IntegrityError):
+        State.from_bytes(raw.replace(old, new))
+
+
+def test_garbage_instead_of_a_handshake(home):
+    channels = memory_pair()
+
+    def client(channel):
+        channel.send(bytes([9]) + bytes(80))
+
+    with pytest.raises(IntegrityError, match="malformed"):
+        run_pair(client, lambda channel: admit(channel, home.server), channels)
