@@ -17,4 +17,5 @@ NB_MODULE(_native, m) {
     register_field(m);
     register_field_matmul(m);
     register_bgv(m);
+    register_dense(m);
 }

@@ -23,7 +23,7 @@ LADDER = [
     {"mpc"},
     {"correlations"},
     {"packing"},
-    {"ot", "bgv", "ckks"},
+    {"ot", "bgv", "ckks", "dense"},
     {"rlwe"},
     {"ring"},
     {"net"},
