@@ -84,7 +84,8 @@ class EncodedMatrix:
     def clear_product(self, x: Words) -> Words:
         """W x + b mod p for x (T, d_in) of the server.
 
-        A share of zeros, as for one-hot vectors that only the client knows, is not multiplied: it is no secret.
+        A share of zeros, as for one-hot vectors that only the client knows, is not multiplied: it is no
+        secret.
         """
         y = np.zeros((len(x), self.plan.d_out), dtype=np.uint64)
         if x.any():
