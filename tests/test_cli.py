@@ -141,6 +141,9 @@ def test_generate_json(serving, environment):
         "bytes_up",
         "bytes_down",
         "rounds",
+        "drafted_tokens",
+        "accepted_tokens",
+        "verification_steps",
     }
     assert value["usage"]["prompt_tokens"] == 4 and value["usage"]["public_tokens"] == 1
     assert len(value["token_ids"]) == value["usage"]["completion_tokens"] <= 4

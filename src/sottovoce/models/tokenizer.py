@@ -48,7 +48,11 @@ class Tokenizer:
     @cached_property
     def size(self) -> int:
         """One more than the largest token id."""
-        return 1 + max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1)
+        return 1 + max(self.vocabulary().values(), default=-1)
+
+    def vocabulary(self) -> dict[str, int]:
+        """Every token's spelling and id, special ones included."""
+        return dict(self._backend.get_vocab(with_added_tokens=True))
 
     def encode(self, text: str) -> list[int]:
         """Token ids. Special tokens written out in the text are recognised; none is added."""

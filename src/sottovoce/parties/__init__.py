@@ -3,11 +3,13 @@ them.
 """
 
 from .client import DEFAULT_PORT, Address, Client, Identity
+from .draft import Drafter, ModelDrafter, NgramDrafter, Proposal, make_drafter
 from .generation import Completion, GenerationOptions, Usage, generate
 from .protocol import PROTOCOL, CardCache, Welcome, Wish
 from .sampling import Sampler, SamplingOptions
 from .server import Server
 from .session import ServerSession, SessionReport, peak_memory_bytes
+from .speculative import DraftLength, Speculation
 
 __all__ = [
     "DEFAULT_PORT",
@@ -16,16 +18,23 @@ __all__ = [
     "CardCache",
     "Client",
     "Completion",
+    "DraftLength",
+    "Drafter",
     "GenerationOptions",
     "Identity",
+    "ModelDrafter",
+    "NgramDrafter",
+    "Proposal",
     "Sampler",
     "SamplingOptions",
     "Server",
     "ServerSession",
     "SessionReport",
+    "Speculation",
     "Usage",
     "Welcome",
     "Wish",
     "generate",
+    "make_drafter",
     "peak_memory_bytes",
 ]

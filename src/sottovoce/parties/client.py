@@ -69,7 +69,7 @@ class Client:
             except BaseException as error:
                 channel.abort(error)
                 raise
-        self.length = 0
+        self.tokens: list[int] = []  # public and private ones that the session's cache holds
 
     @classmethod
     def connect(
@@ -99,6 +99,11 @@ class Client:
     def ledger(self) -> Ledger:
         return self.channel.ledger
 
+    @property
+    def length(self) -> int:
+        """Tokens in the session's cache."""
+        return len(self.tokens)
+
     def setup(self, progress: Progress | None = None) -> None:
         """Exchange keys and base OTs: once a session."""
         with self.ledger.phase("setup"):
@@ -115,7 +120,7 @@ class Client:
         with self.ledger.phase("prefill"):
             self._order(command)
             logits: Logits = self._guarded(self._party.prefill, public_tokens, private_tokens, progress)
-        self.length += len(public_tokens) + len(private_tokens)
+        self.tokens += [*public_tokens, *private_tokens]
         return logits
 
     def decode(self, token: int, progress: Progress | None = None) -> Logits:
@@ -124,7 +129,7 @@ class Client:
         with self.ledger.phase("decode"):
             self._order(Command(Verb.DECODE))
             logits: Logits = self._guarded(self._party.decode, token, progress)
-        self.length += 1
+        self.tokens.append(token)
         return logits
 
     def verify(self, tokens: Sequence[int], progress: Progress | None = None) -> Logits:
@@ -135,7 +140,7 @@ class Client:
         with self.ledger.phase("verify"):
             self._order(Command(Verb.VERIFY, len(tokens)))
             logits: Logits = self._guarded(self._party.verify, tokens, progress)
-        self.length += len(tokens)
+        self.tokens += tokens
         return logits
 
     def truncate(self, length: int) -> None:
@@ -143,7 +148,7 @@ class Client:
         with self.ledger.phase("truncate"):
             self._order(Command(Verb.TRUNCATE, length))
             self._guarded(self._party.truncate, length)
-        self.length = length
+        del self.tokens[length:]
 
     def close(self, error: BaseException | None = None) -> None:
         """End the session: politely, or with the reason why it cannot go on. Idempotent."""

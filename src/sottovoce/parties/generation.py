@@ -1,7 +1,7 @@
 """The answer: prefill the prompt, then choose and decode token by token, all at the client."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ from ..models.chat import Prompt
 from ..net.ledger import LedgerRow, diff, total
 from .client import Client
 from .sampling import Sampler, SamplingOptions
+from .speculative import Speculation
 from .stops import StopFilter
 
 
@@ -29,7 +30,10 @@ class GenerationOptions:
 
 @dataclass(frozen=True)
 class Usage:
-    """prompt_tokens counts public and private ones. Bytes count frames with their headers, without TLS."""
+    """prompt_tokens counts public and private ones. Bytes count frames with their headers, without TLS.
+
+    drafted_tokens of which accepted_tokens were right, in verification_steps passes; 0 without a drafter.
+    """
 
     prompt_tokens: int
     public_tokens: int
@@ -38,6 +42,9 @@ class Usage:
     bytes_up: int
     bytes_down: int
     rounds: int
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    verification_steps: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return dict(vars(self))
@@ -47,8 +54,8 @@ class Usage:
 class Completion:
     """finish_reason: "stop" (end token or stop string), "length", or "cancelled".
 
-    rows: what the ledger booked for this answer. per_token: (seconds, wire bytes both ways) of each decode
-    step.
+    rows: what the ledger booked for this answer. per_token: (seconds, wire bytes both ways) of each token
+    but the first; tokens of one step share its cost.
     """
 
     text: str
@@ -84,16 +91,20 @@ def generate(
     options: GenerationOptions,
     on_text: Callable[[str], None] = lambda text: None,
     progress: Progress | None = None,
+    speculation: Speculation | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> Completion:
     """Generate an answer; `on_text` gets it piece by piece.
 
-    The server learns prompt.public, the number of private tokens, and when each step happens. A
-    KeyboardInterrupt ends the answer (finish_reason "cancelled"), and the session with it.
+    The prompt goes behind what the session holds already. The server learns prompt.public, the number of
+    private tokens, when each step happens, and with `speculation` how many guesses each step verified and
+    accepted. `should_stop` is asked between steps: the answer then ends (finish_reason "cancelled") and the
+    session can go on. A KeyboardInterrupt ends the answer at once, and the session with it.
     """
     if not prompt.private:
         raise UsageError("the prompt is empty: there must be at least one private token")
     check_room(client, prompt, options)
-    run = _Run(client, options, on_text, progress)
+    run = _Run(client, options, on_text, progress, speculation, should_stop)
     return run.complete(prompt)
 
 
@@ -106,8 +117,11 @@ class _Run:
         options: GenerationOptions,
         on_text: Callable[[str], None],
         progress: Progress | None,
+        speculation: Speculation | None,
+        should_stop: Callable[[], bool],
     ) -> None:
         self.client, self.options, self.progress = client, options, progress
+        self.speculation, self.should_stop = speculation, should_stop
         self.on_text = on_text
         self.sampler = Sampler(options.sampling)
         self.decoder = client.card.tokenizer.stream()
@@ -118,6 +132,7 @@ class _Run:
 
     def complete(self, prompt: Prompt) -> Completion:
         before, start = self.client.ledger.snapshot(), time.perf_counter()
+        guesses = self._guesses()
         try:
             reason = self._loop(prompt)
         except KeyboardInterrupt as interrupt:
@@ -134,15 +149,26 @@ class _Run:
             bytes_up=cost.wire_up,
             bytes_down=cost.wire_down,
             rounds=cost.rounds,
+            **{name: count - guesses[name] for name, count in self._guesses().items()},
         )
         return Completion("".join(self.pieces), self.tokens, reason, usage, rows, self.per_token)
 
     def _loop(self, prompt: Prompt) -> str:
-        logits = self.client.prefill(prompt.public, prompt.private, self.progress)
-        ends = self.client.card.tokenizer.eos_ids
-        while True:
-            token = self.sampler.choose(logits)
-            if token in ends:
+        chosen = [self.sampler.choose(self.client.prefill(prompt.public, prompt.private, self.progress))]
+        length = self.client.length
+        while (reason := self._take(chosen)) is None:
+            if self.should_stop():
+                reason = "cancelled"
+                break
+            chosen = self._advance(chosen[-1])
+        if self.client.length > length + len(self.tokens):  # accepted guesses behind the end of the answer
+            self.client.truncate(length + len(self.tokens))
+        return reason
+
+    def _take(self, chosen: Sequence[int]) -> str | None:
+        """Add tokens to the answer up to its end; why it ended, or None."""
+        for token in chosen:
+            if token in self.client.card.tokenizer.eos_ids:
                 return "stop"
             self.tokens.append(token)
             self._emit(self.filter.push(self.decoder.push(token)))
@@ -150,15 +176,25 @@ class _Run:
                 return "stop"
             if len(self.tokens) == self.options.max_tokens:
                 return "length"
-            logits = self._decode(token)
+        return None
 
-    def _decode(self, token: int) -> Any:
+    def _advance(self, pending: int) -> list[int]:
+        """Append the last chosen token; the next one, or several."""
         before, start = self.client.ledger.total(), time.perf_counter()
-        logits = self.client.decode(token, self.progress)
-        after = self.client.ledger.total()
+        if self.speculation is None:
+            chosen = [self.sampler.choose(self.client.decode(pending, self.progress))]
+        else:
+            room = self.options.max_tokens - len(self.tokens)
+            chosen = self.speculation.advance(self.client, pending, room, self.sampler, self.progress)
+        after, seconds = self.client.ledger.total(), time.perf_counter() - start
         sent = after.wire_up + after.wire_down - before.wire_up - before.wire_down
-        self.per_token.append((time.perf_counter() - start, sent))
-        return logits
+        self.per_token += [(seconds / len(chosen), sent // len(chosen))] * len(chosen)
+        return chosen
+
+    def _guesses(self) -> dict[str, int]:
+        s = self.speculation
+        drafted, accepted, steps = (0, 0, 0) if s is None else (s.drafted, s.accepted, s.steps)
+        return {"drafted_tokens": drafted, "accepted_tokens": accepted, "verification_steps": steps}
 
     def _emit(self, text: str) -> None:
         if text:

@@ -10,6 +10,8 @@ import numpy.typing as npt
 from ..errors import UsageError
 
 Floats = npt.NDArray[np.float64]
+# Tokens that may be chosen, most likely first, and their probabilities (sum 1).
+Distribution = tuple[npt.NDArray[np.int64], Floats]
 
 
 @dataclass(frozen=True)
@@ -47,17 +49,21 @@ class Sampler:
         """logits (vocab,) -> token id. Among equal logits the lowest id wins."""
         if self.options.temperature == 0.0:
             return int(np.argmax(logits))
-        tokens, weights = self.distribution(logits)
-        return int(
-            tokens[
-                np.searchsorted(np.cumsum(weights), self._random.random(), side="right").clip(
-                    0, len(tokens) - 1
-                )
-            ]
-        )
+        return self.draw(*self.distribution(logits))
 
-    def distribution(self, logits: Floats) -> tuple[npt.NDArray[np.int64], Floats]:
-        """The tokens that may be chosen, most likely first, and their probabilities (sum 1)."""
+    def draw(self, tokens: npt.NDArray[np.int64], weights: Floats) -> int:
+        """One of `tokens` with these probabilities."""
+        place = np.searchsorted(np.cumsum(weights), self.uniform(), side="right")
+        return int(tokens[min(int(place), len(tokens) - 1)])
+
+    def uniform(self) -> float:
+        """A number in [0, 1)."""
+        return self._random.random()
+
+    def distribution(self, logits: Floats) -> Distribution:
+        """What may be chosen. Greedy is one token with probability 1."""
+        if self.options.temperature == 0.0:
+            return np.array([np.argmax(logits)], dtype=np.int64), np.ones(1)
         order = np.argsort(-logits, kind="stable")
         if self.options.top_k:
             order = order[: self.options.top_k]
