@@ -26,8 +26,8 @@ Progress = Callable[[int, int, str], None]
 class EngineOptions:
     """What both parties must agree on before anything else is sent; part of the handshake.
 
-    engine: 'hybrid' or 'clear'; kv: 'ciphertext' or 'none' (hybrid only); arithmetic: 'float' or 'fixed'
-    (clear only).
+    engine: 'hybrid' or 'clear'; kv: 'ciphertext', 'masked' or 'none' (hybrid only); arithmetic: 'float' or
+    'fixed' (clear only).
     """
 
     engine: str = "hybrid"

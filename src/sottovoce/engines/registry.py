@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from sottovoce.models import Model
 
 ENGINES = ("hybrid", "clear")
-KV_STRATEGIES = ("ciphertext", "none")
+KV_STRATEGIES = ("ciphertext", "masked", "none")
 ARITHMETICS = ("float", "fixed")
 
 

@@ -3,6 +3,17 @@
 from sottovoce.kvcache.ciphertext import CiphertextCache
 from sottovoce.kvcache.interface import KVCache
 from sottovoce.kvcache.layout import CacheLayout, best_groups
+from sottovoce.kvcache.masked import MaskedCache
 from sottovoce.kvcache.none import NoCache
+from sottovoce.kvcache.strategies import STRATEGIES, make_caches
 
-__all__ = ["CacheLayout", "CiphertextCache", "KVCache", "NoCache", "best_groups"]
+__all__ = [
+    "STRATEGIES",
+    "CacheLayout",
+    "CiphertextCache",
+    "KVCache",
+    "MaskedCache",
+    "NoCache",
+    "best_groups",
+    "make_caches",
+]

@@ -17,7 +17,7 @@ from sottovoce.engines.base import Progress
 from sottovoce.engines.decoder import Decoder
 from sottovoce.engines.hybrid.linears import HomomorphicLinears
 from sottovoce.engines.public import PublicModel
-from sottovoce.kvcache import CiphertextCache, NoCache
+from sottovoce.kvcache import make_caches
 from sottovoce.models.fixed import ACTIVATION_BITS
 from sottovoce.mpc import field
 from sottovoce.mpc.requests import Share
@@ -33,14 +33,13 @@ Prefix = tuple[Int64, Int64]
 # Tokens that travel through the layers together in a prefill; more save rounds, fewer save memory.
 CHUNK = 16
 
-CACHES: dict[str, type[CiphertextCache]] = {"ciphertext": CiphertextCache, "none": NoCache}
-
 
 class Execution:
     """State of a session at one party: cache, position, one-time material.
 
-    shifts: the server's private softmax shifts per block, None at the client. kv: 'ciphertext' keeps the
-    cache, 'none' throws it away and recomputes every token from the start (a baseline for benchmarks).
+    shifts: the server's private softmax shifts per block, None at the client. kv: 'ciphertext' and 'masked'
+    keep the cache, 'none' throws it away and recomputes every token from the start (a baseline for
+    benchmarks).
     """
 
     def __init__(
@@ -67,8 +66,8 @@ class Execution:
         self._spent_on = 0  # tokens since the correlations were last topped up
         self._public = 0
         self._history: list[int | None] = []  # `none` only: tokens at the client, as many None at the server
-        c, strategy = public.config, CACHES[kv]
-        self.caches = [strategy(side, c.heads, c.kv_heads, c.head_dim) for _ in range(c.layers)]
+        c = public.config
+        self.caches = make_caches(kv, side, c.layers, c.heads, c.kv_heads, c.head_dim)
         self.decoder = Decoder(public, self.ar, linears, self.caches, shifts, channel.ledger.operation)
 
     def append_public(self, n: int, prefix: Prefix | None) -> None:

@@ -1,0 +1,32 @@
+"""The strategies by name, one cache for every layer of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sottovoce.correlations.attention import BLOCK, AttentionSource
+from sottovoce.errors import ParameterError
+from sottovoce.kvcache.ciphertext import CiphertextCache
+from sottovoce.kvcache.interface import KVCache
+from sottovoce.kvcache.masked import MaskedCache
+from sottovoce.kvcache.none import NoCache
+from sottovoce.packing import Side
+
+STRATEGIES = ("ciphertext", "masked", "none")
+
+
+def make_caches(
+    strategy: str, side: Side, layers: int, heads: int, kv_heads: int, head_dim: int, block: int = BLOCK
+) -> Sequence[KVCache]:
+    """One cache per layer.
+
+    ciphertext: encrypted at the server. masked: open under one-time masks, with the products of masks
+    prepared for `block` tokens at a time. none: thrown away after every pass.
+    """
+    if strategy == "masked":
+        source = AttentionSource(side.channel, layers, heads, kv_heads, head_dim, block)
+        return [MaskedCache(side.channel, source, layer) for layer in range(layers)]
+    if strategy not in STRATEGIES:
+        raise ParameterError(f"no cache strategy {strategy!r}; there are {', '.join(STRATEGIES)}")
+    kind = CiphertextCache if strategy == "ciphertext" else NoCache
+    return [kind(side, heads, kv_heads, head_dim) for _ in range(layers)]
