@@ -68,7 +68,7 @@ def block(job: dict[str, Any]) -> tuple[Any, list[tuple[np.ndarray[Any, Any], in
 
 
 def configuration(libspu: Any) -> Any:
-    """64-bit ring, 18 fractional bits, values known to one party used as such (faster); otherwise defaults."""
+    """64-bit ring, 18 fractional bits; values that one party knows are used as such, which is faster."""
     config = libspu.RuntimeConfig()
     config.protocol = libspu.ProtocolKind.CHEETAH
     config.field = libspu.FieldType.FM64

@@ -2,11 +2,47 @@
 
 import importlib
 import json
+from collections.abc import Callable
 from typing import Any
 
 import click
 
-from .options import json_option, option, quiet_option
+from ..engines.registry import KV_STRATEGIES
+from .options import F, json_option, option, quiet_option, stack
+
+_context_option = option(
+    "--context", type=click.IntRange(1), default=64, help="Private positions before the first measured token."
+)
+_model_option = option("--model", default="smollm2-135m", help="A name or a path.")
+_kv_option = option(
+    "--kv", type=click.Choice(KV_STRATEGIES), default="ciphertext", help="How keys and values are kept."
+)
+
+
+def _tokens_option(default: int) -> Callable[[F], F]:
+    return option("--new-tokens", type=click.IntRange(1), default=default, help="Measured tokens.")
+
+
+def _common(command: F) -> F:
+    """Options of every benchmark."""
+    output = option(
+        "--output",
+        type=click.Path(file_okay=False),
+        envvar="SOTTOVOCE_BENCH_OUTPUT",
+        help="Also save the result in this directory, and make its table again.",
+    )
+    return stack(output, json_option, quiet_option)(command)
+
+
+def _ascending(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
+    """64,128,256 -> (64, 128, 256)."""
+    try:
+        numbers = tuple(int(part) for part in value.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or list(numbers) != sorted(set(numbers)) or numbers[0] < 1:
+        raise click.BadParameter(f"{value!r} is not a list of ascending positive integers such as 64,128,256")
+    return numbers
 
 
 @click.group()
@@ -18,22 +54,64 @@ def bench() -> None:
 @option(
     "--engine", type=click.Choice(["hybrid", "clear"]), default="hybrid", help="How the model is executed."
 )
-@option("--model", default="smollm2-135m", help="A name or a path.")
-@option(
-    "--context", type=click.IntRange(1), default=64, help="Private positions before the first measured token."
-)
-@option("--new-tokens", type=click.IntRange(1), default=4, help="Measured tokens.")
-@option(
-    "--kv",
-    type=click.Choice(["ciphertext", "none"]),
-    default="ciphertext",
-    help="How keys and values are kept.",
-)
-@json_option
-@quiet_option
-def e2e(as_json: bool, quiet: bool, **settings: Any) -> None:
+@_model_option
+@_context_option
+@_tokens_option(4)
+@_kv_option
+@option("--text", type=click.Path(exists=True, dir_okay=False), help="A file to decode along.")
+@option("--repeat", type=click.IntRange(1), default=1, help="Sessions with fresh keys; medians over all.")
+@_common
+def e2e(**settings: Any) -> None:
     """Seconds, bytes and rounds per token, by phase and operation; peak memory; agreement with plaintext."""
-    _run("e2e", as_json, quiet, settings)
+    _run("e2e", settings)
+
+
+@bench.command()
+@_model_option
+@_kv_option
+@option("--contexts", default="64,128,256,512,1024", callback=_ascending, help="Where to measure.")
+@_tokens_option(2)
+@_common
+def growth(**settings: Any) -> None:
+    """Decode seconds, bytes and memory while the context grows."""
+    _run("growth", settings)
+
+
+@bench.command()
+@_model_option
+@_kv_option
+@_context_option
+@_tokens_option(3)
+@_common
+def network(**settings: Any) -> None:
+    """A decode step over loopback, an emulated LAN (1 Gbit/s, 0.5 ms) and WAN (100 Mbit/s, 40 ms)."""
+    _run("network", settings)
+
+
+@bench.command()
+@option(
+    "--spu-python",
+    type=click.Path(exists=True, dir_okay=False),
+    help="The Python of an environment that holds SPU 0.9.5; without it SPU is skipped.",
+)
+@_kv_option
+@_context_option
+@option("--repeat", type=click.IntRange(1), default=16, help="Tokens measured on our side.")
+@_common
+def peers(**settings: Any) -> None:
+    """One decoder block against SPU Cheetah, and lattice operations against SEAL, in one run."""
+    _run("peers", settings)
+
+
+@bench.command()
+@_model_option
+@_kv_option
+@option("--prompts", type=click.IntRange(1), default=20, help="How many of the built-in prompts.")
+@_tokens_option(16)
+@_common
+def agreement(**settings: Any) -> None:
+    """Greedy answers to built-in prompts: how often the private model's token is the float32 model's."""
+    _run("agreement", settings)
 
 
 @bench.command()
@@ -43,45 +121,52 @@ def e2e(as_json: bool, quiet: bool, **settings: Any) -> None:
     default="hybrid",
     help="Engine of the encrypted sample.",
 )
-@option("--model", default="smollm2-135m", help="A name or a path.")
+@_model_option
 @option("--text", type=click.Path(exists=True, dir_okay=False), required=True, help="A text file.")
 @option("--tokens", type=click.IntRange(2), default=1024, help="Tokens of the text to use.")
-@json_option
-@quiet_option
-def quality(as_json: bool, quiet: bool, **settings: Any) -> None:
+@_common
+def quality(**settings: Any) -> None:
     """Perplexity, KL and top-1 agreement of the fixed-point engine and, on a sample, of the encrypted one."""
-    _run("quality", as_json, quiet, settings)
+    _run("quality", settings)
 
 
 @bench.command()
-@json_option
-@quiet_option
-def he(as_json: bool, quiet: bool) -> None:
+@_common
+def he(**settings: Any) -> None:
     """NTT, ct×pt+accumulate, rotate, ct×ct+relinearise against SEAL (through TenSEAL) in one run."""
-    _run("he", as_json, quiet, {})
+    _run("he", settings)
 
 
 @bench.command("all")
 @option(
-    "--output", type=click.Path(file_okay=False), default="docs/benchmarks", help="Directory of the tables."
+    "--output",
+    type=click.Path(file_okay=False),
+    default="docs/benchmarks",
+    envvar="SOTTOVOCE_BENCH_OUTPUT",
+    help="Directory of the tables.",
 )
+@option("--texts", type=click.Path(exists=True, file_okay=False), help="Directory of .txt files for quality.")
 @quiet_option
-def everything(output: str, quiet: bool) -> None:
-    """Run every benchmark and rewrite the tables in the documentation."""
+def everything(output: str, texts: str | None, quiet: bool) -> None:
+    """Run every benchmark (hours) and rewrite the tables in the documentation."""
     from .console import Console
 
-    importlib.import_module("sottovoce.bench.report").run_all(output=output, progress=Console(quiet).progress)
+    report = importlib.import_module("sottovoce.bench.report")
+    report.run_all(output=output, progress=Console(quiet).progress, texts=texts)
 
 
-def _run(name: str, as_json: bool, quiet: bool, settings: dict[str, Any]) -> None:
-    """Call sottovoce.bench.<name>.run(**settings, progress=…) and print the dictionary it returns."""
+def _run(name: str, settings: dict[str, Any]) -> None:
+    """Run sottovoce.bench.<name>, save what it returns if asked to, and print it."""
     from .console import Console
 
+    output, as_json, quiet = (settings.pop(key) for key in ("output", "as_json", "quiet"))
     console = Console(quiet)
     console.note(f"bench {name}: running …")
-    module = importlib.import_module(f"sottovoce.bench.{name}")
-    outcome = module.run(**settings, progress=console.progress)
+    report = importlib.import_module("sottovoce.bench.report")
+    outcome = report.run_one(name, settings, console.progress)
     console.end_progress()
+    if output is not None:
+        console.note(f"saved in {report.save(name, outcome, settings, output)}")
     print(json.dumps(outcome, ensure_ascii=False) if as_json else "\n".join(describe(outcome)))
 
 

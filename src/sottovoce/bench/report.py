@@ -1,0 +1,183 @@
+"""Results on disk: `<benchmark>.json` holds every run, `<benchmark>.md` the table made from it.
+
+A run replaces the one before it that measured the same thing (`KEYS`), so tables stay small and every line in
+them says when, where and by which command it was made.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sottovoce.bench.tables import RENDERERS, Run
+from sottovoce.engines.base import Progress
+from sottovoce.engines.registry import KV_STRATEGIES
+from sottovoce.errors import CorruptFileError, UsageError
+
+
+@dataclass(frozen=True)
+class Kind:
+    """keys: what tells the runs of one table apart. says: what the table shows, in a sentence or two."""
+
+    title: str
+    keys: tuple[str, ...]
+    says: str
+
+
+KINDS = {
+    "agreement": Kind(
+        "Greedy tokens, private and plain",
+        ("model", "kv"),
+        "The private model answers prompts greedily; float32 reads the same text, the private model's own "
+        "tokens included, and is asked for the next token at each position.",
+    ),
+    "e2e": Kind(
+        "Decode, end to end",
+        ("model", "engine", "kv", "context"),
+        "One private token: two processes over TLS on one machine, both parties and both directions counted.",
+    ),
+    "growth": Kind(
+        "Growth with the context",
+        ("model", "kv"),
+        "One decode step behind more and more private tokens, for every strategy of the key-value cache. "
+        "`none` computes the whole context again for every token.",
+    ),
+    "he": Kind(
+        "Lattice operations",
+        (),
+        "Ours (BGV) beside SEAL's (BFV, through TenSEAL), one thread, taking turns in one run.",
+    ),
+    "network": Kind(
+        "Slower networks",
+        ("model", "kv", "context"),
+        "The same decode step with every frame held back for as long as it would travel.",
+    ),
+    "peers": Kind(
+        "Against SPU Cheetah",
+        ("kv", "context"),
+        "One decoder block shaped like GPT-2's (width 576, FFN 1,536, 4 heads, random weights), one token, "
+        "from shares of its input to shares of its output; our preparation is counted.",
+    ),
+    "quality": Kind(
+        "Quality of text",
+        ("model", "text"),
+        "The same text read by float32, by the engine's fixed-point arithmetic, and (a sample) encrypted.",
+    ),
+}
+
+
+def save(name: str, result: Run, settings: Mapping[str, Any], directory: str | Path) -> Path:
+    """Add a run to `<name>.json` and make its table again. settings: the flags that it was run with."""
+    if name not in KINDS:
+        raise UsageError(f"no table is made of {name!r}")
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    made = {"date": datetime.now(UTC).date().isoformat(), "command": command(name, settings)}
+    runs = [run for run in load(path) if _key(name, run) != _key(name, result)] + [made | result]
+    runs.sort(key=lambda run: [(str(type(k)), k) for k in _key(name, run)])
+    path.write_text(json.dumps(runs, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    render(name, folder)
+    return path
+
+
+def load(path: Path) -> list[Run]:
+    """The runs in a file, none if it does not exist."""
+    try:
+        runs = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
+    except ValueError as error:
+        raise CorruptFileError(f"{path} is not JSON ({error}); delete it or restore it") from None
+    if not isinstance(runs, list) or not all(isinstance(run, dict) for run in runs):
+        raise CorruptFileError(f"{path} is not a list of benchmark results; delete it or restore it")
+    return runs
+
+
+def render(name: str, folder: Path) -> None:
+    """Write `<name>.md` (and the plot, where there is one) from `<name>.json`."""
+    runs, kind = load(folder / f"{name}.json"), KINDS[name]
+    lines = [f"# {kind.title}", "", f"{kind.says} [How it is measured](README.md).", ""]
+    lines += RENDERERS[name](runs)
+    lines += ["## Made by", "", *(f"- {origin(run)}" for run in runs), ""]
+    lines += [f"Generated from `{name}.json`; do not edit."]
+    (folder / f"{name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    if name == "growth":
+        from sottovoce.bench import plot
+
+        try:
+            plot.growth(runs, folder / "growth.svg")
+        except UsageError:
+            pass  # without matplotlib the plot stays as it is
+
+
+def origin(run: Run) -> str:
+    """Date, command, version and machine of a run, in one line."""
+    machine = run["machine"]
+    memory = machine["memory_bytes"] / 2**30
+    return (
+        f"{run['date']}, `{run['command']}`, version {run['version']}, {machine['cpu']} ({machine['isa']}), "
+        f"{machine['cores']} cores for both parties, {memory:.0f} GiB"
+    )
+
+
+def command(name: str, settings: Mapping[str, Any]) -> str:
+    """The command line that makes a result again. Places on this machine are left out of it."""
+    words = ["sottovoce", "bench", name]
+    for key, value in settings.items():
+        if value is None:
+            continue
+        if key == "spu_python":
+            value = "PYTHON"
+        elif key == "text":
+            value = Path(value).name
+        elif isinstance(value, tuple | list):
+            value = ",".join(map(str, value))
+        words += ["--" + key.replace("_", "-"), str(value)]
+    return " ".join(words)
+
+
+def suite(texts: str | Path | None = None) -> list[tuple[str, dict[str, Any]]]:
+    """Every benchmark of the documentation with its settings; quality for every text in a directory."""
+    jobs: list[tuple[str, dict[str, Any]]] = [("he", {})]
+    for kv in KV_STRATEGIES:
+        tokens = 1 if kv == "none" else 8
+        jobs += [("e2e", {"kv": kv, "context": c, "new_tokens": tokens}) for c in (64, 128)]
+        contexts = (64, 128, 256, 512) if kv == "none" else (64, 128, 256, 512, 1024)
+        jobs.append(("growth", {"kv": kv, "contexts": contexts, "new_tokens": 1 if kv == "none" else 4}))
+        if kv != "none":
+            jobs += [("network", {"kv": kv}), ("peers", {"kv": kv}), ("agreement", {"kv": kv})]
+    for path in sorted(Path(texts).glob("*.txt")) if texts else []:
+        jobs.append(("quality", {"text": str(path)}))
+    return jobs
+
+
+def run_all(
+    output: str | Path = "docs/benchmarks",
+    progress: Progress = lambda done, total, what: None,
+    texts: str | Path | None = None,
+) -> None:
+    """Run the whole suite (hours) and write every table."""
+    jobs = suite(texts)
+    for done, (name, settings) in enumerate(jobs):
+        progress(done, len(jobs), command(name, settings))
+        save(name, run_one(name, settings, progress), settings, output)
+    progress(len(jobs), len(jobs), "benchmarks")
+
+
+def run_one(name: str, settings: Mapping[str, Any], progress: Progress) -> Run:
+    """sottovoce.bench.<name>.run(**settings), with progress if it reports any."""
+    run = importlib.import_module(f"sottovoce.bench.{name}").run
+    if "progress" in run.__annotations__:
+        settings = {**settings, "progress": progress}
+    result: Run = run(**settings)
+    return result
+
+
+def _key(name: str, run: Run) -> Sequence[Any]:
+    return [run.get(key) for key in KINDS[name].keys]

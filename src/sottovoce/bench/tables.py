@@ -1,0 +1,238 @@
+"""Benchmark results as Markdown tables, one function for each benchmark. Missing figures are dashes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+Run = dict[str, Any]
+_OPERATIONS = 14  # rows of a ledger table; what is cheaper is summed up in one more
+
+
+def table(headers: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> list[str]:
+    """Lines of a Markdown table; the first `left` columns are aligned left."""
+    align = ["---" if i < left else "---:" for i in range(len(headers))]
+    lines = [f"| {' | '.join(cells)} |" for cells in (headers, align, *rows)]
+    return [*lines, ""]
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Significant digits without an exponent; a dash for None."""
+    if value is None:
+        return "–"
+    if value == 0 or not 1e-3 <= abs(value) < 1e6:
+        return f"{value:.{digits - 1}e}" if value else "0"
+    decimals = digits
+    while decimals > 0 and abs(value) >= 10 ** (digits - decimals):
+        decimals -= 1
+    return f"{value:.{decimals}f}"
+
+
+def megabytes(count: float | None) -> str:
+    """Bytes in units of 10^6."""
+    return number(None if count is None else count / 1e6)
+
+
+def percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f} %"
+
+
+def times(ratio: float | None) -> str:
+    return "–" if ratio is None else f"{number(ratio)}×"
+
+
+def e2e(runs: Sequence[Run]) -> list[str]:
+    headers = ["model", "cache", "context", "s/token", "of it online", "CPU s client", "CPU s server"]
+    headers += ["MB/token", "of it online", "rounds", "MB client", "MB server", "equal tokens", "mean KL"]
+    rows = []
+    for run in runs:
+        cpu, memory = run["cpu_seconds_per_token"], run["peak_memory_bytes"]
+        rows.append(
+            (
+                run["model"],
+                run["kv"],
+                str(run["context"]),
+                number(run["seconds_per_token"]),
+                number(run["online_seconds_per_token"]),
+                number(cpu["client"]),
+                number(cpu["server"]),
+                megabytes(run["bytes_per_token"]),
+                megabytes(run["online_bytes_per_token"]),
+                f"{run['rounds_per_token']:.0f}",
+                megabytes(memory["client"]),
+                megabytes(memory["server"]),
+                percent(run["top1_agreement"]),
+                number(run["mean_kl"], 2),
+            )
+        )
+    lines = table(headers, rows, left=2)
+    for run in runs:
+        lines += [f"## {run['model']}, cache `{run['kv']}`, context {run['context']}: by operation", ""]
+        lines += operations(run["by_operation"])
+    return lines
+
+
+def operations(entries: Sequence[Run]) -> list[str]:
+    """The ledger of a token, most expensive operation first."""
+    shown, rest = list(entries[:_OPERATIONS]), entries[_OPERATIONS:]
+    if rest:
+        sums = {key: sum(entry[key] for entry in rest) for key in ("seconds", "bytes", "rounds")}
+        shown.append({"name": f"{len(rest)} more", "phase": "", **sums})
+    rows = [
+        (e["name"], e["phase"], number(1e3 * e["seconds"]), megabytes(e["bytes"]), f"{e['rounds']:.1f}")
+        for e in shown
+    ]
+    return table(("operation", "phase", "ms", "MB", "rounds"), rows, left=2)
+
+
+def growth(runs: Sequence[Run]) -> list[str]:
+    strategies = [run["kv"] for run in runs]
+    points = {run["kv"]: {p["context"]: p for p in run["points"]} for run in runs}
+    headers = ["context"]
+    for kv in strategies:
+        headers += [f"{kv}: s/token", "MB/token", "MB memory"]
+    reused = [kv for kv in strategies if kv != "none" and "none" in strategies]
+    headers += [f"none ÷ {kv}" for kv in reused]
+    rows = []
+    for context in sorted({c for known in points.values() for c in known}):
+        cells = [str(context)]
+        for kv in strategies:
+            p = points[kv].get(context, {})
+            cells += [number(p.get("seconds_per_token"))]
+            cells += [megabytes(p.get("bytes_per_token")), megabytes(p.get("memory_bytes"))]
+        for kv in reused:
+            slow, fast = (points[k].get(context, {}).get("seconds_per_token") for k in ("none", kv))
+            cells.append(times(slow / fast if slow and fast else None))
+        rows.append(cells)
+    return ["![Decode time, bytes and memory against the context](growth.svg)", "", *table(headers, rows)]
+
+
+def network(runs: Sequence[Run]) -> list[str]:
+    headers = ("network", "cache", "context", "round trip ms", "Mbit/s", "s/token", "MB/token", "rounds")
+    rows = [
+        (
+            row["net"],
+            run["kv"],
+            str(run["context"]),
+            number(row["rtt_ms"]),
+            "–" if row["mbit"] is None else f"{row['mbit']:.0f}",
+            number(row["seconds_per_token"]),
+            megabytes(row["bytes_per_token"]),
+            f"{row['rounds_per_token']:.0f}",
+        )
+        for run in runs
+        for row in run["rows"]
+    ]
+    return table(headers, rows, left=2)
+
+
+def peers(runs: Sequence[Run]) -> list[str]:
+    headers = ("cache", "context", "ours s", "SPU Cheetah s", "ratio", "ours MB", "SPU Cheetah MB", "ratio")
+    rows = []
+    for run in runs:
+        b = run["spu_block"]
+        rows.append(
+            (
+                run["kv"],
+                str(run["context"]),
+                number(b["ours_s"]),
+                number(b["peer_s"]),
+                times(b["ratio"]),
+                megabytes(b["ours_bytes"]),
+                megabytes(b["peer_bytes"]),
+                times(b["bytes_ratio"]),
+            )
+        )
+    lines = table(headers, rows)
+    for run in runs:
+        lines += [f"## Ours by operation, cache `{run['kv']}`", "", *operations(run["by_operation"])]
+        lines += ["## Lattice operations in the same run", "", *primitives(run["he"])]
+    return lines
+
+
+def he(runs: Sequence[Run]) -> list[str]:
+    return [line for run in runs for line in primitives(run)]
+
+
+def primitives(run: Run) -> list[str]:
+    """Rows of `bench he`: everything in a result that has the keys of a comparison."""
+    rows = [
+        (name, _micro(entry["ours_s"]), _micro(entry["peer_s"]), times(entry["ratio"]))
+        for name, entry in run.items()
+        if isinstance(entry, dict) and {"ours_s", "peer_s", "ratio"} <= entry.keys()
+    ]
+    return table(("operation", "ours µs", "SEAL µs", "ratio"), rows)
+
+
+def agreement(runs: Sequence[Run]) -> list[str]:
+    headers = ("model", "cache", "prompts", "positions", "equal greedy tokens", "mean KL", "max KL")
+    rows = [
+        (
+            run["model"],
+            run["kv"],
+            str(run["prompts"]),
+            str(run["positions"]),
+            percent(run["top1_agreement"]),
+            number(run["mean_kl"], 2),
+            number(run["max_kl"], 2),
+        )
+        for run in runs
+    ]
+    lines = table(headers, rows, left=2)
+    for run in runs:
+        lines += [f"## Answers of {run['model']}, cache `{run['kv']}`", ""]
+        answers = [
+            (_quoted(r["prompt"]), _quoted(r["answer"]), f"{r['equal']} of {run['new_tokens']}", _miss(r))
+            for r in run["rows"]
+        ]
+        lines += table(("prompt", "answer", "equal", "first difference: margin of the reference"), answers, 2)
+    return lines
+
+
+def quality(runs: Sequence[Run]) -> list[str]:
+    headers = ["text", "tokens", "PPL float32", "PPL fixed point", "KL", "equal top token"]
+    headers += ["encrypted tokens", "their PPL", "their KL", "their equal top token"]
+    rows = []
+    for run in runs:
+        sample = run.get("encrypted") or {}
+        rows.append(
+            (
+                run["text"],
+                str(run["tokens"]),
+                number(run["ppl_plain"], 4),
+                number(run["ppl_fixed"], 4),
+                number(run["kl"], 2),
+                percent(run["top1"]),
+                str(sample.get("tokens", "–")),
+                number(sample.get("ppl"), 4),
+                number(sample.get("kl"), 2),
+                percent(sample.get("top1")),
+            )
+        )
+    return table(headers, rows)
+
+
+def _micro(seconds: float | None) -> str:
+    return number(None if seconds is None else 1e6 * seconds)
+
+
+def _quoted(text: str) -> str:
+    """Text in a cell: one line, no bars, bounded."""
+    flat = text.strip().replace("\n", "⏎").replace("|", "\\|").replace("`", "'")
+    return flat if len(flat) <= 90 else flat[:88] + "…"
+
+
+def _miss(row: Run) -> str:
+    miss = row["first_difference"]
+    return "–" if miss is None else f"position {miss['position']}: {miss['reference_margin']:.4f}"
+
+
+RENDERERS: dict[str, Callable[[Sequence[Run]], list[str]]] = {
+    "agreement": agreement,
+    "e2e": e2e,
+    "growth": growth,
+    "he": he,
+    "network": network,
+    "peers": peers,
+    "quality": quality,
+}
