@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterator
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +34,7 @@ from sottovoce.mpc.field import from_signed
 from sottovoce.packing import DataSide, ModelSide, Side, give_back_bytes, upload_bytes
 
 EXPECTED_CONTEXT = 96  # tokens for which the number of groups is chosen by default
+_RELINEARISED_AT_ONCE = 8
 
 _HEADER = struct.Struct("<4sBBHHHIII")
 _MAGIC, _VERSION = b"SVKV", 1
@@ -102,8 +104,8 @@ class CiphertextCache(KVCache):
             shares = self.side.take_back(len(pairs))
         else:
             queries = self._joined(slots)
-            products = [self._score(queries, t, block) for t, block, _, _ in pairs]
-            shares = self.side.give_back(self.side.evaluator.relinearize(stack(products)))
+            products = (self._score(queries, t, block) for t, block, _, _ in pairs)
+            shares = self.side.give_back(self._relinearised(products, len(pairs)))
         result = np.zeros((len(q), layout.heads, len(self)), dtype=np.uint64)
         for (t, _, tokens, places), row in zip(pairs, shares, strict=True):
             result[t][:, tokens] = layout.scores(row, p)[:, places]
@@ -118,12 +120,9 @@ class CiphertextCache(KVCache):
             shares = self.side.take_back(len(p) * layout.groups)
         else:
             weights = self._joined(slots)
-            products = [
-                self._mixed(weights, [(i, pair[1]) for i, pair in enumerate(pairs) if pair[0] == t], group)
-                for t in range(len(p))
-                for group in range(layout.groups)
-            ]
-            shares = self.side.give_back(self.side.evaluator.relinearize(stack(products)))
+            used = [[(i, pair[1]) for i, pair in enumerate(pairs) if pair[0] == t] for t in range(len(p))]
+            products = (self._mixed(weights, row, group) for row in used for group in range(layout.groups))
+            shares = self.side.give_back(self._relinearised(products, len(p) * layout.groups))
         return layout.mixed(
             shares.reshape(len(p), layout.groups, layout.degree), self.side.parameters.plaintext
         )
@@ -274,6 +273,18 @@ class CiphertextCache(KVCache):
         first = blocks[0][0]
         values = self._values.group(group, [block for _, block in blocks])
         return self.side.evaluator.tensor_accumulate(weights[first : first + len(blocks)], values)
+
+    def _relinearised(self, products: Iterator[Ciphertext], count: int) -> Ciphertext:
+        """A batch of `count` products, each of three components, with two: a few at a time."""
+        assert isinstance(self.side, ModelSide)
+        parameters, evaluator = self.side.parameters, self.side.evaluator
+        results = np.empty((count, 2, parameters.limbs, parameters.degree), dtype=np.uint64)
+        bits = 0.0
+        for first in range(0, count, _RELINEARISED_AT_ONCE):
+            batch = evaluator.relinearize(stack(list(islice(products, _RELINEARISED_AT_ONCE))))
+            results[first : first + len(batch)] = batch.data
+            bits = max(bits, batch.noise)
+        return Ciphertext(parameters, results, bits)
 
     def _probabilities(self, p: Words, tokens: npt.NDArray[np.int64], places: npt.NDArray[np.int64]) -> Words:
         """p (H, n) of one query -> the slots (N,) of one block, zero at places that it does not see."""

@@ -34,6 +34,8 @@ from sottovoce.bgv import (
 from sottovoce.errors import IntegrityError
 from sottovoce.net import Channel, Role
 
+_MASKED_AT_ONCE = 16  # results in one pass: 3 MB per step and limb, which the cache holds
+
 Words = npt.NDArray[np.uint64]
 
 _KEY_BYTES = 1 << 20  # bounds of the key messages: public and relinearisation keys, and each rotation key
@@ -55,7 +57,12 @@ class DataSide:
     def take_back(self, count: int) -> Words:
         """Receive `count` masked results: this party's shares of their slots (count, N). One message."""
         data = self.channel.recv(masked_bytes(self.parameters, count))
-        return unmask_and_decode(data, self.secret, count)
+        size = masked_bytes(self.parameters, 1)
+        parts = [
+            unmask_and_decode(data[first * size : last * size], self.secret, last - first)
+            for first, last in _slices(count)
+        ]
+        return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
 
 @dataclass(frozen=True)
@@ -78,9 +85,9 @@ class ModelSide:
 
         What the client sees is uniform, whatever was multiplied into the results (recipe Z).
         """
-        packed, shares = mask_and_pack(results, self.public_key)
-        self.channel.send(packed)
-        return shares
+        parts = [mask_and_pack(results[first:last], self.public_key) for first, last in _slices(len(results))]
+        self.channel.send(b"".join(data for data, _ in parts) if len(parts) > 1 else parts[0][0])
+        return np.concatenate([shares for _, shares in parts]) if len(parts) > 1 else parts[0][1]
 
 
 Side = DataSide | ModelSide
@@ -94,6 +101,11 @@ def upload_bytes(parameters: Parameters, count: int) -> int:
 def give_back_bytes(parameters: Parameters, count: int) -> int:
     """Bytes of `count` masked results."""
     return masked_bytes(parameters, count)
+
+
+def _slices(count: int) -> list[tuple[int, int]]:
+    """Bounds of the slices in which a batch is masked: both parties cut alike, memory stays bounded."""
+    return [(first, min(first + _MASKED_AT_ONCE, count)) for first in range(0, count, _MASKED_AT_ONCE)]
 
 
 def exchange_keys(
