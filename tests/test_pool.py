@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sottovoce.correlations.agreement import Answer, Wish, admit, join, reconcile
+from sottovoce.correlations.agreement import admit, reconcile
 from sottovoce.correlations.marks import EPOCH_BYTES, State
 from sottovoce.correlations.pool import Pool
 from sottovoce.correlations.producer import store
 from sottovoce.correlations.records import Record, read_rows, wipe_rows, write_records
-from sottovoce.correlations.shelf import ClientShelf, ServerShelf
+from sottovoce.correlations.shelf import ClientShelf, NoShelf, ServerShelf
 from sottovoce.errors import (
     CorruptFileError,
     IntegrityError,
@@ -229,26 +229,22 @@ class Home:
 
     def __init__(self, path, **limits):
         self.path = path
-        self.client, self.server = ClientShelf(path / "client"), ServerShelf(path / "server", **limits)
+        self.client = ClientShelf(path / "client", make=True)
+        self.server = ServerShelf(path / "server", **limits)
 
-    def meet(self, client_fn=lambda channel, pool: None, server_fn=None, wish=Wish.OPEN):
-        """A session: both open their halves, then run their functions."""
+    def meet(self, client_fn=lambda channel, pool: "met", server_fn=None):
+        """A session: both open their halves, then run their functions (None if they have none)."""
 
-        def client(channel):
-            pool, asked = self.client.open(), wish
-            if pool is None:
-                pool, asked = self.client.create(), Wish.CREATE
-            with pool:
-                answer = join(channel, pool, asked)
-                return answer, client_fn(channel, pool) if answer is Answer.OPEN else None
+        def party(shelf, work):
+            def run(channel):
+                pool = shelf.borrow(channel)
+                if pool is not None:
+                    with pool:
+                        return work(channel, pool)
 
-        def server(channel):
-            pool = admit(channel, self.server)
-            if pool is not None:
-                with pool:
-                    return (server_fn or client_fn)(channel, pool)
+            return run
 
-        return run_pair(client, server)
+        return run_pair(party(self.client, client_fn), party(self.server, server_fn or client_fn))
 
 
 @pytest.fixture
@@ -271,9 +267,9 @@ def id_of(home):
 
 def test_both_halves_stay_in_step(home):
     home.meet(fill)
-    (_, mine), theirs = home.meet(spend(8))
+    mine, theirs = home.meet(spend(8))
     assert mine == list(rows(16, 5)[:8]) and theirs == list(rows(16, 6)[:8])
-    (_, mine), theirs = home.meet(spend(8))
+    mine, theirs = home.meet(spend(8))
     assert mine == list(rows(16, 5)[8:]) and theirs == list(rows(16, 6)[8:])
 
 
@@ -281,11 +277,11 @@ def test_the_larger_mark_counts(home):
     """One party took and was killed before the other did: gone for both."""
     home.meet(fill)
     home.meet(spend(8), lambda channel, pool: None)
-    (_, mine), theirs = home.meet(spend(8))
+    mine, theirs = home.meet(spend(8))
     assert mine == list(rows(16, 5)[8:]) and theirs == list(rows(16, 6)[8:])
     home.meet(fill)
     home.meet(lambda channel, pool: None, spend(8))
-    (_, mine), theirs = home.meet(spend(8))
+    mine, theirs = home.meet(spend(8))
     assert mine == list(rows(16, 5)[8:]) and theirs == list(rows(16, 6)[8:])
 
 
@@ -294,11 +290,11 @@ def test_a_batch_of_only_one_party_is_dropped(home):
         pool.commit(pool.stage({"a": Record((rows(8),))}))
 
     home.meet(half, lambda channel, pool: None)
-    (_, mine), theirs = home.meet(spend(8))
+    mine, theirs = home.meet(spend(8))
     assert mine == theirs == []
     assert not list(home.path.rglob("*.items"))
     home.meet(fill)
-    (_, mine), theirs = home.meet(spend(8))
+    mine, theirs = home.meet(spend(8))
     assert mine == list(rows(16, 5)[:8]) and theirs == list(rows(16, 6)[:8])
 
 
@@ -332,7 +328,7 @@ def taken_anything(home):
 def test_a_cloned_pool_is_refused_in_and_after_the_original_session(home, tmp_path):
     home.meet(fill)
     clone = Home(tmp_path)
-    clone.client = ClientShelf(tmp_path / "clone")
+    clone.client = ClientShelf(tmp_path / "clone", make=True)
     shutil.copytree(home.client.directory, clone.client.directory)
 
     def meanwhile(channel, pool):
@@ -340,41 +336,63 @@ def test_a_cloned_pool_is_refused_in_and_after_the_original_session(home, tmp_pa
             clone.meet(spend(8))
         return spend(8)(channel, pool)
 
-    (_, mine), _ = home.meet(meanwhile, spend(8))
+    mine, _ = home.meet(meanwhile, spend(8))
     assert len(mine) == 8
     with pytest.raises(RefusedError, match="a copy of it was used elsewhere"):
         clone.meet(spend(8))
-    (_, mine), _ = home.meet(spend(8))
+    mine, _ = home.meet(spend(8))
     assert mine == list(rows(16, 5)[8:])
 
 
-def test_a_pool_that_the_server_forgot(home):
+def test_a_pool_that_the_server_forgot_is_deleted_and_made_anew(home):
     home.meet(fill)
     for path in (home.path / "server").iterdir():
         shutil.rmtree(path)
-    (answer, _), _ = home.meet(spend(8))
-    assert answer is Answer.UNKNOWN
+    home.client.make = False
+    assert home.meet(spend(8)) == (None, None)
+    assert not home.client.directory.exists()
+    home.client.make = True
+    assert home.meet(fill) == (None, None)
+    mine, theirs = home.meet(spend(8))
+    assert mine == list(rows(16, 5)[:8]) and theirs == list(rows(16, 6)[:8])
 
 
-def test_delete_removes_the_servers_half_even_if_the_halves_do_not_fit(home):
+def test_reset_deletes_both_halves_even_if_they_do_not_fit(home):
     home.meet(fill)
+    before = id_of(home)
     with home.client.open() as pool:
         pool.marks.set_facts(epoch=bytes(EPOCH_BYTES))
     with pytest.raises(RefusedError):
         home.meet(spend(8))
-    home.meet(wish=Wish.DELETE)
-    assert not list((home.path / "server").iterdir())
+    home.client.reset = True
+    assert home.meet(spend(8)) == ([], [])
+    assert id_of(home) != before
+    assert len(list((home.path / "server").iterdir())) == 1
 
 
-def test_a_session_without_a_pool(home):
-    def client(channel):
-        return join(channel, None)
+def test_reset_of_a_pool_that_cannot_be_read(home):
+    home.meet(fill)
+    (home.client.directory / "marks.db").write_bytes(b"no database" * 100)
+    with pytest.raises(CorruptFileError, match="--reset"):
+        home.meet(spend(8))
+    home.client.reset = True
+    assert home.meet() == ("met", "met")
 
-    assert run_pair(client, lambda channel: admit(channel, home.server)) == (Answer.NONE, None)
-    assert run_pair(client, lambda channel: admit(channel, None)) == (Answer.NONE, None)
-    with home.client.create() as pool:
-        answers = run_pair(lambda channel: join(channel, pool), lambda channel: admit(channel, None))
-    assert answers == (Answer.NONE, None)
+
+def test_sessions_without_a_pool(home):
+    home.client.make = False
+    assert home.meet() == (None, None)
+    home.client = NoShelf()
+    assert home.meet() == (None, None)
+
+
+def test_a_server_without_pools_leaves_the_clients_alone(home):
+    home.meet(fill)
+    shelf, home.server = home.server, NoShelf()
+    assert home.meet() == (None, None)
+    home.server = shelf
+    mine, theirs = home.meet(spend(8))
+    assert len(mine) == len(theirs) == 8
 
 
 @pytest.mark.parametrize("liar", [Role.CLIENT, Role.SERVER])
@@ -399,7 +417,7 @@ def test_a_full_pool_says_so_at_both_parties(tmp_path):
             messages.append(str(error))
         return pool.available("a")
 
-    (_, mine), theirs = home.meet(overfill)
+    mine, theirs = home.meet(overfill)
     assert mine == theirs == 8
     assert len(messages) == 2 and all("is full" in m and "--pool-limit" in m for m in messages)
     assert {"other side" in m for m in messages} == {True, False}
@@ -411,25 +429,25 @@ def test_different_batches_are_not_stored(home):
             store(channel, pool, {"a": Record((rows(8 + 8 * channel.role),))})
         return pool.available("a")
 
-    assert home.meet(uneven) == ((Answer.OPEN, 0), 0)
+    assert home.meet(uneven) == (0, 0)
 
 
 def test_the_server_limits_and_evicts(tmp_path):
     homes = [Home(tmp_path, most=2, max_idle=3600) for _ in range(3)]
     for i, home in enumerate(homes):
-        home.client = ClientShelf(tmp_path / f"client{i}")
+        home.client = ClientShelf(tmp_path / f"client{i}", make=True)
     homes[0].meet(fill)
     homes[1].meet(fill)
     with pytest.raises(RefusedError, match="2 clients"):
         homes[2].meet(fill)
     first = tmp_path / "server" / id_of(homes[0]).hex()
     os.utime(first, (0, 0))
-    with homes[2].client.open() as pool:
-        pool.destroy()
+    assert not homes[2].client.directory.exists()
     homes[2].meet(fill)
     assert not first.exists()
-    (answer, _), _ = homes[0].meet(spend(8))
-    assert answer is Answer.UNKNOWN
+    homes[0].client.make = False
+    assert homes[0].meet(spend(8)) == (None, None)
+    assert not homes[0].client.directory.exists()
 
 
 def test_the_total_limits_every_pool(tmp_path):

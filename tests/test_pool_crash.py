@@ -16,8 +16,7 @@ import time
 import numpy as np
 import pytest
 
-from sottovoce.correlations import agreement, marks, pool, producer, records
-from sottovoce.correlations.agreement import Answer, Wish, admit, join
+from sottovoce.correlations import agreement, marks, pool, producer, records, shelf
 from sottovoce.correlations.producer import store
 from sottovoce.correlations.records import Record
 from sottovoce.correlations.shelf import ClientShelf, ServerShelf
@@ -25,7 +24,7 @@ from sottovoce.errors import PeerConnectionError
 from sottovoce.net import Role, SocketChannel
 
 TRIALS = 260
-WATCHED = {module.__file__ for module in (agreement, marks, pool, producer, records)}
+WATCHED = {module.__file__ for module in (agreement, marks, pool, producer, records, shelf)}
 STREAMS = {"a": 24, "b": 16, "large": 3}
 
 
@@ -50,18 +49,8 @@ def play(role, sock, home, trial, kill_at):
         sys.settrace(tracer(kill_at))
     channel = SocketChannel(role, sock, timeout=20.0)
     script = random.Random(trial)
-    if role == Role.CLIENT:
-        shelf = ClientShelf(home / "client")
-        mine, wish = shelf.open(), Wish.OPEN
-        if mine is None:
-            mine, wish = shelf.create(), Wish.CREATE
-        if join(channel, mine, wish) is Answer.UNKNOWN:
-            mine.destroy()
-            return
-    else:
-        mine = admit(channel, ServerShelf(home / "server"))
-        if mine is None:
-            return
+    place = ClientShelf(home / "client", make=True) if role == Role.CLIENT else ServerShelf(home / "server")
+    mine = place.borrow(channel)
     log = os.open(home / f"used-{int(role)}", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     for step in range(8):
         if script.random() < 0.4:

@@ -35,6 +35,7 @@ KEY_BYTES = 32
 # Only for telling an honest crash from an old copy: what was taken is gone for both in any case.
 IN_FLIGHT = 4
 MAX_STATE = 1 << 23
+_ATTEMPTS = 3
 _NONCE = 32
 _TAG = 32
 _HELLO = struct.Struct(f"<B{ID_BYTES}s{_NONCE}s{KEY_BYTES}s")
@@ -73,7 +74,9 @@ class Lender(Protocol):
 def join(channel: Channel, pool: Pool | None, wish: Wish = Wish.OPEN) -> Answer:
     """The client's side: OPEN if the session has this pool from now on.
 
-    Cost: two messages without a pool, else 4 and an exchange. Raises RefusedError if the halves do not fit.
+    After UNKNOWN, and after a DELETE that was not answered with NONE, it must be called once more, with a new
+    pool or None. Cost: two messages without a pool, else 4 and an exchange. Raises RefusedError if the halves
+    do not fit.
     """
     nonce = os.urandom(_NONCE)
     id, key = (bytes(ID_BYTES), bytes(KEY_BYTES)) if pool is None else (pool.id, pool.secret)
@@ -99,7 +102,18 @@ def join(channel: Channel, pool: Pool | None, wish: Wish = Wish.OPEN) -> Answer:
 
 
 def admit(channel: Channel, lender: Lender | None) -> Pool | None:
-    """The server's side: the client's pool, opened and agreed on, or None."""
+    """The server's side: the client's pool, opened and agreed on, or None.
+
+    The client may ask again after hearing that its pool is unknown, or deleted.
+    """
+    for _ in range(_ATTEMPTS):
+        wish, pool = _admit(channel, lender)
+        if pool is not None or wish is Wish.NONE or lender is None:
+            return pool
+    raise ProtocolError("the client asked for one correlation pool after the other")
+
+
+def _admit(channel: Channel, lender: Lender | None) -> tuple[Wish, Pool | None]:
     code, id, theirs, key = _HELLO.unpack(channel.recv(_HELLO.size))
     if code not in tuple(Wish):
         raise IntegrityError("the client's request for a correlation pool is malformed")
@@ -110,7 +124,7 @@ def admit(channel: Channel, lender: Lender | None) -> Pool | None:
     if pool is None:
         answer = Answer.NONE if lender is None or wish is Wish.NONE else Answer.UNKNOWN
         channel.send(_ANSWER.pack(answer, nonce, bytes(_TAG)))
-        return None
+        return wish, None
     try:
         nonces = theirs + nonce
         channel.send(_ANSWER.pack(Answer.OPEN, nonce, _mac(pool.secret, Role.SERVER, id + nonces)))
@@ -121,9 +135,9 @@ def admit(channel: Channel, lender: Lender | None) -> Pool | None:
         channel.send(mine.to_bytes())
         if wish is Wish.DELETE:
             pool.destroy()
-            return None
+            return wish, None
         _continue(channel, pool, mine, other, nonces)
-        return pool
+        return wish, pool
     except BaseException:
         pool.close()
         raise

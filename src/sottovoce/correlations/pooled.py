@@ -42,8 +42,8 @@ class PooledSource(StockedSource):
 
     def expect(self, tokens: int, length: int) -> None:
         """Cost: one transaction of the pool; for what it lacks, as `PairSource.refill`."""
-        wanted = self._missing(self.profile(tokens, length))
-        if self.pool is not None and wanted:
+        wanted = self._missing(self._demanded(tokens, length))
+        if self.pool is not None:
             self._draw(self.pool, wanted)
             wanted = self._missing(wanted)
         if wanted:
@@ -60,8 +60,7 @@ class PooledSource(StockedSource):
         assert self.pool is not None, "there is no pool to fill"
         demand: Counter[Kind] = Counter()
         for i in range(upto):
-            for key, n in self.profile(1, i).items():
-                demand[stored_as(key)] += n
+            demand.update(self._demanded(1, i))
         lacking = {key: n - self.pool.available(stream_of(key)) for key, n in demand.items()}
         records = make_records(self._live, lacking)
         if records:
@@ -73,34 +72,24 @@ class PooledSource(StockedSource):
             return 0
         left = {name: self.pool.available(name) for name in self.pool.streams()}
         for i in range(most):
-            for key, n in self.profile(1, i).items():
-                for name, share in list(self._split(key, n, left)):
+            for key, n in self._demanded(1, i).items():
+                for name, share in list(_split(key, n, left)):
                     left[name] -= share
                     n -= share
                 if n > 0:
                     return i
         return most
 
-    def _draw(self, pool: Pool, wanted: Mapping[Kind, int]) -> None:
-        """Move rows from the pool to the stocks, as far as it has them."""
-        left = {name: pool.available(name) for name in pool.streams()}
-        shares: dict[str, list[tuple[Kind, int]]] = {}
-        for key, n in wanted.items():
-            for name, share in list(self._split(key, n, left)):
-                left[name] -= share
-                shares.setdefault(name, []).append((key, share))
-        taken = pool.take({name: sum(n for _, n in parts) for name, parts in shares.items()})
-        for name, records in taken.items():
-            for key, items in _dealt(records, shares[name]):
-                self._stocks.setdefault(key, Stock()).put(items)
+    @staticmethod
+    def _rounded(length: int) -> int:
+        """Lengths of scalars' vectors: few, so that every conversation can use what was made for another."""
+        return next((n for n in (128, 256, 512) if n >= length), -(-length // 128) * 128)
 
-    def _split(self, key: Kind, n: int, left: Mapping[str, int]) -> Iterator[tuple[str, int]]:
-        """The streams that n items of a kind come from, and how many each gives."""
-        for name in _streams_for(key, left):
-            if n > 0 and left.get(name, 0) > 0:
-                share = min(n, left[name])
-                yield name, share
-                n -= share
+    def _demanded(self, tokens: int, length: int) -> Counter[Kind]:
+        demand: Counter[Kind] = Counter()
+        for (kind, *arguments), n in self.profile(tokens, length).items():
+            demand[self.kind(kind, *arguments)] += n
+        return demand
 
     def _missing(self, demand: Mapping[Kind, int]) -> dict[Kind, int]:
         """What the stocks lack of a demand."""
@@ -108,29 +97,41 @@ class PooledSource(StockedSource):
         lacks = {key: n - (len(stocks[key]) if key in stocks else 0) for key, n in demand.items()}
         return {key: n for key, n in lacks.items() if n > 0}
 
+    def _draw(self, pool: Pool, wanted: Mapping[Kind, int]) -> None:
+        """Move rows from the pool to the stocks, as far as it has them."""
+        left = {name: pool.available(name) for name in pool.streams()}
+        shares: dict[str, list[tuple[Kind, int]]] = {}
+        for key, n in wanted.items():
+            for name, share in list(_split(key, n, left)):
+                left[name] -= share
+                shares.setdefault(name, []).append((key, share))
+        taken = pool.take({name: sum(n for _, n in parts) for name, parts in shares.items()})
+        for name, records in taken.items():
+            for key, items in _dealt(records, shares[name]):
+                self._stocks.setdefault(key, Stock()).put(items)
 
-def stored_as(key: Kind) -> Kind:
-    """Scalars are stored with vectors of few lengths, so that every conversation can use every other's: 128,
-    256, 512, then multiples of 64. A longer vector serves a shorter one."""
-    if key[0] != "scalars":
-        return key
-    length = int(key[1])
-    return "scalars", max(128, 1 << (length - 1).bit_length()) if length <= 512 else -(-length // 64) * 64
 
+def _split(key: Kind, n: int, left: Mapping[str, int]) -> Iterator[tuple[str, int]]:
+    """The streams that n items of a kind come from, the most fitting first, and how many each gives.
 
-def _streams_for(key: Kind, known: Mapping[str, int]) -> list[str]:
-    """Streams that serve a kind, the most fitting first."""
-    if key[0] != "scalars":
-        return [stream_of(key)]
-    kinds = (json.loads(name) for name in known if name.startswith('["scalars"'))
-    return [stream_of(("scalars", n)) for n in sorted(length for _, length in kinds if length >= key[1])]
+    A scalar's vector serves shorter ones too.
+    """
+    names = [stream_of(key)]
+    if key[0] == "scalars":
+        kinds = (json.loads(name) for name in left if name.startswith('["scalars"'))
+        names = [stream_of(("scalars", n)) for n in sorted(length for _, length in kinds if length >= key[1])]
+    for name in names:
+        if n > 0 and left.get(name, 0) > 0:
+            share = min(n, left[name])
+            yield name, share
+            n -= share
 
 
 def _dealt(
     records: list[Record], shares: list[tuple[Kind, int]]
 ) -> Iterator[tuple[Kind, Arrays | FoldedPads]]:
-    """The rows taken from one stream to the kinds they were taken for; what was rounded up to the last."""
-    if len(shares) == 1 and shares[0][0][0] != "scalars":
+    """The rows taken from one stream, by the kinds they were taken for; what was rounded up to the last."""
+    if shares[0][0][0] != "scalars":
         for record in records:
             yield shares[0][0], from_record(shares[0][0], record)
         return

@@ -1,24 +1,46 @@
-"""Where a party keeps its pools: one a server and model at the client, one a client at the server."""
+"""Where a party keeps its pools: one for each server and model at the client, for each client at the server.
+
+A session asks its shelf with `borrow(channel)`, both parties at the same point of their setup.
+"""
 
 import os
 import secrets
+import shutil
 import time
 from contextlib import suppress
 from pathlib import Path
 
-from sottovoce.correlations.agreement import KEY_BYTES
+from sottovoce.correlations.agreement import KEY_BYTES, Answer, Wish, admit, join
 from sottovoce.correlations.marks import ID_BYTES
 from sottovoce.correlations.pool import DEFAULT_LIMIT, Pool
-from sottovoce.errors import RefusedError, SottovoceError, UsageError
+from sottovoce.errors import CorruptFileError, RefusedError, SottovoceError, UsageError
+from sottovoce.net import Channel, Role
 
 DAY = 86400.0
 
 
-class ClientShelf:
-    """The client's place for the pool that it shares with one server for one model."""
+class NoShelf:
+    """Sessions without pools, at either party; the other one is told."""
 
-    def __init__(self, directory: Path, limit: int = DEFAULT_LIMIT) -> None:
+    def borrow(self, channel: Channel) -> None:
+        if channel.role is Role.SERVER:
+            admit(channel, None)
+        else:
+            join(channel, None)
+
+
+class ClientShelf:
+    """The client's place for the pool that it shares with one server for one model.
+
+    limit: bytes. make: a session without a pool makes one. reset: the old one is deleted first, at both
+    parties.
+    """
+
+    def __init__(
+        self, directory: Path, limit: int = DEFAULT_LIMIT, make: bool = False, reset: bool = False
+    ) -> None:
         self.directory, self.limit = directory, limit
+        self.make, self.reset = make, reset
 
     def open(self) -> Pool | None:
         """The pool, if there is one. RefusedError if another session uses it."""
@@ -26,6 +48,11 @@ class ClientShelf:
             return None
         try:
             return Pool(self.directory, self.limit)
+        except CorruptFileError:
+            if not self.reset:
+                raise
+            shutil.rmtree(self.directory)
+            return None
         except UsageError:  # nothing there, or its creation was interrupted
             return None
 
@@ -34,6 +61,38 @@ class ClientShelf:
         return Pool.create(
             self.directory, secrets.token_bytes(ID_BYTES), secrets.token_bytes(KEY_BYTES), self.limit
         )
+
+    def borrow(self, channel: Channel) -> Pool | None:
+        """The pool of a session that begins, agreed on with the server; None if it goes without.
+
+        RefusedError if the two halves do not fit, see `agreement.py`.
+        """
+        pool, answer = self.open(), Answer.UNKNOWN
+        if pool is not None:
+            try:
+                answer = join(channel, pool, Wish.DELETE if self.reset else Wish.OPEN)
+            except BaseException:
+                pool.destroy() if self.reset else pool.close()
+                raise
+            if answer is Answer.OPEN and not self.reset:
+                return pool
+            # Without its other half it is of no use. (NONE: this server runs without pools for now.)
+            pool.close() if answer is Answer.NONE else pool.destroy()
+        return None if answer is Answer.NONE else self._anew(channel)
+
+    def _anew(self, channel: Channel) -> Pool | None:
+        if not self.make:
+            join(channel, None)
+            return None
+        pool = self.create()
+        try:
+            if join(channel, pool, Wish.CREATE) is Answer.OPEN:
+                return pool
+        except BaseException:
+            pool.destroy()
+            raise
+        pool.destroy()
+        return None
 
 
 class ServerShelf:
@@ -54,6 +113,10 @@ class ServerShelf:
     ) -> None:
         self.directory, self.limit, self.total = directory, limit, total
         self.most, self.max_idle = most, max_idle
+
+    def borrow(self, channel: Channel) -> Pool | None:
+        """The pool of a session that begins, agreed on with the client; None if it goes without."""
+        return admit(channel, self)
 
     def find(self, id: bytes) -> Pool | None:
         """The pool of a client, opened; None if there is none (any more). RefusedError if it is in use."""

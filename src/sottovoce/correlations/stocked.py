@@ -73,8 +73,8 @@ class StockedSource(CorrelationSource):
         return Squares(*self._take(("squares",), n))
 
     def scalars(self, groups: int, length: int) -> Scalars:
-        """Made in rounded lengths (`_bucket`), so that a growing context finds groups of its length."""
-        vectors, scalars, products = self._take(("scalars", _bucket(length)), groups)
+        """Made in rounded lengths, so that a growing context finds groups of its length."""
+        vectors, scalars, products = self._take(self.kind("scalars", length), groups)
         return Scalars(vectors[:, :length], scalars, products[:, :length])
 
     def cross_products(self, n: int, terms: int = 1) -> CrossProducts:
@@ -89,12 +89,23 @@ class StockedSource(CorrelationSource):
         kind with arguments: wraps targets; ands; bit_values modulus; b2a modulus; ots sender, m_bits, words;
         triples; squares; scalars length; cross_products terms.
         """
-        self._fill(kind_of(kind, arguments), n)
+        self._fill(self.kind(kind, *arguments), n)
 
     def in_stock(self, kind: str, *arguments: Any) -> int:
         """How many items of a kind are ready."""
-        key = kind_of(kind, arguments)
+        key = self.kind(kind, *arguments)
         return len(self._stocks[key]) if key in self._stocks else 0
+
+    def kind(self, kind: str, *arguments: Any) -> Kind:
+        """The stock from which a request of these arguments is served."""
+        if kind == "scalars":
+            return kind, self._rounded(arguments[0])
+        return (kind, tuple(arguments[0])) if kind == "wraps" else (kind, *arguments)
+
+    @staticmethod
+    def _rounded(length: int) -> int:
+        """Powers of two below 32, multiples of 32 above."""
+        return 1 << (length - 1).bit_length() if length < 32 else -(-length // 32) * 32
 
     def _take(self, key: Kind, n: int) -> Arrays:
         stock = self._fill(key, n)
@@ -115,17 +126,3 @@ class StockedSource(CorrelationSource):
         demand = {key: -(-n // tokens) for key, n in self._demand.items()}
         self._demand.clear()
         return demand
-
-
-def kind_of(kind: str, arguments: tuple[Any, ...]) -> Kind:
-    """The stock from which a request of these arguments is served."""
-    if kind == "scalars":
-        return kind, _bucket(arguments[0])
-    if kind == "wraps":
-        return kind, tuple(arguments[0])
-    return kind, *arguments
-
-
-def _bucket(length: int) -> int:
-    """Powers of two below 32, multiples of 32 above."""
-    return 1 << (length - 1).bit_length() if length < 32 else -(-length // 32) * 32
