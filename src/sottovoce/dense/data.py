@@ -65,20 +65,14 @@ class BatchSecret:
         self._encrypted[matrix] = -(-(first + count) // c) * c
         a = polynomials(self.parameters, self._seed, matrix, first // c, -(-count // c))
         keys = row_keys(self._errors, b"errors of matrix %d" % matrix, first, count)
-        out, noise = np.empty((count, n), np.uint64), np.ascontiguousarray(row_words(keys, 0, n))
         primes, p = self.parameters.primes, self.parameters.plaintext
         drop = LOG_Q - FRESH_BITS
-        # The kernel reads the number of blocks off the numbers of features and polynomials: fill the last one.
-        if count < len(a) * c:
-            padded = np.zeros((2, len(a) * c, n), np.uint64)
-            padded[0, :count], padded[1, :count] = message, noise
-            whole = np.empty((len(a) * c, n), np.uint64)
-            _native.dense_fresh(a, self._secret, primes, padded[0], padded[1], p, drop, whole, threads())
-            out = whole[:count]
-        else:
-            message = np.ascontiguousarray(message)
-            _native.dense_fresh(a, self._secret, primes, message, noise, p, drop, out, threads())
-        return pack_bits(out, FRESH_BITS)
+        # The kernel reads the number of blocks off the number of features: fill the last polynomial.
+        padded = np.zeros((2, len(a) * c, n), np.uint64)
+        padded[0, :count], padded[1, :count] = message, row_words(keys, 0, n)
+        out = np.empty((len(a) * c, n), np.uint64)
+        _native.dense_fresh(a, self._secret, primes, padded[0], padded[1], p, drop, out, threads())
+        return pack_bits(out[:count], FRESH_BITS)
 
     def open(self, hint: U8, answer: Payload, n: int) -> Words:
         """The client's share of W·R: hint (rows, 5 N), answer of answer_bytes(rows, n) -> (rows, n) words

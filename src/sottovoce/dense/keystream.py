@@ -31,7 +31,7 @@ def row_keys(seed: bytes, purpose: bytes, first: int, count: int) -> Keys:
     master = np.frombuffer(digest[:16], np.uint8).reshape(1, 16).copy()
     keys = np.empty((1, count, 16), np.uint8)
     _native.aes_ctr(master, first, keys)
-    return keys[0]
+    return keys.reshape(count, 16)
 
 
 def row_words(keys: Keys, first: int, count: int) -> Words:

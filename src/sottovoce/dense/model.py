@@ -125,7 +125,8 @@ class BatchAnswers:
 def server_share(
     parameters: DenseParameters, masks: bytes, matrix: int, slot: int, count: int, outputs: int
 ) -> Words:
-    """(count, outputs): the server's shares of W·R for tokens slot … of a batch, from the seed of its masks."""
+    """(count, outputs): the server's shares of W·R for tokens slot … of a batch; masks: the seed of its
+    masks."""
     words = row_words(row_keys(masks, b"masks of matrix %d" % matrix, slot, count), 0, outputs)
     words = np.ascontiguousarray(words & MASK)
     out = np.empty_like(words)

@@ -21,12 +21,14 @@ MASK = np.uint64((1 << LOG_Q) - 1)
 def polynomials(parameters: DenseParameters, seed: bytes, matrix: int, first: int, count: int) -> Words:
     """(count, N): polynomials first, first + 1, … of a matrix, uniform modulo q."""
     keys = row_keys(seed, b"uniform halves of matrix %d" % matrix, first, count)
-    return row_words(keys, 0, parameters.degree) & MASK
+    words: Words = row_words(keys, 0, parameters.degree) & MASK
+    return words
 
 
 def rerandomiser(parameters: DenseParameters, seed: bytes) -> Words:
     """(N,): the uniform half of every public key."""
-    return (row_words(row_keys(seed, b"public key", 0, 1), 0, parameters.degree) & MASK)[0]
+    words: Words = row_words(row_keys(seed, b"public key", 0, 1), 0, parameters.degree)[0] & MASK
+    return words
 
 
 def feature_rows(parameters: DenseParameters, seed: bytes, matrix: int, first: int, count: int) -> Words:

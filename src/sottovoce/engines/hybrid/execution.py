@@ -7,6 +7,7 @@ or a ciphertext under the client's key.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +15,7 @@ import numpy.typing as npt
 from sottovoce.bgv import SIMD
 from sottovoce.correlations import CorrelationSource
 from sottovoce.engines.base import Progress
-from sottovoce.engines.decoder import Decoder
-from sottovoce.engines.hybrid.linears import HomomorphicLinears
+from sottovoce.engines.decoder import Decoder, Linears
 from sottovoce.engines.public import PublicModel
 from sottovoce.kvcache import make_caches
 from sottovoce.models.fixed import ACTIVATION_BITS
@@ -34,6 +34,26 @@ Prefix = tuple[Int64, Int64]
 CHUNK = 16
 
 
+class ModelLinears(Linears, Protocol):
+    """All matrices of a model: `HomomorphicLinears`, or `PreparedLinears`."""
+
+    def prepare(self, tokens: int, *, progress: Progress | None = None) -> None:
+        """Make the products of `tokens` more tokens ahead."""
+        ...
+
+    def guard_bits(self, tokens: int) -> int:
+        """By how many bits the one-hot vectors of the next tokens are scaled beyond 2^12."""
+        ...
+
+    def embedding(self, one_hot: Share) -> Share:
+        """(T, vocab), the client's -> (T, width)."""
+        ...
+
+    def head(self, h: Share) -> Int64 | None:
+        """(T, width) -> the logits (T, vocab) at the client, None at the server."""
+        ...
+
+
 class Execution:
     """State of a session at one party: cache, position, one-time material.
 
@@ -48,7 +68,7 @@ class Execution:
         public: PublicModel,
         side: Side,
         source: CorrelationSource,
-        linears: HomomorphicLinears,
+        linears: ModelLinears,
         shifts: Sequence[Int64] | None,
         positions: Int64 | None,
         kv: str,
@@ -111,6 +131,10 @@ class Execution:
         with self.channel.ledger.operation("head"):
             return self.linears.head(h)
 
+    def prepare(self, tokens: int, progress: Progress | None = None) -> None:
+        """Make the matrix products of `tokens` more tokens ahead, before any of them is known."""
+        self.linears.prepare(tokens, progress=progress)
+
     def truncate(self, length: int) -> None:
         """Forget tokens from `length` on; their places in the cache stay dead."""
         if self.kv == "none":
@@ -123,11 +147,14 @@ class Execution:
     def _embed(self, tokens: Sequence[int | None]) -> Share:
         """One-hot vectors scaled by 2^12, times the embedding matrix: (T, width) at 2^-23."""
         with self.channel.ledger.operation("embedding"):
+            guard = self.linears.guard_bits(len(tokens))
             one_hot = np.zeros((len(tokens), self.public.config.vocab_size), dtype=np.uint64)
             for row, token in zip(one_hot, tokens, strict=True):
                 if token is not None:
-                    row[token] = 1 << ACTIVATION_BITS
+                    row[token] = 1 << (ACTIVATION_BITS + guard)
             x = self.linears.embedding(one_hot)
+            if guard:
+                x = self.ar.rescale(x, guard)
         if self.positions is not None and self.channel.role is Role.SERVER:
             rows = self.positions[self.length : self.length + len(tokens)]
             x = field.add(x, field.from_signed(rows, P_FIELD), P_FIELD)

@@ -94,6 +94,13 @@ class HomomorphicLinears:
     def apply(self, layer: int, name: str, x: Share) -> Share:
         return self._blocks[layer][name].apply(np.ascontiguousarray(x))
 
+    def prepare(self, tokens: int, *, progress: object = None) -> None:
+        """Online products need no preparation."""
+
+    def guard_bits(self, tokens: int) -> int:
+        """Online products are exact: one-hot vectors need no more than 2^12."""
+        return 0
+
     def embedding(self, one_hot: Share) -> Share:
         """one_hot: (T, vocab), the client's; zeros at the server."""
         return self._embedding.apply(one_hot)

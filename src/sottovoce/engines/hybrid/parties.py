@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sottovoce.correlations import PairSource
+from sottovoce.correlations.hints import ModelHints
 from sottovoce.engines.base import DataParty, Engine, EngineOptions, Logits, ModelParty, Progress
 from sottovoce.engines.hybrid.execution import PARAMETERS, Execution, Prefix
 from sottovoce.engines.hybrid.linears import EncodedModel, HomomorphicLinears, matrix_shapes
+from sottovoce.engines.hybrid.prepared import PreparedLinears, model_hints
 from sottovoce.engines.public import PublicModel
 from sottovoce.models.quantize import public_keys_values, quantize
 from sottovoce.mpc.linear import rotation_steps
@@ -46,6 +49,12 @@ class HybridEngine(Engine):
         assert self.fixed is not None and self.encoded is not None, "prepare() comes first"
         return HybridModelParty(self)
 
+    @functools.cached_property
+    def hints(self) -> ModelHints:
+        """The fixed halves of prepared products, for all sessions; the rows are made on first use."""
+        assert self.fixed is not None and self.encoded is not None, "prepare() comes first"
+        return model_hints(self.fixed.config, self.encoded)
+
     def prefix(self, tokens: Sequence[int]) -> Prefix:
         """Keys and values of a public prefix; the last few are kept, most sessions share the template's."""
         key = tuple(tokens)
@@ -67,12 +76,13 @@ def _open(
         source = PairSource(channel, side)
     encoded = None if engine is None else engine.encoded
     fixed = None if engine is None else engine.fixed
+    hints = None if engine is None else engine.hints
     return Execution(
         channel,
         public,
         side,
         source,
-        HomomorphicLinears(public, side, encoded),
+        PreparedLinears(channel, public.config, HomomorphicLinears(public, side, encoded), encoded, hints),
         None if fixed is None else [block.softmax_shift for block in fixed.blocks],
         None if fixed is None else fixed.positions,
         options.kv,
@@ -89,6 +99,10 @@ class HybridModelParty(ModelParty):
     def setup(self, channel: Channel, progress: Progress | None = None) -> None:
         assert self.engine.fixed is not None
         self._execution = _open(channel, PublicModel.of(self.engine.fixed), self.engine.options, self.engine)
+
+    def prepare(self, tokens: int, progress: Progress | None = None) -> None:
+        """Make the matrix products of `tokens` tokens ahead."""
+        self.execution.prepare(tokens, progress)
 
     def prefill(self, public_tokens: Sequence[int], n_private: int) -> None:
         if public_tokens:
@@ -124,6 +138,10 @@ class HybridDataParty(DataParty):
 
     def setup(self, channel: Channel, progress: Progress | None = None) -> None:
         self._execution = _open(channel, self.public, self.options, None)
+
+    def prepare(self, tokens: int, progress: Progress | None = None) -> None:
+        """Make the matrix products of `tokens` tokens ahead; the server must do the same."""
+        self.execution.prepare(tokens, progress)
 
     def prefill(
         self, public_tokens: Sequence[int], private_tokens: Sequence[int], progress: Progress | None = None
