@@ -84,12 +84,11 @@ def check_size(length: int, minimum: int, maximum: int) -> None:
         )
 
 
+# Errors about the protocol itself: their text is made of constants, sizes and what the handshake said. All
+# others (input, files, models) may quote a user's text or a path, and keep it to themselves.
 _SENDABLE = {
     cls.__name__: cls
     for cls in (
-        errors.UsageError,
-        errors.PromptTooLongError,
-        errors.UnsupportedModelError,
         errors.PeerConnectionError,
         errors.PeerGoneError,
         errors.RefusedError,
@@ -109,10 +108,19 @@ def _printable(text: str) -> str:
 
 
 def pack_error(error: BaseException) -> bytes:
-    """The payload of an error frame. Only errors of our own tree carry their text: others may hold data."""
-    if isinstance(error, errors.SottovoceError):
-        name = next((c.__name__ for c in type(error).__mro__ if c.__name__ in _SENDABLE), "ProtocolError")
+    """The payload of an error frame. Only errors about the protocol carry their text: others may hold data.
+
+    The text of a failing chat template, for example, is chosen by the server that sent the template, and may
+    well be the prompt.
+    """
+    name = next((c.__name__ for c in type(error).__mro__ if c.__name__ in _SENDABLE), "")
+    if name:
         reason = _printable(str(error))
+    elif isinstance(error, errors.SottovoceError):
+        name, reason = (
+            "PeerGoneError",
+            "the other side gave up for a reason of its own, which it does not send",
+        )
     elif isinstance(error, KeyboardInterrupt):
         name, reason = "PeerGoneError", "the other side was interrupted by its user"
     else:
