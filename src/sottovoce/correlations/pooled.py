@@ -16,6 +16,9 @@ from sottovoce.ot import FoldedPads
 # (tokens, tokens before them) -> what a forward pass over them takes; the same at both parties.
 Profile = Callable[[int, int], Mapping[Kind, int]]
 
+# Items of each kind beyond those of whole tokens: a session that ends loses less than a granule of each.
+_SPARE = 64
+
 
 class PooledSource(StockedSource):
     """Takes from `pool` what a forward pass is expected to need, all at once, before it begins.
@@ -61,6 +64,8 @@ class PooledSource(StockedSource):
         demand: Counter[Kind] = Counter()
         for i in range(upto):
             demand.update(self._demanded(1, i))
+        for key in demand:
+            demand[key] += _SPARE if key[0] != "scalars" else 0
         lacking = {key: n - self.pool.available(stream_of(key)) for key, n in demand.items()}
         records = make_records(self._live, lacking)
         if records:
