@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from .generate import draft_options
 from .options import json_option, option, quiet_option
 
 PROMPT = "Write two sentences about the sea."
@@ -27,9 +28,20 @@ PROMPT = "Write two sentences about the sea."
     help="hybrid: how keys and values are kept.",
 )
 @option("--max-tokens", "-n", type=click.IntRange(1), default=16, help="New tokens at most.")
+@draft_options
 @json_option
 @quiet_option
-def demo(prompt: str, model: str, engine: str, kv: str, max_tokens: int, as_json: bool, quiet: bool) -> int:
+def demo(
+    prompt: str,
+    model: str,
+    engine: str,
+    kv: str,
+    max_tokens: int,
+    draft: str | None,
+    draft_tokens: int | None,
+    as_json: bool,
+    quiet: bool,
+) -> int:
     """Start a server in another process, ask it PROMPT privately, and show what it saw."""
     from .console import Console
 
@@ -37,7 +49,7 @@ def demo(prompt: str, model: str, engine: str, kv: str, max_tokens: int, as_json
     console.note(f"sottovoce demo: serving {model} in another process, engine {engine} …")
     with TemporaryDirectory(prefix="sottovoce-demo-") as directory:
         show = _Demo(console, Path(directory), model, engine, kv)
-        outcome = show.run(prompt, max_tokens, as_json)
+        outcome = show.run(prompt, max_tokens, {"draft": draft, "draft_tokens": draft_tokens}, as_json)
     if as_json:
         print(json.dumps(outcome, ensure_ascii=False))
     return 130 if outcome["finish_reason"] == "cancelled" else 0
@@ -51,10 +63,10 @@ class _Demo:
         self.directory = directory
         self.model, self.engine, self.kv = model, engine, kv
 
-    def run(self, prompt: str, max_tokens: int, as_json: bool) -> dict[str, Any]:
+    def run(self, prompt: str, max_tokens: int, draft: dict[str, Any], as_json: bool) -> dict[str, Any]:
         from ..parties import GenerationOptions, generate
         from .child import ServerProcess
-        from .generate import TextWriter, build_prompt, say_cost, say_what_is_public
+        from .generate import TextWriter, build_prompt, build_speculation, say_cost, say_what_is_public
 
         with ServerProcess(self.directory, self.model, self.engine, self.kv, self.console) as server:
             client = server.connect()
@@ -64,22 +76,22 @@ class _Demo:
                 )
                 self.console.note(f"you ask: {prompt!r}")
                 say_what_is_public(self.console, client, tokens)
+                speculation = build_speculation(self.console, draft, client.card)
                 client.setup(self.console.progress)
                 writer = TextWriter(self.console, silent=as_json)
-                done = generate(
-                    client, tokens, GenerationOptions(max_tokens), writer.write, self.console.progress
-                )
+                options = GenerationOptions(max_tokens)
+                done = generate(client, tokens, options, writer.write, self.console.progress, speculation)
                 writer.finish()
-                options, rows = client.welcome.options, client.ledger.rows()
+                agreed, rows = client.welcome.options, client.ledger.rows()
                 card = client.card
             server.stop()
             received, report = server.received(), server.report()
         say_cost(self.console, done)
         _show_received(self.console, received)
-        _show_who_learns(self.console, options, done, tokens)
+        _show_who_learns(self.console, agreed, done, tokens)
         _show_ledger(self.console, rows)
         equal, compared = _compare(self.console, self.model, tokens, done)
-        return _outcome(card, options, done, rows, received, report, equal, compared)
+        return _outcome(card, agreed, done, rows, received, report, equal, compared)
 
 
 def _show_received(console: Any, received: list[dict[str, Any]]) -> None:
@@ -98,6 +110,10 @@ def _show_who_learns(console: Any, options: Any, done: Any, prompt: Any) -> None
     from .explain import who_learns_what
 
     rows = who_learns_what(options, len(prompt.public), len(prompt.private), len(done.token_ids))
+    if done.usage.drafted_tokens:
+        rows.append(
+            (f"guesses ({done.usage.drafted_tokens})", "knows them", "how many, and how many were right")
+        )
     console.table("\nwho could learn what", ("", "you", "the server"), rows, left=3)
 
 

@@ -42,12 +42,27 @@ prompt_options = stack(
     ),
 )
 
+draft_options = stack(
+    option(
+        "--draft",
+        metavar="ngram|MODEL",
+        help="Guess ahead and verify several tokens in one pass: ngram looks the text up in itself, MODEL "
+        "is a small public model with the same tokenizer that runs here.",
+    ),
+    option(
+        "--draft-tokens",
+        type=click.IntRange(1, 63),
+        help="Guesses verified at a time.  [default: up to 8, adapted to how many are right]",
+    ),
+)
+
 
 @click.command()
 @click.argument("server")
 @click.argument("prompt")
 @sampling_options
 @prompt_options
+@draft_options
 @connection_options
 @json_option
 @quiet_option
@@ -58,28 +73,49 @@ def generate(server: str, prompt: str, as_json: bool, quiet: bool, **flags: Any)
     console = Console(quiet)
     console.note(f"connecting to {server} …")
     text = sys.stdin.read() if prompt == "-" else prompt
-    from ..parties import GenerationOptions, SamplingOptions
     from ..parties import generate as run
 
-    options = GenerationOptions(
-        flags["max_tokens"],
-        SamplingOptions(flags["temperature"], flags["top_p"], flags["top_k"], flags["seed"]),
-        tuple(flags["stop"]),
-    )
+    options = generation_options(flags)
     with open_client(console, server, flags) as client:
         tokens = build_prompt(client.card, text, flags)
         say_what_is_public(console, client, tokens)
         from ..parties.generation import check_room
 
         check_room(client, tokens, options)
+        speculation = build_speculation(console, flags, client.card)
         client.setup(console.progress)
         writer = TextWriter(console, silent=as_json)
-        done = run(client, tokens, options, writer.write, console.progress)
+        done = run(client, tokens, options, writer.write, console.progress, speculation)
         writer.finish()
     if as_json:
         print(json.dumps(done.to_json(), ensure_ascii=False))
     say_cost(console, done)
     return 130 if done.finish_reason == "cancelled" else 0
+
+
+def generation_options(flags: dict[str, Any]) -> Any:
+    from ..parties import GenerationOptions, SamplingOptions
+
+    return GenerationOptions(
+        flags["max_tokens"],
+        SamplingOptions(flags["temperature"], flags["top_p"], flags["top_k"], flags["seed"]),
+        tuple(flags["stop"]),
+    )
+
+
+def build_speculation(console: Any, flags: dict[str, Any], card: Any) -> Any:
+    """The drafter asked for, or None; says what it lets the server see."""
+    from ..parties import DraftLength, Speculation, make_drafter
+
+    if flags["draft"] is None:
+        return None
+    drafter = make_drafter(flags["draft"], card)
+    console.note(
+        f"guesses by {drafter.name}: the server also learns how many each step verifies, "
+        "and how many are right"
+    )
+    # With a seed the clock decides nothing, so that answers repeat.
+    return Speculation(drafter, DraftLength(flags["draft_tokens"], timed=flags.get("seed") is None))
 
 
 def open_client(console: Any, server: str, flags: dict[str, Any]) -> Any:
@@ -159,6 +195,9 @@ def say_cost(console: Any, done: Any) -> None:
     if done.per_token:
         seconds, sizes = median(s for s, _ in done.per_token), median(b for _, b in done.per_token)
         line += f" ({seconds_text(seconds)} and {size_text(sizes)} a token)"
+    if usage.drafted_tokens:
+        line += f"; {usage.accepted_tokens} of {usage.drafted_tokens} guesses right"
+        line += f" in {usage.verification_steps} passes"
     if done.finish_reason == "cancelled":
         line = "stopped: " + line
     console.note(line)

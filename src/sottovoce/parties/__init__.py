@@ -3,6 +3,7 @@ them.
 """
 
 from .client import DEFAULT_PORT, Address, Client, Identity
+from .conversation import Conversation
 from .draft import Drafter, ModelDrafter, NgramDrafter, Proposal, make_drafter
 from .generation import Completion, GenerationOptions, Usage, generate
 from .protocol import PROTOCOL, CardCache, Welcome, Wish
@@ -18,6 +19,7 @@ __all__ = [
     "CardCache",
     "Client",
     "Completion",
+    "Conversation",
     "DraftLength",
     "Drafter",
     "GenerationOptions",

@@ -1,0 +1,153 @@
+"""A conversation of several turns in one session: each turn sends only what is new.
+
+The template's text around a new message is put behind the answer's own tokens, so nothing that the cache
+holds is computed twice. Where a template rewrites earlier turns, the longest common beginning is kept.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+
+from ..engines.base import Progress
+from ..errors import UnsupportedModelError, UsageError
+from ..models.chat import ChatTemplate, Message, Prompt
+from .client import Client
+from .generation import Completion, GenerationOptions, generate
+from .speculative import Speculation
+
+
+class Conversation:
+    """What was said, and which of it the session holds.
+
+    chat: speak through the model's template (None: if there is one); otherwise the text goes on as it is.
+    system: a private system message. public: text in its place that the server MAY READ.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        *,
+        chat: bool | None = None,
+        system: str | None = None,
+        public: str | None = None,
+    ) -> None:
+        template = client.card.template
+        self.client = client
+        self._template: ChatTemplate | None = None if chat is False else template
+        if chat and template is None:
+            raise UsageError(f"model {client.card.name} has no chat template; use --raw")
+        if system and self._template is None:
+            raise UsageError("--system-prompt needs a chat template; leave it away or drop --raw")
+        self._system, self._public = system, ""
+        self._said: list[Message] = []
+        self._tokens: tuple[int, ...] = ()  # of everything said; the session holds a beginning of them
+        self._public_count = 0
+        if public:
+            self.make_public(public)
+
+    def make_public(self, text: str) -> None:
+        """Text before the conversation that the server MAY READ. UsageError once anything was said."""
+        if self._tokens or self.client.length:
+            raise UsageError(
+                "public text comes first, and this conversation has begun; it takes a new session"
+            )
+        if self._system:
+            raise UsageError("public text takes the place of the system message; give one of them, not both")
+        self._public = text
+
+    def ask(
+        self,
+        text: str,
+        options: GenerationOptions,
+        on_text: Callable[[str], None] = lambda text: None,
+        progress: Progress | None = None,
+        speculation: Speculation | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> Completion:
+        """The answer to the next message; arguments and leakage as in `generate`.
+
+        A UsageError leaves the conversation as it was.
+        """
+        tokens = self._next(text)
+        prompt = self._new_part(tokens)
+        done = generate(self.client, prompt, options, on_text, progress, speculation, should_stop)
+        self._said += [{"role": "user", "content": text}, {"role": "assistant", "content": done.text}]
+        self._tokens = (*tokens, *done.token_ids)
+        return done
+
+    def next_prompt(self, text: str) -> Prompt:
+        """What `ask` would send, without sending anything: to be shown before."""
+        tokens = self._next(text)
+        return self._split(tokens, self._kept(tokens))
+
+    def forget(self) -> None:
+        """Begin anew in the same session; its public beginning stays."""
+        self._said, self._tokens = [], ()
+        if self.client.length > self._public_count:
+            self.client.truncate(self._public_count)
+
+    def _next(self, text: str) -> tuple[int, ...]:
+        """All tokens of the conversation up to where the answer to `text` begins."""
+        if not text.strip():
+            raise UsageError("the message is empty; write at least one word")
+        if not self._tokens:
+            return self._beginning(text)
+        if self._template is None:
+            return (*self._tokens, *self.client.card.tokenizer.encode(text))
+        return self._continued(self._template, text)
+
+    def _beginning(self, text: str) -> tuple[int, ...]:
+        card = self.client.card
+        if self._template is None:
+            plain = card.plain(text)
+            prompt = Prompt((*plain.public, *card.tokenizer.encode(self._public)), plain.private)
+        else:
+            prompt = card.chat(self._messages(text), public_system=bool(self._public))
+        self._public_count = len(prompt.public)
+        return prompt.tokens
+
+    def _continued(self, template: ChatTemplate, text: str) -> tuple[int, ...]:
+        """The text that the template puts behind the last answer, in tokens of its own."""
+        mark = secrets.token_hex(16)  # stands for the answer, whose tokens are known already
+        *earlier, question, _ = self._said
+        stand_in: Message = {"role": "assistant", "content": mark}
+        rendered = template.render([*self._messages(), *earlier, question, stand_in, _user(text)])
+        before, found, behind = rendered.partition(mark)
+        if (
+            found
+            and mark not in behind
+            and before == template.render([*self._messages(), *earlier, question])
+        ):
+            return (*self._tokens, *self.client.card.tokenizer.encode(behind))
+        whole = [*self._messages(), *self._said, _user(text)]
+        return self.client.card.chat(whole, public_system=bool(self._public)).tokens
+
+    def _messages(self, text: str | None = None) -> list[Message]:
+        """The system message, if there is one, and a first message, if it is given."""
+        system = self._public or self._system
+        first: list[Message] = [{"role": "system", "content": system}] if system else []
+        return first if text is None else [*first, _user(text)]
+
+    def _new_part(self, tokens: tuple[int, ...]) -> Prompt:
+        """What the session does not hold yet; makes it forget what does not belong to it."""
+        kept = self._kept(tokens)
+        if kept < self.client.length:
+            self.client.truncate(kept)
+        return self._split(tokens, kept)
+
+    def _kept(self, tokens: tuple[int, ...]) -> int:
+        """Length of the common beginning of the session and `tokens`, short of the last one."""
+        held = self.client.tokens
+        same = next((i for i, (a, b) in enumerate(zip(held, tokens, strict=False)) if a != b), len(held))
+        if held and same < self._public_count:
+            raise UnsupportedModelError("the chat template changes its public beginning; start a new session")
+        return min(same, len(tokens) - 1)
+
+    def _split(self, tokens: tuple[int, ...], kept: int) -> Prompt:
+        public = max(kept, self._public_count)
+        return Prompt(tokens[kept:public], tokens[public:])
+
+
+def _user(text: str) -> Message:
+    return {"role": "user", "content": text}
