@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -27,7 +28,8 @@ from sottovoce.bgv import Ciphertext, noise, stack
 from sottovoce.bgv.recipe_z import NOISE_LIMIT as RESULT_NOISE
 from sottovoce.errors import CorruptFileError, ParameterError
 from sottovoce.kvcache.interface import KVCache, Signed, Words, visible
-from sottovoce.kvcache.layout import CacheLayout, best_groups
+from sottovoce.kvcache.layout import CacheLayout, best_groups, token_ciphertexts
+from sottovoce.kvcache.saved import pack_table, unpack_table
 from sottovoce.kvcache.slots import SlotTable
 from sottovoce.kvcache.store import Store
 from sottovoce.mpc.field import from_signed
@@ -35,9 +37,6 @@ from sottovoce.packing import DataSide, ModelSide, Side, give_back_bytes, upload
 
 EXPECTED_CONTEXT = 96  # tokens for which the number of groups is chosen by default
 _RELINEARISED_AT_ONCE = 8
-
-_HEADER = struct.Struct("<4sBBHHHIII")
-_MAGIC, _VERSION = b"SVKV", 1
 
 
 class CiphertextCache(KVCache):
@@ -51,11 +50,11 @@ class CiphertextCache(KVCache):
     def __init__(
         self, side: Side, heads: int, kv_heads: int, head_dim: int, groups: int | None = None
     ) -> None:
-        degree = side.parameters.degree
-        if groups is None:
-            groups = best_groups(heads, head_dim, degree, EXPECTED_CONTEXT)
         self.side = side
-        self.layout = CacheLayout(heads, kv_heads, head_dim, degree, groups)
+        self.adaptive = groups is None
+        degree = side.parameters.degree
+        chosen = best_groups(heads, head_dim, degree, EXPECTED_CONTEXT) if groups is None else groups
+        self.layout = CacheLayout(heads, kv_heads, head_dim, degree, chosen)
         self.noise_limit = RESULT_NOISE  # lower it to refresh earlier, at both parties alike
         self._restart()
 
@@ -66,6 +65,9 @@ class CiphertextCache(KVCache):
     # -------------------------------------------------------------------------------------------
 
     def append_public(self, count: int, k: Signed | None, v: Signed | None) -> None:
+        if not self.table.used:
+            self.layout = self._layout_for(count)
+            self._restart()
         slots = self.table.append(count)
         if isinstance(self.side, DataSide):
             return
@@ -80,14 +82,12 @@ class CiphertextCache(KVCache):
         expected = (len(k), self.layout.kv_heads, self.layout.head_dim)
         if k.shape != expected or v.shape != expected:
             raise ParameterError(f"cache: shares of shape {k.shape} and {v.shape}, expected {expected}")
-        if self.needs_refresh:
+        if not self.table.used:
+            self.layout = self._layout_for(len(k))
+            self._restart()
+        elif self.needs_refresh:
             self.refresh()
-        slots = self.table.append(len(k))
-        if isinstance(self.side, DataSide):
-            self.side.upload(np.concatenate([part for _, part in self._placed(slots, k, v)]))
-            return
-        sent = self.side.download(2 * self.layout.groups * len(self._parts(slots)))
-        self._store(slots, k, v, sent)
+        self._append(k, v)
 
     def truncate(self, length: int) -> None:
         self.table.truncate(length)
@@ -132,10 +132,11 @@ class CiphertextCache(KVCache):
 
     @property
     def needs_refresh(self) -> bool:
-        """Whether dead slots or noise ask for `refresh` before the next append. Both parties decide alike."""
+        """Whether dead slots, the layout or noise ask for `refresh` before the next append: alike at both
+        parties."""
         dead = self.table.dead
         wasteful = dead >= self.layout.block_tokens and 2 * dead >= self.table.used
-        return wasteful or self.product_noise(self.table.used + 1) > self.noise_limit
+        return wasteful or self._outgrown or self.product_noise(self.table.used + 1) > self.noise_limit
 
     def product_noise(self, slots: int) -> float:
         """Bound, from public numbers, on the noise of scores and mixed values once `slots` slots are in use.
@@ -158,46 +159,45 @@ class CiphertextCache(KVCache):
         if count:
             shares = self._returned(count).reshape(2, blocks, layout.groups, layout.degree)
             k, v = (layout.gather(part, live) for part in shares)
+        self.layout = self._layout_for(live.size)
         self._restart()
         if live.size:
-            self.append(k, v)
+            self._append(k, v)
 
     def save(self) -> bytes:
-        layout = self.layout
-        head = _HEADER.pack(
-            _MAGIC, _VERSION, int(isinstance(self.side, ModelSide)), layout.heads, layout.kv_heads,
-            layout.head_dim, layout.groups, self.table.used, len(self.table),
-        )  # fmt: skip
-        body = self.table.live.astype("<u4").tobytes()
+        head = pack_table(self.layout, self.table, self.side.channel.role)
         if isinstance(self.side, DataSide):
-            return head + body
+            return head
         stores = [store.to_bytes() for store in (self._keys, self._values)]
-        return head + body + struct.pack("<QQ", *map(len, stores)) + b"".join(stores)
+        return head + struct.pack("<QQ", *map(len, stores)) + b"".join(stores)
 
     def load(self, data: bytes) -> None:
-        table, rest = self._load_table(data)
+        role = self.side.channel.role
+        layout, table, rest = unpack_table(data, self.layout, self.adaptive, role)
         if isinstance(self.side, DataSide):
             if rest:
                 raise CorruptFileError("a saved cache has bytes after its end")
-            self.table = table
+            self.layout, self.table = layout, table
             return
         if len(rest) < 16 or len(rest) != 16 + sum(struct.unpack_from("<QQ", rest)):
             raise CorruptFileError("a saved cache is truncated")
         split = 16 + struct.unpack_from("<QQ", rest)[0]
-        parameters, groups = self.side.parameters, self.layout.groups
+        parameters, groups = self.side.parameters, layout.groups
         keys = Store.from_bytes(parameters, groups, rest[16:split])
         values = Store.from_bytes(parameters, groups, rest[split:])
-        if len(keys) != self.layout.blocks(table.used) or len(values) != len(keys):
+        if len(keys) != layout.blocks(table.used) or len(values) != len(keys):
             raise CorruptFileError("a saved cache has another number of blocks than its tokens need")
-        self.table, self._keys, self._values = table, keys, values
+        self.layout, self.table, self._keys, self._values = layout, table, keys, values
 
     # --- cost
     # ------------------------------------------------------------------------------------------------
 
     def append_bytes(self, tokens: int) -> int:
-        """Bytes up of the next `append` of this many tokens."""
-        new = self.table.used + np.arange(tokens)
-        return upload_bytes(self.side.parameters, 2 * self.layout.groups * len(self._parts(new)))
+        """Bytes up of the next `append` of this many tokens, if it does not refresh."""
+        layout = self.layout if self.table.used else self._layout_for(tokens)
+        first, last = self.table.used, self.table.used + tokens - 1
+        blocks = last // layout.block_tokens - first // layout.block_tokens + 1
+        return upload_bytes(self.side.parameters, 2 * layout.groups * blocks)
 
     def scores_bytes(self, tokens: int) -> tuple[int, int]:
         """Bytes (up, down) of `scores` for the last `tokens` tokens."""
@@ -211,10 +211,9 @@ class CiphertextCache(KVCache):
 
     def refresh_bytes(self) -> tuple[int, int]:
         """Bytes (up, down) of `refresh`."""
-        parameters, groups = self.side.parameters, 2 * self.layout.groups
-        live = self.layout.blocks(len(self))
-        up = upload_bytes(parameters, groups * live) if live else 0
-        return up, give_back_bytes(parameters, groups * self.layout.blocks(self.table.used))
+        parameters, old, new = self.side.parameters, self.layout, self._layout_for(len(self))
+        up = upload_bytes(parameters, 2 * new.groups * new.blocks(len(self))) if len(self) else 0
+        return up, give_back_bytes(parameters, 2 * old.groups * old.blocks(self.table.used))
 
     # --- inside
     # ----------------------------------------------------------------------------------------------
@@ -223,6 +222,29 @@ class CiphertextCache(KVCache):
         self.table = SlotTable()
         self._keys = Store(self.side.parameters, self.layout.groups)
         self._values = Store(self.side.parameters, self.layout.groups)
+
+    def _layout_for(self, tokens: int) -> CacheLayout:
+        """The layout to start over with, for a context that goes on growing from this many tokens."""
+        if not self.adaptive:
+            return self.layout
+        old, expected = self.layout, max(EXPECTED_CONTEXT, tokens + tokens // 2)
+        return replace(old, groups=best_groups(old.heads, old.head_dim, old.degree, expected))
+
+    @property
+    def _outgrown(self) -> bool:
+        """Whether another number of groups would save a quarter of the ciphertexts of every further token."""
+        new = self._layout_for(len(self))
+        shape = (new.heads, new.head_dim, new.degree)
+        now = token_ciphertexts(*shape, self.layout.groups, len(self))
+        return 4 * token_ciphertexts(*shape, new.groups, len(self)) <= 3 * now
+
+    def _append(self, k: Words, v: Words) -> None:
+        slots = self.table.append(len(k))
+        if isinstance(self.side, DataSide):
+            self.side.upload(np.concatenate([part for _, part in self._placed(slots, k, v)]))
+            return
+        sent = self.side.download(2 * self.layout.groups * len(self._parts(slots)))
+        self._store(slots, k, v, sent)
 
     def _parts(self, slots: npt.NDArray[np.int64]) -> list[int]:
         """Blocks that these slots touch."""
@@ -299,22 +321,3 @@ class CiphertextCache(KVCache):
         keys, values = self._keys.all(), self._values.all()
         both = np.concatenate([keys.data, values.data])
         return self.side.give_back(Ciphertext(self.side.parameters, both, max(keys.noise, values.noise)))
-
-    def _load_table(self, data: bytes) -> tuple[SlotTable, bytes]:
-        if len(data) < _HEADER.size:
-            raise CorruptFileError("a saved cache is truncated")
-        magic, version, role, *shape, used, count = _HEADER.unpack_from(data)
-        layout = self.layout
-        if magic != _MAGIC or version != _VERSION:
-            raise CorruptFileError("these bytes are not a saved cache of this version")
-        if role != int(isinstance(self.side, ModelSide)):
-            raise CorruptFileError("this cache was saved by the other party")
-        if shape != [layout.heads, layout.kv_heads, layout.head_dim, layout.groups]:
-            raise CorruptFileError("this cache was saved for another model or layout")
-        body = data[_HEADER.size :]
-        if len(body) < 4 * count or count > used:
-            raise CorruptFileError("a saved cache is truncated")
-        live = np.frombuffer(body[: 4 * count], "<u4").astype(np.int64)
-        if count and (int(live[-1]) >= used or (np.diff(live) <= 0).any()):
-            raise CorruptFileError("a saved cache has impossible token slots")
-        return SlotTable(used, live), body[4 * count :]

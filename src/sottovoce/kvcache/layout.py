@@ -114,18 +114,18 @@ class CacheLayout:
 
 
 def best_groups(heads: int, head_dim: int, degree: int, tokens: int) -> int:
-    """The number of groups with the fewest bytes per token at a context of `tokens`.
-
-    A token sends G queries, 2 G appended keys and values and one probability ciphertext per block, and gets
-    back one of scores per block and G of mixed values. Ciphertexts sent and returned are about equally
-    large.
-    """
+    """The number of groups with the fewest ciphertexts per token at a context of `tokens`."""
     choices = [g for g in range(1, head_dim + 1) if head_dim % g == 0 and heads * (head_dim // g) <= degree]
     if not choices:
         raise ParameterError(f"cache: one dimension of {heads} heads exceeds {degree} slots")
+    return min(choices, key=lambda groups: token_ciphertexts(heads, head_dim, degree, groups, tokens))
 
-    def ciphertexts(groups: int) -> int:
-        per_block = degree // (heads * (head_dim // groups))
-        return 4 * groups + 2 * -(-tokens // per_block)
 
-    return min(choices, key=ciphertexts)
+def token_ciphertexts(heads: int, head_dim: int, degree: int, groups: int, tokens: int) -> int:
+    """Ciphertexts that a token sends and gets back; both kinds are about equally large.
+
+    Up: G of its query, 2 G of its key and value, one of probabilities for each block. Down: one of scores
+    for each block and G of mixed values.
+    """
+    per_block = degree // (heads * (head_dim // groups))
+    return 4 * groups + 2 * -(-tokens // per_block)
