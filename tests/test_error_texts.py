@@ -7,7 +7,7 @@ import pytest
 
 from sottovoce.engines.base import EngineOptions
 from sottovoce.engines.registry import make_engine
-from sottovoce.errors import SottovoceError, UnsupportedModelError
+from sottovoce.errors import UnsupportedModelError
 from sottovoce.models.chat import ChatTemplate
 from sottovoce.parties import Address, Client, Server, Welcome, Wish
 from tiny_model import tiny_model

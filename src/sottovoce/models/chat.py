@@ -12,12 +12,11 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NoReturn
 
 import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from sottovoce.errors import CorruptFileError, UnsupportedModelError, UsageError
+from sottovoce.models.sandbox import TemplateEnvironment
 from sottovoce.models.tokenizer import Tokenizer
 
 Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
@@ -53,9 +52,13 @@ class ChatTemplate:
 
     def render(self, messages: Sequence[Message], *, continue_reply: bool = True) -> str:
         """The prompt's text; with `continue_reply` it ends where the assistant's answer begins."""
+        # Role and content only: anything else that a message has, such as a name, would pass for a constant.
+        plain = [{key: m[key] for key in ("role", "content") if key in m} for m in messages]
         try:
-            return self._compiled.render(
-                messages=[dict(message) for message in messages],
+            environment, template = self._compiled
+            environment.begin()
+            return template.render(
+                messages=plain,
                 add_generation_prompt=continue_reply,
                 **self.variables,
             )
@@ -89,11 +92,10 @@ class ChatTemplate:
         return Prompt(tuple(tokenizer.encode(constant)), tuple(tokenizer.encode(text[len(constant) :])))
 
     @cached_property
-    def _compiled(self) -> jinja2.Template:
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        environment.globals["raise_exception"] = _raise_exception
+    def _compiled(self) -> tuple[TemplateEnvironment, jinja2.Template]:
+        environment = TemplateEnvironment()
         try:
-            return environment.from_string(self.source)
+            return environment, environment.from_string(self.source)
         except jinja2.TemplateError as error:
             raise UnsupportedModelError(f"the model's chat template is not valid Jinja: {error}") from error
 
@@ -113,7 +115,3 @@ def _check_messages(messages: Sequence[Message]) -> None:
     for message in messages:
         if message.get("role") not in ("system", "user", "assistant") or "content" not in message:
             raise UsageError("every chat message needs a role (system, user, assistant) and a content")
-
-
-def _raise_exception(message: Any) -> NoReturn:
-    raise jinja2.TemplateError(str(message)[:200])
