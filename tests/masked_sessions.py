@@ -60,7 +60,7 @@ class Driver:
         self.results: list[tuple[np.ndarray, np.ndarray]] = []
 
     def prepare(self, tokens: int) -> None:
-        self.source._products._keys()
+        self.source.setup()
         expected = self.source.prepare_bytes(tokens)
         self._costs(lambda: self.source.prepare(tokens), expected)
 

@@ -127,6 +127,10 @@ class AttentionSource:
 
     # --- making
 
+    def setup(self) -> None:
+        """Exchange keys: one exchange of 43 KB each way. Without it, this happens with the first block."""
+        self._products.keys()
+
     def prepare(self, tokens: int) -> None:
         """Make material until `tokens` are ready, in blocks. Two exchanges per layer and block.
 

@@ -145,7 +145,7 @@ class MaskProducts:
         Right up to a few hundred units. Two exchanges, `cost(shapes)` bytes each way. Leaks nothing: what
         travels is encrypted, or masked over all of Z_Q.
         """
-        own, peer = self._keys()
+        own, peer = self.keys()
         layouts = [MaskLayout.plan(*x.shape, y.shape[2]) for x, y in pairs]
         sent = b"".join(own.encrypt(layout.lay_out(x)) for layout, (x, _) in zip(layouts, pairs, strict=True))
         received = self._channel.exchange(sent, len(sent))
@@ -165,7 +165,7 @@ class MaskProducts:
             results.append(add_mod(cross, matmul(x, y), P_FIELD))
         return results
 
-    def _keys(self) -> tuple[CoefficientKey, PublicKey]:
+    def keys(self) -> tuple[CoefficientKey, PublicKey]:
         """Own keys and the other party's public key: one exchange of 43 KB each way, the first time."""
         if self._own is None or self._peer is None:
             self._own = CoefficientKey.generate()

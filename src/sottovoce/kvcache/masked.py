@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from sottovoce.correlations.attention import AttentionSource, Questions
 from sottovoce.correlations.mask_products import matmul
-from sottovoce.errors import CorruptFileError, ParameterError
+from sottovoce.errors import CorruptFileError, IntegrityError, ParameterError
 from sottovoce.kvcache.interface import KVCache, Signed, Words
 from sottovoce.kvcache.opened import OpenedTokens
 from sottovoce.mpc import field as arithmetic
@@ -147,8 +147,9 @@ class MaskedCache(KVCache):
         total = arithmetic.add(mixes, matmul(left, self._opened.value_rows(live.size)), P_FIELD)
         # Slots that died since the block was made have probability zero, so that p̂ = −π; their v̂, which could
         # be anything, is taken as zero.
-        gone = np.setdiff1d(part.positions[part.positions <= part.counters[-1]], live)
-        if gone.size:
+        last = int(np.searchsorted(part.positions, part.counters[-1], "right"))
+        if last > live.size:
+            gone = np.setdiff1d(part.positions[:last], live)
             _, masks = self.source.masks(self.layer, gone)
             lost = p[:, :, np.searchsorted(part.positions, gone)]
             total = arithmetic.add(total, matmul(lost, masks.swapaxes(0, 1)), P_FIELD)
@@ -248,9 +249,10 @@ class MaskedCache(KVCache):
         live = np.frombuffer(data, "<u8", count, _HEADER.size)
         if count and (live[-1] >= used or (live[1:] <= live[:-1]).any()):
             raise CorruptFileError("the tokens of a saved cache are out of order")
-        values = unpack_bits(data[start:], numbers, _WIDTH)
-        if numbers and int(values.max()) >= P_FIELD:
-            raise CorruptFileError("a saved cache holds a number outside the field")
+        try:
+            values = arithmetic.checked(unpack_bits(data[start:], numbers, _WIDTH), P_FIELD)
+        except IntegrityError:
+            raise CorruptFileError("a saved cache holds a number outside the field") from None
         return live.astype(np.int64), used, values.reshape(4, count, source.kv_heads, source.head_dim)
 
     # --- cost
