@@ -10,7 +10,7 @@ w_g into v_g ⊕ Δ_g·b.
 Cost: 15/8 bytes from receiver to sender and 32 AES blocks per index at each party.
 
 Indices are numbered from 0 and never repeat: streams are read forward only, every row leaves its buffer once,
-and an object can be neither copied nor saved, so no restart replays one.
+and an object can be neither copied nor saved nor used after a fork, so no restart replays one.
 """
 
 from typing import Any, NoReturn
@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from sottovoce import _native
 from sottovoce.errors import ProtocolError
+from sottovoce.ring.forks import generation, require_same_process
 
 U8 = npt.NDArray[np.uint8]
 U64 = npt.NDArray[np.uint64]
@@ -32,6 +33,7 @@ class _Direction:
     """What both ends share: the streams' position, the buffer of rows, and the numbering."""
 
     def __init__(self, leaves: U8, hash_key: bytes, threads: int) -> None:
+        self._process = generation()
         self._leaves = leaves
         self.hash_key = np.frombuffer(hash_key, np.uint8)
         self._threads = threads
@@ -45,6 +47,7 @@ class _Direction:
 
     def _fold(self, count: int) -> tuple[U8, U8]:
         """The next `count` indices of all trees: sums (16, bytes), weighted (128, bytes)."""
+        require_same_process(self._process)
         sums = np.empty((TREES, count // 8), np.uint8)
         weighted = np.empty((TREES * 8, count // 8), np.uint8)
         _native.ggm_fold(self._leaves, self.produced // 128, sums, weighted, self._threads)
@@ -59,6 +62,7 @@ class _Direction:
 
     def _take(self, n: int) -> tuple[int, U64]:
         """The next n rows and the index of the first."""
+        require_same_process(self._process)
         if n > len(self._rows):
             raise ProtocolError(f"{n} oblivious transfers were asked for with {len(self._rows)} prepared")
         rows, self._rows = self._rows[:n], self._rows[n:]

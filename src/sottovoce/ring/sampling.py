@@ -19,6 +19,7 @@ import numpy.typing as npt
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 
 from sottovoce.errors import ParameterError
+from sottovoce.ring.forks import generation, require_same_process
 
 EXPANSION_VERSION = 1
 SEED_BYTES = 32
@@ -37,9 +38,11 @@ class Stream:
 
     seed: 32 bytes, or None for fresh randomness from the operating system. purpose: a label that separates
     the uses of one seed. index: a further separation, for example the number of a limb or of a ciphertext.
+    A stream without a seed is secret and ends at a fork: drawing from it in the child raises ProtocolError.
     """
 
     def __init__(self, seed: bytes | None = None, purpose: bytes = b"", index: int = 0) -> None:
+        self._made = generation() if seed is None else None
         if seed is None:
             seed = os.urandom(SEED_BYTES)
         if len(seed) != SEED_BYTES:
@@ -48,6 +51,8 @@ class Stream:
 
     def bytes(self, count: int) -> npt.NDArray[np.uint8]:
         """`count` random bytes, as a writable array."""
+        if self._made is not None:
+            require_same_process(self._made)
         out = np.zeros(count + 15, np.uint8)
         written = self._encryptor.update_into(out.data[:count], out.data)
         assert written == count
