@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from statistics import mean, median
 from typing import Any
 
@@ -17,50 +17,64 @@ from sottovoce.net.ledger import total
 PREPARATION = "correlations"  # the operation under which the engine books input-independent material
 
 
-def per_token(client: Sequence[Pass], server: Sequence[Pass]) -> dict[str, Any]:
-    """Seconds, bytes and rounds of one decode step.
+def per_token(
+    client: Sequence[Pass], server: Sequence[Pass], batches: Iterable[tuple[Pass, Pass]] = ()
+) -> dict[str, Any]:
+    """Seconds, bytes and rounds of one decode step, everything counted.
 
-    Bytes are both directions with frame headers. Preparation is what the engine books as `correlations`:
-    it does not depend on the token, wherever in the step it was made. It comes in batches that last for
-    several tokens, so its share is the mean; of everything else the median is taken.
+    Bytes are both directions with frame headers. Preparation is what the engine books as `correlations`: it
+    does not depend on the token, wherever in the step it was made. It comes in batches that last for several
+    tokens, so its share is the mean; of everything else the median is taken. `batches`: of material made for
+    many tokens at once, (client's, server's) passes; a token's share is added.
     """
     ahead = [total([row for row in one.rows if is_preparation(row)]) for one in client]
     online = [total([row for row in one.rows if not is_preparation(row)]) for one in client]
-    preparation_s = mean(row.seconds for row in ahead)
     online_s = median(one.seconds - row.seconds for one, row in zip(client, ahead, strict=True))
     online_bytes = median(size(row) for row in online)
+    made = [(mine, theirs, total(mine.rows)) for mine, theirs in batches if mine.tokens]
+
+    def share(values: Iterator[tuple[float, int]]) -> float:
+        """A token's share of all batches, given (value, tokens) of each."""
+        sums = [sum(column) for column in zip(*values, strict=True)]
+        return sums[0] / sums[1] if sums else 0.0
+
+    preparation_s = mean(r.seconds for r in ahead) + share((m.seconds, m.tokens) for m, _, _ in made)
+    preparation_bytes = mean(size(r) for r in ahead) + share((size(r), m.tokens) for m, _, r in made)
+    rounds = mean(r.rounds for r in ahead) + share((r.rounds, m.tokens) for m, _, r in made)
     return {
         "seconds_per_token": online_s + preparation_s,
         "online_seconds_per_token": online_s,
         "preparation_seconds_per_token": preparation_s,
-        "bytes_per_token": online_bytes + mean(size(row) for row in ahead),
+        "bytes_per_token": online_bytes + preparation_bytes,
         "online_bytes_per_token": online_bytes,
-        "rounds_per_token": median(row.rounds for row in online) + mean(row.rounds for row in ahead),
+        "rounds_per_token": median(row.rounds for row in online) + rounds,
         "cpu_seconds_per_token": {
-            "client": median(one.cpu_seconds for one in client),
-            "server": median(one.cpu_seconds for one in server),
+            "client": median(one.cpu_seconds for one in client)
+            + share((m.cpu_seconds, m.tokens) for m, _, _ in made),
+            "server": median(one.cpu_seconds for one in server)
+            + share((t.cpu_seconds, m.tokens) for m, t, _ in made),
         },
+        "preparation_batch": round(mean(m.tokens for m, _, _ in made)) if made else 1,
     }
 
 
-def by_operation(passes: Sequence[Pass]) -> list[dict[str, Any]]:
-    """Mean cost of each operation per token, the most seconds first; preparation under a phase of its own."""
-    sums: dict[tuple[str, str], LedgerRow] = {}
-    for one in passes:
-        for row in one.rows:
-            key = _named(row)
-            sums.setdefault(key, LedgerRow(*key)).add(row)
+def by_operation(passes: Sequence[Pass], batches: Sequence[Pass] = ()) -> list[dict[str, Any]]:
+    """Mean cost of each operation per token, the most seconds first; preparation under a phase of its own.
+
+    batches: material for many tokens at once, of which a token's share is added.
+    """
+    sums: dict[tuple[str, str], list[float]] = {}
+    made = sum(one.tokens for one in batches)
+    for group, tokens in ((passes, len(passes)), (batches, made)):
+        for row in (row for one in group for row in one.rows if tokens):
+            entry = sums.setdefault(_named(row), [0.0, 0.0, 0.0])
+            for i, value in enumerate((row.seconds, size(row), row.rounds)):
+                entry[i] += value / tokens
     table = [
-        {
-            "name": row.operation,
-            "phase": row.phase,
-            "seconds": row.seconds / len(passes),
-            "bytes": size(row) / len(passes),
-            "rounds": row.rounds / len(passes),
-        }
-        for row in sums.values()
+        {"name": name, "phase": phase, "seconds": seconds, "bytes": count, "rounds": rounds}
+        for (phase, name), (seconds, count, rounds) in sums.items()
     ]
-    return sorted(table, key=lambda entry: -float(entry["seconds"]))
+    return sorted(table, key=lambda entry: -float(str(entry["seconds"])))
 
 
 def size(row: LedgerRow) -> int:

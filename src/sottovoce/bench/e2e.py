@@ -15,13 +15,14 @@ import numpy as np
 
 from sottovoce.bench.cost import agreement, by_operation, per_token
 from sottovoce.bench.machine import header
-from sottovoce.bench.session import Fill, Forward, Job, Open, Pass, Step, passes_of, run_job
+from sottovoce.bench.session import Fill, Forward, Job, Open, Outcome, Pass, Prepare, Step, passes_of, run_job
 from sottovoce.bench.text import sample_tokens
 from sottovoce.engines.base import EngineOptions, Progress
 from sottovoce.errors import UsageError
 from sottovoce.models import load_model
 
 POINT = "decode"
+BATCH = 64  # tokens for which material is prepared together, by engines that do so
 
 
 def run(
@@ -48,7 +49,7 @@ def run(
     job = Job(EngineOptions(engine=engine, kv=kv), model, tuple(session * max(1, repeat)))
     del plain  # neither party's memory
     client, server = run_job(job, progress)
-    mine, theirs = passes_of(job, client, POINT), passes_of(job, server, POINT)
+    mine = passes_of(job, client, POINT)
     assert client.setup is not None
     return {
         **header(),
@@ -60,13 +61,12 @@ def run(
         "new_tokens": new_tokens,
         "repeat": max(1, repeat),
         "text": None if text is None else Path(text).name,
-        **per_token(mine, theirs),
+        **cost_at(job, client, server),
         "peak_memory_bytes": {"client": client.peak_memory_bytes, "server": server.peak_memory_bytes},
         "setup_seconds": client.setup.seconds,
         "setup_bytes": client.setup.wire_up + client.setup.wire_down,
         **agreement(np.tile(reference, (max(1, repeat), 1)), logits(mine)),
-        "preparation_batch": 1,
-        "by_operation": by_operation(mine),
+        "by_operation": by_operation(mine, batch_at(job, client)),
     }
 
 
@@ -85,9 +85,30 @@ def decode_steps(
     steps: list[Step] = []
     if context - 1 > cached:
         steps.append(Fill(tuple(tokens[cached : context - 1])))
+    steps.append(Prepare(max(BATCH, new_tokens + 1), point))
     if context > cached:
         steps.append(Forward((tokens[context - 1],)))
     return [*steps, *single]
+
+
+def cost_at(job: Job, client: Outcome, server: Outcome, point: str = POINT) -> dict[str, Any]:
+    """What a token costs at one point of a job made of `decode_steps`."""
+    mine, theirs = passes_of(job, client, point), passes_of(job, server, point)
+    return per_token(
+        mine, theirs, zip(batch_at(job, client, point), batch_at(job, server, point), strict=True)
+    )
+
+
+def batch_at(job: Job, outcome: Outcome, point: str = POINT) -> list[Pass]:
+    """Material that the tokens of a point live on: made for it, or if none was needed, the last before."""
+    last: list[Pass] = []
+    own: list[Pass] = []
+    for step, passes in zip(job.steps, outcome.passes, strict=True):
+        if isinstance(step, Prepare):
+            made = [one for one in passes if one.tokens]
+            last = made or last
+            own += last if step.point == point else []
+    return own
 
 
 def logits(passes: Sequence[Pass]) -> np.ndarray[Any, Any]:

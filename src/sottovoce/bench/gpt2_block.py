@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sottovoce.bench.cost import by_operation, per_token
-from sottovoce.bench.session import Call, Fill, Job, Open, Party, Step, passes_of, run_job
+from sottovoce.bench.e2e import POINT, batch_at
+from sottovoce.bench.session import Call, Fill, Job, Open, Party, Prepare, Step, passes_of, run_job
 from sottovoce.engines.base import EngineOptions, Progress
 from sottovoce.models import Model
 from sottovoce.models.config import Config
@@ -128,17 +129,19 @@ def measure(kv: str, context: int, repeat: int, progress: Progress) -> dict[str,
     """Cost of the block per token (medians of `repeat` tokens behind `context` cached ones) and its error."""
     block = Block(context)
     cached = Fill(tuple(tokens(context)[:-1]))
-    steps: list[Step] = [Open(()), cached, Call(block.step), Call(block.reveal, "output")]
-    steps += [Call(block.step, "block")] * repeat
+    steps: list[Step] = [Open(()), cached, Prepare(repeat + 1, POINT), Call(block.step)]
+    steps.append(Call(block.reveal, "output"))
+    steps += [Call(block.step, POINT)] * repeat
     job = Job(EngineOptions(kv=kv), block_model, tuple(steps))
     client, server = run_job(job, progress)
-    mine, theirs = passes_of(job, client, "block"), passes_of(job, server, "block")
+    mine, theirs = passes_of(job, client, POINT), passes_of(job, server, POINT)
     (revealed,) = passes_of(job, client, "output")
     assert revealed.logits is not None
+    batches = [batch_at(job, outcome, POINT) for outcome in (client, server)]
     return {
-        **per_token(mine, theirs),
+        **per_token(mine, theirs, zip(*batches, strict=True)),
         "max_error": float(np.abs(revealed.logits - reference(context)).max()),
-        "by_operation": by_operation(mine),
+        "by_operation": by_operation(mine, batches[0]),
     }
 
 

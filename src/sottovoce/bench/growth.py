@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from sottovoce.bench.cost import per_token
-from sottovoce.bench.e2e import check_room, decode_steps
+from sottovoce.bench.e2e import check_room, cost_at, decode_steps
 from sottovoce.bench.machine import header
 from sottovoce.bench.session import Job, Open, Outcome, Step, passes_of, run_job
 from sottovoce.bench.text import sample_tokens
@@ -63,7 +62,7 @@ def _point(job: Job, client: Outcome, server: Outcome, context: int) -> dict[str
     }
     return {
         "context": context,
-        **per_token(mine, theirs),
+        **cost_at(job, client, server, str(context)),
         "memory_bytes": sum(memory.values()),
         "memory": memory,
     }

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from sottovoce.bench.cost import per_token
-from sottovoce.bench.e2e import check_room, decode_steps
+from sottovoce.bench.e2e import check_room, cost_at, decode_steps
 from sottovoce.bench.machine import header
-from sottovoce.bench.session import Job, Open, Shape, Step, passes_of, run_job
+from sottovoce.bench.session import Job, Open, Shape, Step, run_job
 from sottovoce.bench.shaped import LAN, LOOPBACK, WAN, Network
 from sottovoce.bench.text import sample_tokens
 from sottovoce.engines.base import EngineOptions, Progress
@@ -39,9 +38,8 @@ def run(
     client, server = run_job(job, progress)
     rows = []
     for network in networks:
-        cost = per_token(passes_of(job, client, network.name), passes_of(job, server, network.name))
         shape = {"net": network.name, "rtt_ms": network.rtt_ms, "mbit": network.mbit or None}
-        rows.append(shape | cost)
+        rows.append(shape | cost_at(job, client, server, network.name))
     return {
         **header(),
         "model": model,

@@ -27,7 +27,8 @@ from sottovoce.bench.shaped import Network, ShapedChannel
 from sottovoce.engines.base import EngineOptions, Progress
 from sottovoce.engines.hybrid import HybridDataParty, HybridEngine, HybridModelParty
 from sottovoce.engines.hybrid.execution import Execution
-from sottovoce.errors import SottovoceError, UsageError
+from sottovoce.errors import PeerConnectionError, ProtocolError, SottovoceError, UsageError
+from sottovoce.kvcache import MaskedCache
 from sottovoce.models import Model, load_model
 from sottovoce.models.quantize import public_keys_values
 from sottovoce.mpc import field as residues
@@ -36,6 +37,7 @@ from sottovoce.net.tls import Certificate, wrap_client, wrap_server
 from sottovoce.ring.primes import P_FIELD
 
 _MAX_DESCRIPTION = 1 << 24
+_LINGER = 3.0  # seconds that a party's error waits for the other's
 _PATIENCE = 600.0  # seconds for the two processes to find each other
 
 
@@ -50,10 +52,22 @@ class Open:
 class Fill:
     """Cache private tokens without computing them: real keys and values of the text so far, freshly shared.
 
-    They go through the cache's own `append`, encryption included, as those of a prefill would.
+    They go through the cache's own `append`, encryption included, as those of a prefill would. The masked
+    cache takes them without material for queries, which they never ask: once opened, tokens are all alike.
     """
 
     tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Make one-time material for `tokens` tokens or more in one batch, where the engine does so; measured.
+
+    None is made while there is enough.
+    """
+
+    tokens: int
+    point: str = ""
 
 
 @dataclass(frozen=True)
@@ -91,7 +105,7 @@ class Call:
     point: str = ""
 
 
-Step = Open | Fill | Forward | Generate | Shape | Call
+Step = Open | Fill | Prepare | Forward | Generate | Shape | Call
 
 
 @dataclass(frozen=True)
@@ -113,7 +127,7 @@ class Pass:
 
     seconds: wall clock at this party, between two moments at which both were idle. cpu_seconds: all threads
     of its process. memory_bytes: largest resident memory during the pass. rows: the ledger. token (the last
-    one passed) and logits (float32): the client's.
+    one passed) and logits (float32): the client's. tokens: for how many it was (`Prepare`: how many more).
     """
 
     seconds: float
@@ -121,6 +135,7 @@ class Pass:
     memory_bytes: int
     rows: list[LedgerRow] = field(default_factory=list)
     token: int = -1
+    tokens: int = 1
     logits: npt.NDArray[np.float32] | None = None
 
 
@@ -167,7 +182,7 @@ def run_job(
             while len(outcomes) < len(Role):
                 role, kind, value = _next(results, parties)
                 if kind == "error":
-                    raise value
+                    raise _reason(results, value)
                 if kind == "outcome":
                     outcomes[role] = value
                 elif role is Role.CLIENT and kind == "step":
@@ -180,6 +195,19 @@ def run_job(
             for process in parties:
                 process.terminate()
     return outcomes[Role.CLIENT], outcomes[Role.SERVER]
+
+
+def _reason(results: Any, first: Exception) -> Exception:
+    """A party's error, unless it only says that the other one gave up: then the other one's."""
+    deadline = time.monotonic() + _LINGER
+    while isinstance(first, ProtocolError | PeerConnectionError) and time.monotonic() < deadline:
+        try:
+            _, kind, value = results.get(timeout=0.1)
+        except queue.Empty:
+            continue
+        if kind == "error":
+            return value if isinstance(value, Exception) else first
+    return first
 
 
 def _next(results: Any, parties: list[Any]) -> tuple[Role, str, Any]:
@@ -242,6 +270,8 @@ class Party:
             case Fill():
                 self.fill(step.tokens)
                 return []
+            case Prepare():
+                return [self.prepared(step.tokens)]
             case Forward():
                 return [self.measured(lambda: self.forward(step.tokens), step.tokens[-1])]
             case Generate():
@@ -270,6 +300,16 @@ class Party:
         if logits is not None:
             taken.token, taken.logits = token, logits.astype(np.float32)
         return taken
+
+    def prepared(self, tokens: int) -> Pass:
+        """Only the masked cache prepares for many tokens; everything else is made from token to token."""
+        cache = self.execution.caches[0]
+        if not isinstance(cache, MaskedCache):
+            return Pass(0.0, 0.0, 0, tokens=0)
+        source, before = cache.source, cache.source.ready
+        made = self.measured(lambda: source.prepare(tokens))
+        made.tokens = source.ready - before
+        return made
 
     def open(self, public: tuple[int, ...]) -> None:
         raise NotImplementedError
@@ -317,7 +357,10 @@ class _Server(Party):
         self.text += tokens
         keys, values = public_keys_values(self.engine.model, self.text)
         for cache, k, v in zip(self.execution.caches, keys[:, known:], values[:, known:], strict=True):
-            cache.append(self._share(k), self._share(v))
+            if isinstance(cache, MaskedCache):
+                cache.append_public(len(tokens), k, v)
+            else:
+                cache.append(self._share(k), self._share(v))
         self.execution.length += len(tokens)
 
     def forward(self, tokens: tuple[int, ...]) -> None:
@@ -353,6 +396,9 @@ class _Client(Party):
         config = self.party.public.config
         shape = (len(tokens), config.kv_heads, config.head_dim)
         for cache in self.execution.caches:
+            if isinstance(cache, MaskedCache):
+                cache.append_public(len(tokens), None, None)
+                continue
             k = self.generator.integers(0, P_FIELD, shape, dtype=np.uint64)
             cache.append(k, self.generator.integers(0, P_FIELD, shape, dtype=np.uint64))
         self.execution.length += len(tokens)
@@ -429,6 +475,7 @@ __all__ = [
     "Outcome",
     "Party",
     "Pass",
+    "Prepare",
     "Shape",
     "Step",
     "passes_of",

@@ -1,0 +1,165 @@
+"""Results become tables: one line for what was measured, replaced when it is measured again."""
+
+import json
+
+import pytest
+
+from sottovoce.bench import plot, report, tables
+from sottovoce.bench.machine import header
+from sottovoce.errors import CorruptFileError, UsageError
+
+PRIMITIVE = {"ours_s": 1e-5, "peer_s": 8e-5, "ratio": 8.0}
+OPERATION = {"name": "linear", "phase": "decode", "seconds": 0.5, "bytes": 1e6, "rounds": 4.0}
+
+
+def e2e(kv="ciphertext", context=64, seconds=2.5):
+    return {
+        **header(),
+        "model": "m",
+        "engine": "hybrid",
+        "kv": kv,
+        "context": context,
+        "seconds_per_token": seconds,
+        "online_seconds_per_token": 2.0,
+        "bytes_per_token": 5e7,
+        "online_bytes_per_token": 4e7,
+        "rounds_per_token": 900.0,
+        "cpu_seconds_per_token": {"client": 1.0, "server": 2.0},
+        "peak_memory_bytes": {"client": 10**8, "server": 10**9},
+        "top1_agreement": 1.0,
+        "mean_kl": 0.0001,
+        "by_operation": [OPERATION] * 20,
+    }
+
+
+def growth(kv, contexts, seconds):
+    points = [
+        {"context": c, "seconds_per_token": seconds * c, "bytes_per_token": 1e6, "memory_bytes": 10**9}
+        for c in contexts
+    ]
+    return {**header(), "model": "m", "kv": kv, "points": points}
+
+
+def sample(name):
+    """A result with the keys that the table of this benchmark needs."""
+    block = {"ours_s": 0.1, "peer_s": 6.0, "ratio": 60.0}
+    block |= {"ours_bytes": 3e6, "peer_bytes": 3e7, "bytes_ratio": 10.0}
+    row = {"prompt": "a|b\nc", "answer": "x" * 200, "equal": 15, "first_difference": None}
+    network = {"net": "wan", "rtt_ms": 40.0, "mbit": 100.0}
+    cost = {"seconds_per_token": 1.0, "bytes_per_token": 1e6, "rounds_per_token": 12.5}
+    return (
+        header()
+        | {
+            "agreement": {
+                "model": "m",
+                "kv": "masked",
+                "prompts": 1,
+                "positions": 16,
+                "new_tokens": 16,
+                "top1_agreement": 0.99,
+                "mean_kl": 1e-4,
+                "max_kl": 1e-3,
+                "rows": [row, row | {"first_difference": {"position": 3, "reference_margin": 0.01}}],
+            },
+            "e2e": e2e(),
+            "growth": growth("none", (8, 16), 1.0),
+            "he": {"ntt": PRIMITIVE, "rotate": PRIMITIVE | {"peer_s": None, "ratio": None}},
+            "network": {"model": "m", "kv": "none", "context": 64, "rows": [network | cost]},
+            "peers": {
+                "kv": "masked",
+                "context": 64,
+                "spu_block": block,
+                "he": {"ntt": PRIMITIVE},
+                "by_operation": [OPERATION],
+            },
+            "quality": {
+                "model": "m",
+                "text": "t.txt",
+                "tokens": 9,
+                "ppl_plain": 20.0,
+                "ppl_fixed": 20.01,
+                "kl": 1e-4,
+                "top1": 0.99,
+                "encrypted": None,
+            },
+        }[name]
+    )
+
+
+@pytest.mark.parametrize("name", sorted(report.KINDS))
+def test_every_benchmark_has_a_table(name, tmp_path):
+    path = report.save(name, sample(name), {"context": 64}, tmp_path)
+    page = (tmp_path / f"{name}.md").read_text()
+    assert page.startswith(f"# {report.KINDS[name].title}\n")
+    assert f"`sottovoce bench {name} --context 64`" in page and sample(name)["machine"]["cpu"] in page
+    (run,) = json.loads(path.read_text())
+    assert run["date"] in page and run["command"].startswith("sottovoce bench")
+    widths = [line.count(" | ") for line in page.splitlines() if line.startswith("| ")]
+    assert len(widths) > 2 and report.KINDS.keys() == tables.RENDERERS.keys()
+
+
+def test_a_run_replaces_the_one_that_measured_the_same(tmp_path):
+    for context, seconds in ((128, 3.0), (64, 2.0), (128, 1.25)):
+        path = report.save("e2e", e2e(context=context, seconds=seconds), {}, tmp_path)
+    assert [(r["context"], r["seconds_per_token"]) for r in report.load(path)] == [(64, 2.0), (128, 1.25)]
+    page = (tmp_path / "e2e.md").read_text()
+    assert "1.25" in page and "3.00" not in page and "6 more" in page
+
+
+def test_growth_puts_strategies_side_by_side(tmp_path):
+    report.save("growth", growth("none", (64, 128), 1.0), {}, tmp_path)
+    report.save("growth", growth("ciphertext", (64, 128, 256), 0.1), {}, tmp_path)
+    page = (tmp_path / "growth.md").read_text()
+    assert "none ÷ ciphertext" in page and "10.0×" in page and "| 256 | 25.6 |" in page
+
+
+def test_a_damaged_file_is_not_overwritten(tmp_path):
+    for content in ("{", "{}", "[1]"):
+        (tmp_path / "he.json").write_text(content)
+        with pytest.raises(CorruptFileError):
+            report.save("he", sample("he"), {}, tmp_path)
+        assert (tmp_path / "he.json").read_text() == content
+    with pytest.raises(UsageError):
+        report.save("nonsense", {}, {}, tmp_path)
+
+
+def test_commands_name_no_place_on_this_machine():
+    settings = {"spu_python": "/home/x/bin/python", "text": "/data/wiki.txt", "contexts": (1, 2), "kv": None}
+    assert (
+        report.command("x", settings)
+        == "sottovoce bench x --spu-python PYTHON --text wiki.txt --contexts 1,2"
+    )
+
+
+def test_the_suite_covers_every_table_and_saves_each(tmp_path, monkeypatch):
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    (texts / "one.txt").write_text("text")
+    assert {name for name, _ in report.suite(texts)} == report.KINDS.keys()
+    monkeypatch.setattr(report, "run_one", lambda name, settings, progress: sample(name))
+    report.run_all(tmp_path / "out", texts=texts)
+    assert {p.stem for p in (tmp_path / "out").glob("*.md")} == report.KINDS.keys()
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "–"),
+        (0, "0"),
+        (0.1234, "0.123"),
+        (1.5, "1.50"),
+        (12.345, "12.3"),
+        (1234.5, "1234"),
+    ],
+)
+def test_numbers_have_three_digits(value, text):
+    assert tables.number(value) == text
+
+
+def test_the_plot_is_the_same_file_for_the_same_results(tmp_path):
+    pytest.importorskip("matplotlib")
+    runs = [growth("none", (64, 128), 1.0), growth("ciphertext", (64, 128, 256), 0.1)]
+    for name in ("a.svg", "b.svg"):
+        plot.growth(runs, tmp_path / name)
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+    assert b"ciphertext" in (tmp_path / "a.svg").read_bytes()
