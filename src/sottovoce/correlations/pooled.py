@@ -2,7 +2,8 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Protocol
 
 from sottovoce.correlations.pair import PairSource
 from sottovoce.correlations.pool import Pool
@@ -13,9 +14,41 @@ from sottovoce.correlations.stocked import Kind, StockedSource
 from sottovoce.net import Channel
 from sottovoce.ot import FoldedPads
 
+
+class Customer(Protocol):
+    """Something else that spends what the pool holds, and is served together with the source.
+
+    batch: tokens at most that are made together.
+    """
+
+    batch: int
+
+    @property
+    def streams(self) -> Collection[str]:
+        """Its own, with a row for each token."""
+        ...
+
+    def wants(self, tokens: int) -> dict[str, int]:
+        """Rows of streams that the next `tokens` tokens need and that are not there yet."""
+        ...
+
+    def receive(self, taken: Mapping[str, list[Record]]) -> None:
+        """What the pool gave, its own streams among others."""
+        ...
+
+    def make(self, tokens: int) -> dict[str, Record]:
+        """Material for so many tokens, for the pool."""
+        ...
+
+
 # (tokens, tokens before them) -> what a forward pass over them takes; the same at both parties.
 Profile = Callable[[int, int], Mapping[Kind, int]]
 
+Report = Callable[[int, int, str], None]
+
+# Tokens whose material is made and stored together: several, because a batch has a fixed cost in messages;
+# few, because it lies in memory until it is stored (30 MB a token), and is lost if the program is stopped.
+BATCH = 8
 # Items of each kind beyond those of whole tokens: a session that ends loses less than a granule of each.
 _SPARE = 64
 
@@ -24,16 +57,24 @@ class PooledSource(StockedSource):
     """Takes from `pool` what a forward pass is expected to need, all at once, before it begins.
 
     live: makes what the pool does not have. What was taken for one pass and not used serves the next; at the
-    end of the session it is lost. Without a pool this is `live` with foresight.
+    end of the session it is lost. customers: served from the pool as well.
     """
 
-    def __init__(self, channel: Channel, live: PairSource, pool: Pool | None, profile: Profile) -> None:
+    def __init__(
+        self,
+        channel: Channel,
+        live: PairSource,
+        pool: Pool,
+        profile: Profile,
+        customers: Sequence[Customer] = (),
+    ) -> None:
         super().__init__(live.role)
         self.pool = pool
         self.profile = profile
         self.made_on_the_spot: Counter[str] = Counter()
         self._channel = channel
         self._live = live
+        self._customers = customers
 
     def bind(self, channel: Channel) -> None:
         self._live.bind(channel)
@@ -45,36 +86,39 @@ class PooledSource(StockedSource):
 
     def expect(self, tokens: int, length: int) -> None:
         """Cost: one transaction of the pool; for what it lacks, as `PairSource.refill`."""
-        wanted = self._missing(self._demanded(tokens, length))
-        if self.pool is not None:
-            self._draw(self.pool, wanted)
-            wanted = self._missing(wanted)
-        if wanted:
-            self._live.reserve(wanted)
-            for key, n in wanted.items():
+        demand = self._demanded(tokens, length)
+        self._draw(self._missing(demand), tokens)
+        lacking = self._missing(demand)
+        if lacking:
+            self._live.reserve(lacking)
+            for key, n in lacking.items():
                 if key[0] not in ("ands", "ots"):
                     self._stocks.setdefault(key, Stock()).put(self.make(key, n))
 
-    def fill(self, upto: int) -> None:
+    def fill(self, upto: int, progress: Report | None = None) -> None:
         """Make what the pool lacks for the first `upto` tokens of a new conversation, and store it.
 
-        UsageError if it does not fit; then nothing is stored. Cost: as making it, and `store`.
+        UsageError if it does not fit; what was stored before stays. progress(done, total, what). Cost: as
+        making it, and `store` for every batch.
         """
-        assert self.pool is not None, "there is no pool to fill"
-        demand: Counter[Kind] = Counter()
-        for i in range(upto):
-            demand.update(self._demanded(1, i))
-        for key in demand:
-            demand[key] += _SPARE if key[0] != "scalars" else 0
-        lacking = {key: n - self.pool.available(stream_of(key)) for key, n in demand.items()}
-        records = make_records(self._live, lacking)
-        if records:
-            store(self._channel, self.pool, records)
+        have = self.ready(upto)
+        for customer in self._customers:
+            present = min(self.pool.available(stream) for stream in customer.streams)
+            for first in range(present, upto, customer.batch):
+                store(self._channel, self.pool, customer.make(min(customer.batch, upto - first)))
+        for done in range(have, upto, BATCH):
+            if progress is not None:
+                progress(done, upto, "preparing tokens")
+            records = make_records(self._live, self._lacking(min(upto, done + BATCH)))
+            if records:
+                store(self._channel, self.pool, records)
+        if progress is not None:
+            progress(upto, upto, "preparing tokens")
 
     def ready(self, most: int) -> int:
         """How many tokens of a new conversation the pool holds everything for, counting to `most`."""
-        if self.pool is None:
-            return 0
+        for customer in self._customers:
+            most = min(most, *(self.pool.available(stream) for stream in customer.streams))
         left = {name: self.pool.available(name) for name in self.pool.streams()}
         for i in range(most):
             for key, n in self._demanded(1, i).items():
@@ -84,6 +128,14 @@ class PooledSource(StockedSource):
                 if n > 0:
                     return i
         return most
+
+    def _lacking(self, upto: int) -> dict[Kind, int]:
+        demand: Counter[Kind] = Counter()
+        for i in range(upto):
+            demand.update(self._demanded(1, i))
+        for key in demand:
+            demand[key] += _SPARE if key[0] != "scalars" else 0
+        return {key: n - self.pool.available(stream_of(key)) for key, n in demand.items()}
 
     @staticmethod
     def _rounded(length: int) -> int:
@@ -102,17 +154,23 @@ class PooledSource(StockedSource):
         lacks = {key: n - (len(stocks[key]) if key in stocks else 0) for key, n in demand.items()}
         return {key: n for key, n in lacks.items() if n > 0}
 
-    def _draw(self, pool: Pool, wanted: Mapping[Kind, int]) -> None:
-        """Move rows from the pool to the stocks, as far as it has them."""
+    def _draw(self, wanted: Mapping[Kind, int], tokens: int) -> None:
+        """Move rows from the pool to the stocks and to the customers, as far as it has them."""
+        pool = self.pool
         left = {name: pool.available(name) for name in pool.streams()}
         shares: dict[str, list[tuple[Kind, int]]] = {}
         for key, n in wanted.items():
             for name, share in list(_split(key, n, left)):
                 left[name] -= share
                 shares.setdefault(name, []).append((key, share))
-        taken = pool.take({name: sum(n for _, n in parts) for name, parts in shares.items()})
-        for name, records in taken.items():
-            for key, items in _dealt(records, shares[name]):
+        rows = {name: sum(n for _, n in parts) for name, parts in shares.items()}
+        for customer in self._customers:
+            rows.update(customer.wants(tokens))
+        taken = pool.take(rows)
+        for customer in self._customers:
+            customer.receive(taken)
+        for name, parts in shares.items():
+            for key, items in _dealt(taken[name], parts):
                 self._stocks.setdefault(key, Stock()).put(items)
 
 

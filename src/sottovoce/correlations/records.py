@@ -128,15 +128,16 @@ def wipe_rows(file: int, layout: Layout, start: int, stop: int) -> None:
 def _packed(array: npt.NDArray[Any], granule: int, at: int) -> tuple[Column, npt.NDArray[np.uint8]]:
     """Unsigned integers as dense bits; everything else as the bytes of its rows."""
     dtype, row = array.dtype.str, array.shape[1:]
-    if array.dtype.kind != "u":
-        array = np.ascontiguousarray(array).reshape(len(array), -1).view(np.uint8)
-        values, width = array.shape[1], 8
-    else:
-        values = int(np.prod(row, dtype=np.int64))
+    values, width = int(np.prod(row, dtype=np.int64)) * array.itemsize, 8
+    if array.dtype.kind == "u":
+        values //= array.itemsize
         width = max(1, int(array.max()).bit_length()) if array.size else 1
         while granule * values * width % 8:
             width += 1
-    data = pack_bits(array, width)
+    if width == 8 * array.itemsize or array.dtype.kind != "u":
+        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    else:
+        data = pack_bits(array, width)
     return Column(dtype, row, width, at, granule * values * width // 8), data
 
 
@@ -144,7 +145,7 @@ def _read_column(file: int, column: Column, granule: int, start: int, stop: int)
     units = (stop - start) // granule
     raw = _read(file, column.at + start // granule * column.unit, units * column.unit)
     dtype = np.dtype(column.dtype)
-    if dtype.kind != "u":
+    if dtype.kind != "u" or column.width == 8 * dtype.itemsize:
         return raw.view(dtype).reshape(stop - start, *column.shape)
     values = (stop - start) * int(np.prod(column.shape, dtype=np.int64))
     return unpack_bits(raw, values, column.width).astype(dtype, copy=False).reshape(-1, *column.shape)

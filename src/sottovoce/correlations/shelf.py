@@ -9,6 +9,7 @@ import shutil
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
 
 from sottovoce.correlations.agreement import KEY_BYTES, Answer, Wish, admit, join
 from sottovoce.correlations.marks import ID_BYTES
@@ -17,6 +18,14 @@ from sottovoce.errors import CorruptFileError, RefusedError, SottovoceError, Usa
 from sottovoce.net import Channel, Role
 
 DAY = 86400.0
+
+
+class Shelf(Protocol):
+    """What a session asks for its pool."""
+
+    def borrow(self, channel: Channel) -> Pool | None:
+        """This party's half of the session's pool; None if the session goes without."""
+        ...
 
 
 class NoShelf:
@@ -41,6 +50,13 @@ class ClientShelf:
     ) -> None:
         self.directory, self.limit = directory, limit
         self.make, self.reset = make, reset
+
+    def hints(self) -> Path:
+        """A directory beside the pool for the server's hints (`hints.py`); all but the last are deleted."""
+        directory = self.directory.with_name(self.directory.name + "-hints")
+        for old in sorted(directory.glob("*.hint"), key=lambda path: path.stat().st_mtime)[:-1]:
+            old.unlink()
+        return directory
 
     def open(self) -> Pool | None:
         """The pool, if there is one. RefusedError if another session uses it."""

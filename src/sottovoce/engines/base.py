@@ -10,12 +10,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from sottovoce.errors import UsageError
 from sottovoce.net import Channel
+
+if TYPE_CHECKING:
+    from sottovoce.correlations.shelf import Shelf
 
 Logits = npt.NDArray[np.float64]
 # progress(done, total, what): called by an engine while a long step runs, at most a few times a second.
@@ -35,8 +39,16 @@ class EngineOptions:
     arithmetic: str = "float"
 
 
+_NOTHING_TO_PREPARE = "this engine has nothing to prepare; serve with the engine hybrid"
+
+
 class ModelParty(ABC):
-    """The server's half of a session: isolated state, one per connection."""
+    """The server's half of a session: isolated state, one per connection.
+
+    shelf: where its half of the client's pool of prepared material is; set before `setup`, None for none.
+    """
+
+    shelf: Shelf | None = None
 
     @abstractmethod
     def setup(self, channel: Channel, progress: Progress | None = None) -> None:
@@ -59,12 +71,22 @@ class ModelParty(ABC):
     def truncate(self, length: int) -> None:
         """Forget all tokens from position `length` on."""
 
+    def prepare(self, tokens: int, progress: Progress | None = None) -> None:
+        """Make ahead what `tokens` tokens take that does not depend on them; kept in the pool, if there is
+        one."""
+        raise UsageError(_NOTHING_TO_PREPARE)
+
     def close(self) -> None:  # noqa: B027  (a hook: not every engine holds something)
         """Release the session's keys and cache."""
 
 
 class DataParty(ABC):
-    """The client's half of a session."""
+    """The client's half of a session.
+
+    shelf: where its pool of prepared material is; set before `setup`, None for none.
+    """
+
+    shelf: Shelf | None = None
 
     @abstractmethod
     def setup(self, channel: Channel, progress: Progress | None = None) -> None:
@@ -93,6 +115,20 @@ class DataParty(ABC):
     @abstractmethod
     def truncate(self, length: int) -> None:
         """Forget all tokens from position `length` on."""
+
+    def prepare(self, tokens: int, progress: Progress | None = None) -> None:
+        """Make ahead what `tokens` tokens take that does not depend on them; kept in the pool, if there is
+        one."""
+        raise UsageError(_NOTHING_TO_PREPARE)
+
+    @property
+    def has_pool(self) -> bool:
+        """Whether this session takes prepared material from a pool that outlives it."""
+        return False
+
+    def ready(self, most: int) -> int:
+        """How many tokens of a new conversation the pool is ready for, counted to `most`."""
+        return 0
 
     def close(self) -> None:  # noqa: B027  (a hook)
         """Forget keys and one-time material."""

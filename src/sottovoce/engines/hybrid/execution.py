@@ -119,6 +119,8 @@ class Execution:
         last: list[Share] = []
         for first in range(0, len(tokens), chunk_size):
             chunk = tokens[first : first + chunk_size]
+            with self.channel.ledger.operation("correlations"):
+                self.source.expect(len(chunk), self.length)
             x = self._embed(chunk)
             for i in range(layers):
                 x = self.decoder.block(i, x, self.length)

@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sottovoce.correlations import PairSource
-from sottovoce.correlations.hints import ModelHints
+from sottovoce.correlations.hints import HintShelf, ModelHints
+from sottovoce.correlations.shelf import ClientShelf, NoShelf, Shelf
 from sottovoce.engines.base import DataParty, Engine, EngineOptions, Logits, ModelParty, Progress
 from sottovoce.engines.hybrid.execution import PARAMETERS, Execution, Prefix
 from sottovoce.engines.hybrid.linears import EncodedModel, HomomorphicLinears, matrix_shapes
 from sottovoce.engines.hybrid.prepared import PreparedLinears, model_hints
+from sottovoce.engines.hybrid.provisions import Provisions
+from sottovoce.engines.hybrid.rehearsal import Rehearsal
 from sottovoce.engines.public import PublicModel
 from sottovoce.models.quantize import public_keys_values, quantize
 from sottovoce.mpc.linear import rotation_steps
-from sottovoce.net import Channel
+from sottovoce.net import Channel, Role
 from sottovoce.packing import exchange_keys
 
 if TYPE_CHECKING:
@@ -55,6 +58,12 @@ class HybridEngine(Engine):
         assert self.fixed is not None and self.encoded is not None, "prepare() comes first"
         return model_hints(self.fixed.config, self.encoded)
 
+    @functools.cached_property
+    def rehearsal(self) -> Rehearsal:
+        """What tokens take of every kind of correlation, found once for all sessions."""
+        assert self.fixed is not None, "prepare() comes first"
+        return Rehearsal(PublicModel.of(self.fixed), Role.SERVER)
+
     def prefix(self, tokens: Sequence[int]) -> Prefix:
         """Keys and values of a public prefix; the last few are kept, most sessions share the template's."""
         key = tuple(tokens)
@@ -66,27 +75,45 @@ class HybridEngine(Engine):
 
 
 def _open(
-    channel: Channel, public: PublicModel, options: EngineOptions, engine: HybridEngine | None
-) -> Execution:
-    """Setup of a session, in lockstep: keys, base OTs. `engine` at the server only."""
+    channel: Channel,
+    public: PublicModel,
+    options: EngineOptions,
+    engine: HybridEngine | None,
+    shelf: Shelf | None,
+) -> tuple[Execution, Provisions | None]:
+    """Setup of a session, in lockstep: keys, base OTs, pool. `engine` at the server only."""
     ledger = channel.ledger
     with ledger.operation("keys"):
         side = exchange_keys(channel, rotation_steps(matrix_shapes(public.config).values()), PARAMETERS)
     with ledger.operation("oblivious transfer"):
-        source = PairSource(channel, side)
-    encoded = None if engine is None else engine.encoded
+        live = PairSource(channel, side)
     fixed = None if engine is None else engine.fixed
-    hints = None if engine is None else engine.hints
-    return Execution(
+    encoded = None if engine is None else engine.encoded
+    hints = _hints(shelf) if engine is None else engine.hints
+    online = HomomorphicLinears(public, side, encoded)
+    linears = PreparedLinears(channel, public.config, online, encoded, hints)
+    with ledger.operation("pool"):
+        pool = (shelf or NoShelf()).borrow(channel)
+    provisions = None
+    if pool is not None:
+        profile = Rehearsal(public, channel.role) if engine is None else engine.rehearsal
+        provisions = Provisions(channel, live, pool, profile, linears)
+    execution = Execution(
         channel,
         public,
         side,
-        source,
-        PreparedLinears(channel, public.config, HomomorphicLinears(public, side, encoded), encoded, hints),
+        live if provisions is None else provisions.source,
+        linears,
         None if fixed is None else [block.softmax_shift for block in fixed.blocks],
         None if fixed is None else fixed.positions,
         options.kv,
     )
+    return execution, provisions
+
+
+def _hints(shelf: Shelf | None) -> HintShelf | None:
+    """The client keeps a server's hints beside the pool that it shares with it."""
+    return HintShelf(shelf.hints()) if isinstance(shelf, ClientShelf) else None
 
 
 class HybridModelParty(ModelParty):
@@ -95,14 +122,20 @@ class HybridModelParty(ModelParty):
     def __init__(self, engine: HybridEngine) -> None:
         self.engine = engine
         self._execution: Execution | None = None
+        self._provisions: Provisions | None = None
 
     def setup(self, channel: Channel, progress: Progress | None = None) -> None:
         assert self.engine.fixed is not None
-        self._execution = _open(channel, PublicModel.of(self.engine.fixed), self.engine.options, self.engine)
+        public = PublicModel.of(self.engine.fixed)
+        self._execution, self._provisions = _open(
+            channel, public, self.engine.options, self.engine, self.shelf
+        )
 
     def prepare(self, tokens: int, progress: Progress | None = None) -> None:
-        """Make the matrix products of `tokens` tokens ahead."""
-        self.execution.prepare(tokens, progress)
+        if self._provisions is None:
+            self.execution.prepare(tokens, progress)
+        else:
+            self._provisions.fill(tokens, progress)
 
     def prefill(self, public_tokens: Sequence[int], n_private: int) -> None:
         if public_tokens:
@@ -121,6 +154,8 @@ class HybridModelParty(ModelParty):
 
     def close(self) -> None:
         self._execution = None
+        if self._provisions is not None:
+            self._provisions.close()
 
     @property
     def execution(self) -> Execution:
@@ -135,13 +170,23 @@ class HybridDataParty(DataParty):
         self.options = options
         self.public = PublicModel.from_json(public)
         self._execution: Execution | None = None
+        self._provisions: Provisions | None = None
 
     def setup(self, channel: Channel, progress: Progress | None = None) -> None:
-        self._execution = _open(channel, self.public, self.options, None)
+        self._execution, self._provisions = _open(channel, self.public, self.options, None, self.shelf)
 
     def prepare(self, tokens: int, progress: Progress | None = None) -> None:
-        """Make the matrix products of `tokens` tokens ahead; the server must do the same."""
-        self.execution.prepare(tokens, progress)
+        if self._provisions is None:
+            self.execution.prepare(tokens, progress)
+        else:
+            self._provisions.fill(tokens, progress)
+
+    @property
+    def has_pool(self) -> bool:
+        return self._provisions is not None
+
+    def ready(self, most: int) -> int:
+        return 0 if self._provisions is None else self._provisions.ready(most)
 
     def prefill(
         self, public_tokens: Sequence[int], private_tokens: Sequence[int], progress: Progress | None = None
@@ -163,6 +208,8 @@ class HybridDataParty(DataParty):
 
     def close(self) -> None:
         self._execution = None
+        if self._provisions is not None:
+            self._provisions.close()
 
     @property
     def execution(self) -> Execution:

@@ -16,6 +16,7 @@ from sottovoce.correlations.stock import Arrays
 from sottovoce.correlations.stocked import Kind, StockedSource
 from sottovoce.engines.decoder import Decoder
 from sottovoce.engines.hybrid.linears import matrix_shapes
+from sottovoce.engines.hybrid.prepared import GUARD_BITS
 from sottovoce.engines.public import PublicModel
 from sottovoce.mpc.requests import Share
 from sottovoce.mpc.two_party import TwoPartyArithmetic
@@ -54,7 +55,7 @@ class Rehearsal:
             [_NoCache(context, c.head_dim)] * c.layers,
             shifts,
         )
-        x = np.zeros((1, c.width), np.uint64)
+        x = decoder.ar.rescale(np.zeros((1, c.width), np.uint64), GUARD_BITS)
         for i in range(c.layers):
             x = decoder.block(i, x, context - 1)
         decoder.final_norm(x)
