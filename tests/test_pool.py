@@ -334,9 +334,14 @@ def test_a_cloned_pool_is_refused_in_and_after_the_original_session(home, tmp_pa
     def meanwhile(channel, pool):
         with pytest.raises(RefusedError, match="in use by another session"):
             clone.meet(spend(8))
+        channel.send(b"x")
         return spend(8)(channel, pool)
 
-    mine, _ = home.meet(meanwhile, spend(8))
+    def until_then(channel, pool):
+        channel.recv(1)
+        return spend(8)(channel, pool)
+
+    mine, _ = home.meet(meanwhile, until_then)
     assert len(mine) == 8
     with pytest.raises(RefusedError, match="a copy of it was used elsewhere"):
         clone.meet(spend(8))
