@@ -43,7 +43,7 @@ _DECODING = SIMD_PRIMES[0]
 _PURPOSE = b"coefficient ciphertexts"
 _NOTHING = np.zeros((0, 0), np.uint8)
 
-# Where results lie: from (R, L, N) coefficients to (S, L, n), n a multiple of 8.
+# Where results lie: from (R, L, N) coefficients to (L, n), n a multiple of 8.
 Selection = Callable[[Words], Words]
 
 
@@ -77,22 +77,21 @@ class CoefficientKey:
         ring.sub(b, ring.mul(halves, self.secret.limbs(ring.limbs), halves), b)
         return seed + pack_residues(b, primes)
 
-    def open(self, data: Buffer, count: int, select: Selection, rows: int, size: int) -> Words:
-        """What `give_back` of the other party sent -> this party's shares (rows, size)."""
+    def open(self, data: Buffer, count: int, select: Selection, size: int) -> Words:
+        """What `give_back` of the other party sent -> this party's shares (size,)."""
         n, view = self.secret.parameters.degree, as_bytes(data)
-        expected = returned_bytes(count, rows, size)
+        expected = returned_bytes(count, size)
         if view.nbytes != expected:
             raise FrameError(f"{count} returned ciphertexts take {expected} bytes, got {view.nbytes}")
         split = count * n // 8 * KAPPA_A
         both = np.frombuffer(view, np.uint8)
-        ring = context(n, (_DECODING,))
-        product = np.empty((count, 1, n), np.uint64)
+        ring, product = context(n, (_DECODING,)), np.empty((count, 1, n), np.uint64)
         _native.bgv_unpack_lift(both[:split].reshape(count, -1), KAPPA_A, [_DECODING], product, threads())
         ring.intt(ring.mul(ring.ntt(product), self.decoding, product))
-        share = np.empty((rows, size), np.uint64)
-        added = both[split:].reshape(rows, -1)
-        _native.bgv_scale_to_plain(select(product), [_DECODING], added, KAPPA_B, P_FIELD, 1, share, threads())
-        return share
+        share, added = np.empty((1, size), np.uint64), both[split:].reshape(1, -1)
+        chosen = select(product)[None]
+        _native.bgv_scale_to_plain(chosen, [_DECODING], added, KAPPA_B, P_FIELD, 1, share, threads())
+        return share[0]
 
 
 def load(data: Buffer, count: int, parameters: Parameters = COEFFICIENTS) -> Words:
@@ -121,29 +120,27 @@ def plaintexts(values: Words, parameters: Parameters = COEFFICIENTS) -> Words:
 
 
 def give_back(results: Words, owner: PublicKey, select: Selection) -> tuple[bytes, Words]:
-    """Recipe Z: (R, 2, L, N) under the other party's key -> the bytes to send, this party's shares (S, n).
+    """Recipe Z: (R, 2, L, N) under the other party's key -> the bytes to send, this party's shares (n,).
 
     What the other party sees does not depend on the plaintexts: A' is re-randomised, B' one-time padded.
     """
     parameters = owner.parameters
-    primes = list(parameters.primes)
+    primes, stream = list(parameters.primes), Stream()
     a, b = rerandomised_halves(Ciphertext(parameters, results, 0.0), owner)
-    chosen = select(b)
-    rows, limbs, size = chosen.shape
-    mask, stream = np.empty((limbs, rows, size), np.uint64), Stream()
-    for limb, q in enumerate(primes):
-        uniform_into(stream, q, mask[limb].reshape(-1))
-    mask = np.ascontiguousarray(mask.swapaxes(0, 1))
-    chosen = _add(chosen, mask, parameters)
-    halves = [(a, KAPPA_A), (chosen, KAPPA_B)]
+    chosen = select(b)[None]
+    mask = np.empty_like(chosen)
+    for row, q in zip(mask[0], primes, strict=True):
+        uniform_into(stream, q, row)
+    total = chosen + mask
+    np.minimum(total, total - np.array(primes, np.uint64)[:, None], out=total)
     packed = []
-    for half, kappa in halves:
+    for half, kappa in ((a, KAPPA_A), (total, KAPPA_B)):
         out = np.empty((len(half), half.shape[-1] // 8 * kappa), np.uint8)
         _native.bgv_round_pack(half, primes, kappa, out, threads())
         packed.append(out.tobytes())
-    share = np.empty((rows, size), np.uint64)
+    share = np.empty((1, mask.shape[-1]), np.uint64)
     _native.bgv_scale_to_plain(mask, primes, _NOTHING, 0, P_FIELD, P_FIELD - 1, share, threads())
-    return b"".join(packed), share
+    return b"".join(packed), share[0]
 
 
 def encrypted_bytes(count: int, parameters: Parameters = COEFFICIENTS) -> int:
@@ -151,9 +148,9 @@ def encrypted_bytes(count: int, parameters: Parameters = COEFFICIENTS) -> int:
     return SEED_BYTES + count * residue_bytes(parameters.primes, parameters.degree)
 
 
-def returned_bytes(count: int, rows: int, size: int, parameters: Parameters = COEFFICIENTS) -> int:
-    """The size of `give_back` for `count` ciphertexts with rows·size results in them."""
-    return count * parameters.degree // 8 * KAPPA_A + rows * size // 8 * KAPPA_B
+def returned_bytes(count: int, size: int, parameters: Parameters = COEFFICIENTS) -> int:
+    """The size of `give_back` for `count` ciphertexts with `size` results in them."""
+    return count * parameters.degree // 8 * KAPPA_A + size // 8 * KAPPA_B
 
 
 def error_bits(terms: int, parameters: Parameters = COEFFICIENTS) -> float:
@@ -166,14 +163,6 @@ def error_bits(terms: int, parameters: Parameters = COEFFICIENTS) -> float:
     rounding_a = p * 2.0**-KAPPA_A * math.sqrt(n / 18)
     rounding_b = p * 2.0**-KAPPA_B / math.sqrt(12)
     return math.log2(math.hypot(noise, rounding_a, rounding_b))
-
-
-def _add(x: Words, y: Words, parameters: Parameters) -> Words:
-    """x + y of (S, L, n) residues, any n."""
-    total = x + y
-    primes = np.array(parameters.primes, np.uint64)[:, None]
-    reduced: Words = np.minimum(total, total - primes)
-    return reduced
 
 
 def _uniform_halves(parameters: Parameters, seed: bytes, count: int) -> Words:

@@ -13,7 +13,8 @@ of no use and stay at home; `MaskLayout.plan` takes the split with the fewest by
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -40,27 +41,27 @@ _KEY_BYTES = 1 << 17
 # Results may be wrong by this many bits of units (standard deviation): scores have 24 bits below the point.
 ERROR_BITS = 11.0
 MOST_ROWS = COEFFICIENTS.degree // 4  # transforms of plaintexts have at least four points
+_AT_ONCE = 8  # ciphertexts returned together: a megabyte, which stays in the cache
 
 
 @dataclass(frozen=True)
 class MaskLayout:
-    """How S products (m, k) x (k, n) lie in ciphertexts. `columns` is c1."""
+    """How a product (m, k) x (k, n) lies in ciphertexts. `columns` is c1."""
 
-    batch: int  # S
     m: int
     k: int
     n: int
     columns: int
 
     @classmethod
-    def plan(cls, batch: int, m: int, k: int, n: int) -> MaskLayout:
+    def plan(cls, m: int, k: int, n: int) -> MaskLayout:
         """The cheapest in bytes; public sizes decide. ParameterError for more rows than fit."""
-        if not 0 < m <= MOST_ROWS or min(batch, k, n) < 1:
+        if not 0 < m <= MOST_ROWS or min(k, n) < 1:
             raise ParameterError(f"mask products take 1 to {MOST_ROWS} rows, not {m} x {k} x {n}")
         widest = COEFFICIENTS.degree >> (m - 1).bit_length()
-        splits = [cls(batch, m, k, n, 1 << i) for i in range(widest.bit_length())]
+        splits = [cls(m, k, n, 1 << i) for i in range(widest.bit_length())]
         layout = min(splits, key=lambda split: split.sent + split.returned)
-        if error_bits(layout.inputs * layout.columns * layout.places) > ERROR_BITS:
+        if error_bits(layout.terms) > ERROR_BITS:
             raise ParameterError(f"an inner product of {k} masks would not stay accurate")
         return layout
 
@@ -76,59 +77,68 @@ class MaskLayout:
 
     @property
     def inputs(self) -> int:
-        """Ciphertexts that hold one X."""
+        """Ciphertexts that hold X."""
         return -(-self.k // self.columns)
 
     @property
     def outputs(self) -> int:
-        """Ciphertexts that hold one product."""
+        """Ciphertexts that hold the product."""
         return -(-self.n // self.places)
 
     @property
     def size(self) -> int:
-        """Coefficients of results that travel, for one product: m·n rounded up to a multiple of 8."""
+        """Coefficients of results: m·n rounded up to a multiple of 8."""
         return -(-self.m * self.n // 8) * 8
 
     @property
+    def terms(self) -> int:
+        """Products that every coefficient of a result is a sum of."""
+        return self.inputs * self.columns * self.places
+
+    @property
     def sent(self) -> int:
-        """Bytes of all encrypted X."""
-        return encrypted_bytes(self.batch * self.inputs)
+        """Bytes of the encrypted X."""
+        return encrypted_bytes(self.inputs)
 
     @property
     def returned(self) -> int:
-        """Bytes of all returned products."""
-        return returned_bytes(self.batch * self.outputs, self.batch, self.size)
+        """Bytes of the returned product."""
+        return sum(returned_bytes(part.outputs, part.size) for _, part in self.parts())
+
+    def parts(self) -> Iterator[tuple[int, MaskLayout]]:
+        """(first column, layout) of parts of a few ciphertexts each: what is held in memory at a time."""
+        width = _AT_ONCE * self.places
+        for first in range(0, self.n, width):
+            yield first, replace(self, n=min(width, self.n - first))
 
     def lay_out(self, x: Words) -> Words:
-        """X (S, m, k) -> coefficients (S·inputs, N) to encrypt."""
-        padded = np.zeros((self.batch, self.inputs * self.columns, self.m), np.uint64)
-        padded[:, : self.k] = x.swapaxes(1, 2)
-        shape = (self.batch, self.inputs, self.columns * self.places, self.stride)
-        rows = np.zeros(shape, np.uint64)
-        rows[:, :, : self.columns, : self.m] = padded.reshape(self.batch, self.inputs, self.columns, self.m)
-        return rows.reshape(-1, COEFFICIENTS.degree)
+        """X (m, k) -> coefficients (inputs, N) to encrypt."""
+        padded = np.zeros((self.inputs * self.columns, self.m), np.uint64)
+        padded[: self.k] = x.T
+        rows = np.zeros((self.inputs, self.columns * self.places, self.stride), np.uint64)
+        rows[:, : self.columns, : self.m] = padded.reshape(self.inputs, self.columns, self.m)
+        return rows.reshape(self.inputs, COEFFICIENTS.degree)
 
     def polynomials(self, y: Words) -> Words:
-        """Y (S, k, n) -> (S, outputs, inputs, N/m') coefficients of plaintexts in X^m'."""
-        padded = np.zeros((self.batch, self.inputs * self.columns, self.outputs * self.places), np.uint64)
-        padded[:, : self.k, : self.n] = y
-        parts = padded.reshape(self.batch, self.inputs, self.columns, self.outputs, self.places)
-        ordered = parts.transpose(0, 3, 1, 4, 2)[..., ::-1]
-        return ordered.reshape(self.batch, self.outputs, self.inputs, self.places * self.columns)
+        """Y (k, n) -> (outputs, inputs, N/m') coefficients of plaintexts in X^m'."""
+        padded = np.zeros((self.inputs * self.columns, self.outputs * self.places), np.uint64)
+        padded[: self.k, : self.n] = y
+        parts = padded.reshape(self.inputs, self.columns, self.outputs, self.places)
+        ordered = parts.transpose(2, 0, 3, 1)[..., ::-1]
+        return ordered.reshape(self.outputs, self.inputs, self.places * self.columns)
 
     def select(self, results: Words) -> Words:
-        """(S·outputs, L, N) coefficients -> (S, L, size): those that hold results, column by column."""
+        """(outputs, L, N) coefficients -> (L, size): those that hold results, column by column."""
         limbs = results.shape[1]
-        parts = results.reshape(self.batch, self.outputs, limbs, self.places, self.columns, self.stride)
-        useful = parts[:, :, :, :, self.columns - 1, : self.m].swapaxes(1, 2)
-        flat = useful.reshape(self.batch, limbs, -1)[..., : self.m * self.n]
-        chosen = np.zeros((self.batch, limbs, self.size), np.uint64)
-        chosen[..., : self.m * self.n] = flat
+        parts = results.reshape(self.outputs, limbs, self.places, self.columns, self.stride)
+        useful = parts[:, :, :, self.columns - 1, : self.m].swapaxes(0, 1)
+        chosen = np.zeros((limbs, self.size), np.uint64)
+        chosen[:, : self.m * self.n] = useful.reshape(limbs, -1)[:, : self.m * self.n]
         return chosen
 
     def collect(self, shares: Words) -> Words:
-        """(S, size) -> the product (S, m, n)."""
-        return shares[:, : self.m * self.n].reshape(self.batch, self.n, self.m).swapaxes(1, 2)
+        """(size,) -> the product (m, n)."""
+        return shares[: self.m * self.n].reshape(self.n, self.m).T
 
 
 class MaskProducts:
@@ -142,27 +152,32 @@ class MaskProducts:
     def multiply(self, pairs: list[tuple[Words, Words]]) -> list[Words]:
         """Shares of X (S, m, k) and Y (S, k, n), several pairs at once -> shares (S, m, n) of X·Y mod p.
 
-        Right up to a few hundred units. Two exchanges, `cost(shapes)` bytes each way. Leaks nothing: what
-        travels is encrypted, or masked over all of Z_Q.
+        Right up to a few hundred units. Two exchanges, `products_bytes` each way. Leaks nothing: what travels
+        is encrypted, or masked over all of Z_Q.
         """
         own, peer = self.keys()
-        layouts = [MaskLayout.plan(*x.shape, y.shape[2]) for x, y in pairs]
-        sent = b"".join(own.encrypt(layout.lay_out(x)) for layout, (x, _) in zip(layouts, pairs, strict=True))
-        received = self._channel.exchange(sent, len(sent))
-        replies, masked, at = [], [], 0
-        for layout, (_, y) in zip(layouts, pairs, strict=True):
-            reply, share = _answer(layout, received[at : at + layout.sent], y, peer)
-            at += layout.sent
+        layouts = [MaskLayout.plan(*x.shape[1:], y.shape[2]) for x, y in pairs]
+        jobs = [
+            (layout, left, right)
+            for layout, (x, y) in zip(layouts, pairs, strict=True)
+            for left, right in zip(x, y, strict=True)
+        ]
+        sent = b"".join(own.encrypt(layout.lay_out(left)) for layout, left, _ in jobs)
+        received, at, replies, masked = self._channel.exchange(sent, len(sent)), 0, [], []
+        for layout, _, right in jobs:
+            reply, share = _answer(layout, received[at : (at := at + layout.sent)], right, peer)
             replies.append(reply)
             masked.append(share)
         back = b"".join(replies)
-        received, results, at = self._channel.exchange(back, len(back)), [], 0
-        for layout, (x, y), share in zip(layouts, pairs, masked, strict=True):
-            part = received[at : at + layout.returned]
-            opened = own.open(part, layout.batch * layout.outputs, layout.select, layout.batch, layout.size)
-            at += layout.returned
-            cross = layout.collect(add_mod(opened, share, P_FIELD))
-            results.append(add_mod(cross, matmul(x, y), P_FIELD))
+        received, at, opened = self._channel.exchange(back, len(back)), 0, []
+        for layout, _, _ in jobs:
+            opened.append(_opened(layout, received[at : (at := at + layout.returned)], own))
+        cross = iter(zip(opened, masked, strict=True))
+        results = []
+        for x, y in pairs:
+            both = [next(cross) for _ in x]
+            terms = [np.stack(shares) for shares in zip(*both, strict=True)]
+            results.append(add_mod(add_mod(terms[0], terms[1], P_FIELD), matmul(x, y), P_FIELD))
         return results
 
     def keys(self) -> tuple[CoefficientKey, PublicKey]:
@@ -176,8 +191,8 @@ class MaskProducts:
 
 def products_bytes(shapes: list[tuple[int, int, int, int]]) -> int:
     """Bytes each way of `MaskProducts.multiply` for these (S, m, k, n), keys not counted."""
-    layouts = [MaskLayout.plan(*shape) for shape in shapes]
-    return sum(layout.sent + layout.returned for layout in layouts)
+    layouts = [(batch, MaskLayout.plan(*shape)) for batch, *shape in shapes]
+    return sum(batch * (layout.sent + layout.returned) for batch, layout in layouts)
 
 
 def matmul(x: Words, y: Words) -> Words:
@@ -190,16 +205,25 @@ def matmul(x: Words, y: Words) -> Words:
 
 
 def _answer(layout: MaskLayout, data: memoryview, y: Words, owner: PublicKey) -> tuple[bytes, Words]:
-    """Multiply the other party's encrypted X by the own Y: (bytes to return, own shares (S, size))."""
-    inputs, outputs = layout.inputs, layout.outputs
-    pairs = load(data, layout.batch * inputs).reshape(layout.batch, inputs, 2, *_ring_shape())
-    plains = plaintexts(layout.polynomials(y))
-    results = np.zeros((layout.batch, outputs, 2, *_ring_shape()), np.uint64)
-    ring = COEFFICIENTS.ring()
-    for result, ciphertexts, plain in zip(results, pairs, plains, strict=True):
-        ring.mac_matrix(result, list(ciphertexts), [list(row) for row in plain])
-    return give_back(results.reshape(-1, 2, *_ring_shape()), owner, layout.select)
+    """Multiply the other party's encrypted X by the own Y: bytes to return, own share (m, n)."""
+    ciphertexts, ring = list(load(data, layout.inputs)), COEFFICIENTS.ring()
+    replies, share = [], np.empty((layout.m, layout.n), np.uint64)
+    for first, part in layout.parts():
+        columns = slice(first, first + part.n)
+        plains = plaintexts(part.polynomials(y[:, columns]))
+        results = np.zeros((part.outputs, 2, ring.limbs, ring.n), np.uint64)
+        ring.mac_matrix(results, ciphertexts, [list(row) for row in plains])
+        reply, masks = give_back(results, owner, part.select)
+        replies.append(reply)
+        share[:, columns] = part.collect(masks)
+    return b"".join(replies), share
 
 
-def _ring_shape() -> tuple[int, int]:
-    return COEFFICIENTS.limbs, COEFFICIENTS.degree
+def _opened(layout: MaskLayout, data: memoryview, own: CoefficientKey) -> Words:
+    """What the other party made of the own X: this party's share (m, n)."""
+    share, at = np.empty((layout.m, layout.n), np.uint64), 0
+    for first, part in layout.parts():
+        size = returned_bytes(part.outputs, part.size)
+        opened = own.open(data[at : (at := at + size)], part.outputs, part.select, part.size)
+        share[:, first : first + part.n] = part.collect(opened)
+    return share
