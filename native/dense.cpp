@@ -47,15 +47,13 @@ u64 get40(const std::uint8_t* from) {
     return u64{from[0]} | u64{from[1]} << 8 | u64{from[2]} << 16 | u64{from[3]} << 24 | u64{from[4]} << 32;
 }
 
-// A centred binomial of 2 x 21 coin tosses, modulo 2^64: the ones in the lowest 21 bits minus those in the next 21.
-u64 error(u64 word) {
-    u64 x = (word & 0x1fffff) | (word >> 21 & 0x1fffff) << 32;
-    x -= x >> 1 & 0x5555555555555555;
-    x = (x & 0x3333333333333333) + (x >> 2 & 0x3333333333333333);
-    x = (x + (x >> 4)) & 0x0f0f0f0f0f0f0f0f;
-    x = (x + (x >> 8)) & 0x00ff00ff00ff00ff;
-    x = (x + (x >> 16)) & 0x0000ffff0000ffff;
-    return (x & 0xff) - (x >> 32);
+// Errors for a row of ciphertexts.
+void errors(const u64* words, u64* out, std::size_t n) {
+#if defined(__x86_64__)
+    if (active_isa() == Isa::avx512) return dense_errors_avx512(words, out, n);
+    if (active_isa() == Isa::avx2) return dense_errors_avx2(words, out, n);
+#endif
+    dense_errors_portable(words, out, n);
 }
 
 // Uniform in {-1, 0, 1} up to 2^-31.
@@ -78,7 +76,7 @@ class Multiplier {
     std::size_t scratch() const { return n_ * (limbs() + 1); }
 
     // load(q, gap, limb): writes the n residues modulo q = 2^50 - gap. The product, centred and modulo 2^64, is left
-    // in the first n words of `work` (scratch() words, on a cache line).
+    // in the first n words of `work` (scratch() words, on a cache line); the others may be used after that.
     template <class Load>
     void product(const Load& load, u64* work) const {
         for (std::size_t l = 0; l < limbs(); ++l) {
@@ -211,14 +209,12 @@ void dense_fresh(Source a, Source secret, const Primes& primes, Source message, 
         by.product(load_words(a.data() + j * by.n(), by.n()), work);
         for (std::size_t b = 0; b < blocks && j * blocks + b < features; ++b) {
             const std::size_t at = (j * blocks + b) * n;
+            u64* to = out.data() + at;
+            errors(noise.data() + at, to, n);
             for (std::size_t t = 0; t < n; ++t) {
-                const u64 m = message.data()[at + t];
-                // round(2^52 m / p): the estimate is at most one too small.
-                u64 lifted = static_cast<u64>((u128{m} * scale) >> 52);
-                const u64 rest = (m << 52) - lifted * p;
-                lifted += static_cast<u64>(rest >= (p + 1) / 2) + static_cast<u64>(rest >= p + (p + 1) / 2);
-                const u64 value = lifted + error(noise.data()[at + t]) - work[b * block + t];
-                out.data()[at + t] = ((value + (u64{1} << (drop - 1))) >> drop) & mask;
+                // 2^52 m / p, rounded but for ties within 2^-9.
+                const u64 lifted = static_cast<u64>((u128{message.data()[at + t]} * scale + (u64{1} << 51)) >> 52);
+                to[t] = ((lifted + to[t] - work[b * block + t] + (u64{1} << (drop - 1))) >> drop) & mask;
             }
         }
     });
@@ -233,9 +229,10 @@ void dense_hint(Source sums, Coins coins, Source key, const Primes& primes, Sour
     nb::gil_scoped_release release;
     each_row(by, rows, threads, [&](std::size_t r, u64* work) {
         by.product(load_coins(coins.data() + r * n, n), work);
-        const u64 *sum = sums.data() + r * n, *e = noise.data() + r * n;
+        const u64* sum = sums.data() + r * n;
         std::uint8_t* to = out.data() + r * kSentBytes * n;
-        for (std::size_t i = 0; i < n; ++i) put40(to + kSentBytes * i, upper40(sum[i] + work[i] + error(e[i])));
+        errors(noise.data() + r * n, work + n, n);
+        for (std::size_t i = 0; i < n; ++i) put40(to + kSentBytes * i, upper40(sum[i] + work[i] + work[n + i]));
     });
 }
 

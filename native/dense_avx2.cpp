@@ -35,4 +35,8 @@ void dense_block_avx2(const DenseBlock& b) {
         }
     }
 }
+
+void dense_errors_avx2(const u64* words, u64* out, std::size_t n) {
+    for (std::size_t i = 0; i < n; ++i) out[i] = dense_error(words[i]);
+}
 #endif

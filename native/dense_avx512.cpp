@@ -83,4 +83,8 @@ void dense_block_avx512(const DenseBlock& b) {
         default: return;
     }
 }
+
+void dense_errors_avx512(const u64* words, u64* out, std::size_t n) {
+    for (std::size_t i = 0; i < n; ++i) out[i] = dense_error(words[i]);
+}
 #endif

@@ -15,3 +15,7 @@ void dense_block_portable(const DenseBlock& b) {
         }
     }
 }
+
+void dense_errors_portable(const u64* words, u64* out, std::size_t n) {
+    for (std::size_t i = 0; i < n; ++i) out[i] = dense_error(words[i]);
+}

@@ -92,6 +92,7 @@ class BatchAnswers:
             raise ParameterError(f"a batch has 1 to {parameters.block} tokens, not {n}")
         self.parameters, self.hints, self.n = parameters, hints, n
         self.masks = sampling.fresh_seed() if masks is None else masks
+        self._answered: dict[int, int] = {}
         values = unpack_bits(data, parameters.degree, SENT_BITS).view(np.int64)
         centred = values - ((values >> (SENT_BITS - 1)) << SENT_BITS)
         ring = parameters.ring(1)
@@ -110,10 +111,13 @@ class BatchAnswers:
     def answer(self, matrix: int, sums: Words, first: int) -> U8:
         """W·B (rows, n) of output rows first … -> what the client gets: answer_bytes(rows, n) bytes.
 
-        Adds the second half of this row's encryption of zero and a mask uniform modulo q. `first` is even;
-        no row of a matrix may be answered twice in one batch.
+        Adds the second half of this row's encryption of zero and a mask uniform modulo q. `first` is even,
+        and grows from call to call: no mask is used twice.
         """
         rows = len(sums)
+        if first < self._answered.get(matrix, 0):
+            raise ParameterError(f"matrix {matrix}: row {first} has been answered in this batch")
+        self._answered[matrix] = first + rows
         keys = row_keys(self.masks, b"masks of matrix %d" % matrix, 0, self.n)
         masks = np.ascontiguousarray(row_words(keys, first, rows).T)
         out = np.empty((rows, SENT_BYTES * self.n), np.uint8)
