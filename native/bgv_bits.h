@@ -48,11 +48,11 @@ inline void pack_dense(const u64* in, std::size_t n, unsigned width, std::uint8_
     const auto blocks = [&](auto block) {
         for (; i + 64 <= n; i += 64, out += 8 * width) block(in + i, out);
     };
-    switch (width) {  // 24, 28: high parts of rounded halves; 48, 52: recipe F; 50: residues; 36, 40, 42: masks
+    switch (width) {  // 24, 28: high parts of rounded halves; 48, 52: recipe F; 50: residues; 34, 38, 42: masks
         case 24: blocks(pack_block<24>); break;
         case 28: blocks(pack_block<28>); break;
-        case 36: blocks(pack_block<36>); break;
-        case 40: blocks(pack_block<40>); break;
+        case 34: blocks(pack_block<34>); break;
+        case 38: blocks(pack_block<38>); break;
         case 42: blocks(pack_block<42>); break;
         case 48: blocks(pack_block<48>); break;
         case 50: blocks(pack_block<50>); break;
@@ -74,8 +74,8 @@ inline void unpack_dense(const std::uint8_t* in, std::size_t n, unsigned width, 
     switch (width) {
         case 24: blocks(unpack_block<24>); break;
         case 28: blocks(unpack_block<28>); break;
-        case 36: blocks(unpack_block<36>); break;
-        case 40: blocks(unpack_block<40>); break;
+        case 34: blocks(unpack_block<34>); break;
+        case 38: blocks(unpack_block<38>); break;
         case 42: blocks(unpack_block<42>); break;
         case 48: blocks(unpack_block<48>); break;
         case 50: blocks(unpack_block<50>); break;

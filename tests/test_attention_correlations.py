@@ -30,7 +30,7 @@ def total(pair):
 
 def nearly(x: np.ndarray, y: np.ndarray) -> bool:
     error = (x.astype(object) - y.astype(object) + P_FIELD // 2) % P_FIELD - P_FIELD // 2
-    return bool(np.abs(error.astype(float)).max() < 2048)
+    return bool(np.abs(error.astype(float)).max() < 6000)
 
 
 def append(source: AttentionSource, count: int) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -3,8 +3,8 @@
 The scheme of products of two masks, `dense2` of the parameter table: N = 4096, Q of 84 bits, no plaintext
 modulus. An element m of the field is encrypted as round(Q·m/p), so a product with a plaintext polynomial b
 (centred residues) has phase Q·(m·b)/p plus the error times b, and decodes to m·b mod p *nearly*: with an
-error of some hundred units, against scores at 2^-24 and mixed values at 2^-26. That is why 84 bits suffice
-where exact slots need 150.
+error of 500 units (σ), 2^-15 of a score at 2^-24 and 2^-17 of a mixed value at 2^-26, far below what either
+is rounded to next. That is why 84 bits suffice where exact slots need 150.
 
 Return by recipe Z: an encryption of zero is added, a mask uniform over all of Z_Q goes onto the B half, both
 halves are rounded. Of the B half only those coefficients travel that hold a result. Source: protocols.md 2
@@ -37,8 +37,8 @@ Words = npt.NDArray[np.uint64]
 COEFFICIENTS: Parameters = ParametersSpec(4096, (4398046150657, 4398044938241), 0).checked()
 
 # Bits per coefficient of a returned ciphertext. The secret key multiplies errors of A', not those of B'.
-KAPPA_A, KAPPA_B = 40, 36
-# The holder of the key takes A'·s modulo one prime of 50 bits: a thousandth of what rounding A' costs.
+KAPPA_A, KAPPA_B = 38, 34
+# The holder of the key takes A'·s modulo one prime of 50 bits: far finer than rounding A' is.
 _DECODING = SIMD_PRIMES[0]
 _PURPOSE = b"coefficient ciphertexts"
 _NOTHING = np.zeros((0, 0), np.uint8)

@@ -152,7 +152,7 @@ class MaskProducts:
     def multiply(self, pairs: list[tuple[Words, Words]]) -> list[Words]:
         """Shares of X (S, m, k) and Y (S, k, n), several pairs at once -> shares (S, m, n) of X·Y mod p.
 
-        Right up to a few hundred units. Two exchanges, `products_bytes` each way. Leaks nothing: what travels
+        Right up to 750 units (σ). Two exchanges, `products_bytes` each way. Leaks nothing: what travels
         is encrypted, or masked over all of Z_Q.
         """
         own, peer = self.keys()

@@ -46,7 +46,7 @@ class _Waiting:
 class MaskedCache(KVCache):
     """One layer's cache at one party. Both parties make the same calls in lockstep.
 
-    Products are right up to about 200 units (standard deviation), the accuracy of the prepared terms. Rounds
+    Products are right up to about 750 units (standard deviation), the accuracy of the prepared terms. Rounds
     and bytes: `append` none, `scores` one exchange of `scores_bytes`, `mix` one of `mix_bytes`. Leaks nothing
     beyond the numbers of tokens and of truncated ones.
     """
