@@ -284,15 +284,15 @@ def _lock(directory: Path) -> int:
     if stat.S_IMODE(info.st_mode) & 0o077 or info.st_uid != os.geteuid():
         os.close(descriptor)
         raise RefusedError(
-            f"{directory} holds one-time secrets and is not private to this user; if nobody can have read it,"
-            f" run `chmod 700 {directory}`, otherwise delete it and prepare again"
+            "the directory of the correlation pool is not private to its user; if nobody can have read it,"
+            f" `chmod 700` the directory {directory.name} among the pools, otherwise delete it"
         )
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
         raise RefusedError(
-            f"the correlation pool in {directory} is in use by another session; wait until it ends"
+            "the correlation pool is in use by another session; wait until it ends, or use --no-pool"
         ) from None
     if not info.st_nlink or not directory.exists():  # deleted while we were about to lock it
         os.close(descriptor)

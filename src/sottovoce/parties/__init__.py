@@ -6,6 +6,7 @@ from .client import DEFAULT_PORT, Address, Client, Identity
 from .conversation import Conversation
 from .draft import Drafter, ModelDrafter, NgramDrafter, Proposal, make_drafter
 from .generation import Completion, GenerationOptions, Usage, generate
+from .pools import Pools, server_shelf
 from .protocol import PROTOCOL, CardCache, Welcome, Wish
 from .sampling import Sampler, SamplingOptions
 from .server import Server
@@ -26,6 +27,7 @@ __all__ = [
     "Identity",
     "ModelDrafter",
     "NgramDrafter",
+    "Pools",
     "Proposal",
     "Sampler",
     "SamplingOptions",
@@ -39,4 +41,5 @@ __all__ = [
     "generate",
     "make_drafter",
     "peak_memory_bytes",
+    "server_shelf",
 ]

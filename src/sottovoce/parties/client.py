@@ -10,6 +10,7 @@ from ..engines.registry import make_data_party
 from ..errors import PeerConnectionError, PromptTooLongError, UsageError
 from ..net import Channel, Ledger, Role, SocketChannel
 from ..net.tls import KnownHosts, wrap_client
+from .pools import Pools
 from .protocol import MAX_VERIFY, CardCache, Command, Verb, Welcome, Wish, client_handshake
 
 DEFAULT_PORT = 7443
@@ -56,9 +57,14 @@ class Client:
     """
 
     def __init__(
-        self, channel: Channel, wish: Wish, identity: Identity | None = None, cards: CardCache | None = None
+        self,
+        channel: Channel,
+        wish: Wish,
+        identity: Identity | None = None,
+        cards: CardCache | None = None,
+        pools: Pools | None = None,
     ) -> None:
-        """Handshake over an open channel."""
+        """Handshake over an open channel. pools: where prepared material is kept, None to go without."""
         self.channel = channel
         self.identity = identity
         with self.ledger.phase("setup"), self.ledger.operation("handshake"):
@@ -69,6 +75,9 @@ class Client:
             except BaseException as error:
                 channel.abort(error)
                 raise
+        if pools is not None:
+            server = "no certificate" if identity is None else identity.fingerprint
+            self._party.shelf = pools.shelf(server, self.welcome)
         self.tokens: list[int] = []  # public and private ones that the session's cache holds
 
     @classmethod
@@ -79,6 +88,7 @@ class Client:
         pin: KnownHosts | str | None,
         cards: CardCache | None = None,
         timeout: float = _CONNECT_TIMEOUT,
+        pools: Pools | None = None,
     ) -> "Client":
         """Connect, check the certificate, shake hands.
 
@@ -90,7 +100,7 @@ class Client:
             sock, fingerprint, first_use = wrap_client(sock, address.host, address.port, pin, timeout)
             identity = Identity(fingerprint, first_use)
         channel = SocketChannel(Role.CLIENT, sock, timeout=_HANDSHAKE_TIMEOUT)
-        client = cls(channel, wish, identity, cards)
+        client = cls(channel, wish, identity, cards, pools)
         # From here on the server may compute for minutes between two frames; keepalive notices a dead host.
         channel.timeout = None
         return client
@@ -108,6 +118,27 @@ class Client:
         """Exchange keys and base OTs: once a session."""
         with self.ledger.phase("setup"):
             self._guarded(self._party.setup, self.channel, progress)
+
+    def prepare(self, tokens: int, progress: Progress | None = None) -> None:
+        """Fill the pool for `tokens` tokens of a conversation, or make that much ahead for this session.
+
+        UsageError if the engine has nothing to prepare, or a pool has no room. The server learns the number.
+        """
+        limit = self.card.config.context_length
+        if not 1 <= tokens <= limit:
+            raise UsageError(f"tokens are prepared for up to the model's context of {limit}, not {tokens}")
+        with self.ledger.phase("prepare"):
+            self._order(Command(Verb.PREPARE, tokens))
+            self._guarded(self._party.prepare, tokens, progress)
+
+    @property
+    def has_pool(self) -> bool:
+        """Whether the session spends what was prepared before; known after `setup`."""
+        return self._party.has_pool
+
+    def ready(self, most: int) -> int:
+        """Tokens of a new conversation for which everything is prepared, counted to `most`."""
+        return self._party.ready(most)
 
     def prefill(
         self, public_tokens: Sequence[int], private_tokens: Sequence[int], progress: Progress | None = None

@@ -23,3 +23,9 @@ def server_key_dir() -> Path:
 
 def card_cache_dir() -> Path:
     return config_dir() / "cards"
+
+
+def pools_dir() -> Path:
+    """Prepared material: one-time secrets of both roles, gigabytes. SOTTOVOCE_POOL_DIR, or `pools` here."""
+    own = os.environ.get("SOTTOVOCE_POOL_DIR")
+    return Path(own).expanduser() if own else config_dir() / "pools"

@@ -186,12 +186,13 @@ class Verb(IntEnum):
     TRUNCATE = 3
     END = 4
     VERIFY = 5
+    PREPARE = 6
 
 
 @dataclass(frozen=True)
 class Command:
-    """One step the client asks for: n is the number of private tokens (PREFILL, VERIFY) or the new length
-    (TRUNCATE).
+    """One step the client asks for: n is the number of private tokens (PREFILL, VERIFY), the new length
+    (TRUNCATE), or how many tokens the pool is to be filled for (PREPARE).
     """
 
     verb: Verb

@@ -128,6 +128,8 @@ class ServerSession:
         grows = grown.get(command.verb, 0)
         if self._length + grows > self._limit:
             raise ProtocolError(f"{self._length + grows} tokens exceed the model's context of {self._limit}")
+        if command.verb == Verb.PREPARE and not 1 <= command.n <= self._limit:
+            raise ProtocolError(f"tokens are prepared for up to the model's context of {self._limit}")
         if command.verb == Verb.TRUNCATE and command.n > self._length:
             raise ProtocolError(f"cannot truncate {self._length} tokens to {command.n}")
 
@@ -145,6 +147,8 @@ class ServerSession:
             party.verify(command.n)
             self._length += command.n
             self.report.private_tokens += command.n
+        elif command.verb == Verb.PREPARE:
+            party.prepare(command.n)
         else:
             party.truncate(command.n)
             self._length = command.n

@@ -1,0 +1,39 @@
+"""Which pool of prepared material belongs to a session: one per server, model, agreement and client."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from .. import __version__
+from ..correlations.pool import DEFAULT_LIMIT
+from ..correlations.shelf import ClientShelf, ServerShelf
+from .protocol import Welcome
+
+
+@dataclass(frozen=True)
+class Pools:
+    """The client's pools. limit: bytes each. make: start one where there is none. reset: delete the old one,
+    at both parties."""
+
+    directory: Path
+    limit: int = DEFAULT_LIMIT
+    make: bool = False
+    reset: bool = False
+
+    def shelf(self, server: str, welcome: Welcome) -> ClientShelf:
+        """server: what the client recognises it by, its certificate."""
+        name = _name(server.encode() + welcome.digest())
+        return ClientShelf(self.directory / name, self.limit, self.make, self.reset)
+
+
+def server_shelf(
+    directory: Path, welcome: Welcome, limit: int = DEFAULT_LIMIT, total: int = 64 << 30
+) -> ServerShelf:
+    """The server's halves of all clients' pools for what it offers now. limit: bytes a client; total: all
+    together."""
+    return ServerShelf(directory / _name(welcome.digest()), limit, total)
+
+
+def _name(of: bytes) -> str:
+    """Material prepared by another release, or for other weights, is never found again."""
+    return hashlib.sha256(__version__.encode() + b"\0" + of).hexdigest()[:32]
