@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from .generate import connection_options, draft_options, prompt_options, sampling_options
+from .generate import connection_options, draft_options, pool_option, prompt_options, sampling_options
 from .options import quiet_option
 
 HELP = """\
@@ -27,6 +27,7 @@ Ctrl-C stops an answer after the token it is at; twice leaves at once."""
 @prompt_options
 @draft_options
 @connection_options
+@pool_option
 @quiet_option
 def chat(server: str, quiet: bool, **flags: Any) -> int:
     """Talk with the model of SERVER (host:port), which never sees a word.
@@ -39,6 +40,7 @@ def chat(server: str, quiet: bool, **flags: Any) -> int:
     console = Console(quiet)
     console.note(f"connecting to {server} …")
     from .generate import build_speculation, generation_options, open_client
+    from .prepare import say_ready
 
     options = generation_options(flags)
     with open_client(console, server, flags) as client:
@@ -48,6 +50,7 @@ def chat(server: str, quiet: bool, **flags: Any) -> int:
         talk = Conversation(client, chat=flags["chat"], system=flags["system_prompt"], public=public)
         speculation = build_speculation(console, flags, client.card)
         client.setup(console.progress)
+        say_ready(console, client, options.max_tokens)
         return Chat(console, talk, options, speculation).run()
 
 

@@ -16,6 +16,7 @@ connection_options = stack(
     ),
     option("--insecure-plaintext", is_flag=True, help="No TLS. Only for benchmarks on one machine."),
 )
+pool_option = option("--no-pool", is_flag=True, help="Leave alone what `sottovoce prepare` made ahead.")
 sampling_options = stack(
     option("--max-tokens", "-n", type=click.IntRange(1), default=64, help="New tokens at most."),
     option("--temperature", type=float, default=0.0, help="0 is greedy; higher is more varied."),
@@ -64,6 +65,7 @@ draft_options = stack(
 @prompt_options
 @draft_options
 @connection_options
+@pool_option
 @json_option
 @quiet_option
 def generate(server: str, prompt: str, as_json: bool, quiet: bool, **flags: Any) -> int:
@@ -74,6 +76,7 @@ def generate(server: str, prompt: str, as_json: bool, quiet: bool, **flags: Any)
     console.note(f"connecting to {server} …")
     text = sys.stdin.read() if prompt == "-" else prompt
     from ..parties import generate as run
+    from .prepare import say_ready
 
     options = generation_options(flags)
     with open_client(console, server, flags) as client:
@@ -84,6 +87,7 @@ def generate(server: str, prompt: str, as_json: bool, quiet: bool, **flags: Any)
         check_room(client, tokens, options)
         speculation = build_speculation(console, flags, client.card)
         client.setup(console.progress)
+        say_ready(console, client, len(tokens.private) + options.max_tokens)
         writer = TextWriter(console, silent=as_json)
         done = run(client, tokens, options, writer.write, console.progress, speculation)
         writer.finish()
@@ -118,19 +122,20 @@ def build_speculation(console: Any, flags: dict[str, Any], card: Any) -> Any:
     return Speculation(drafter, DraftLength(flags["draft_tokens"], timed=flags.get("seed") is None))
 
 
-def open_client(console: Any, server: str, flags: dict[str, Any]) -> Any:
-    """Connect and shake hands, saying who answered and who will see what."""
+def open_client(console: Any, server: str, flags: dict[str, Any], pools: Any = None) -> Any:
+    """Connect and shake hands, saying who answered and who will see what. pools: None for what is there."""
     from ..net.tls import KnownHosts
-    from ..parties import Address, CardCache, Client, Wish
-    from ..parties.paths import card_cache_dir, known_hosts_path
+    from ..parties import Address, CardCache, Client, Pools, Wish
+    from ..parties.paths import card_cache_dir, known_hosts_path, pools_dir
     from .explain import CLEAR_BANNER, PLAINTEXT_BANNER, engine_line, what_the_server_sees
 
     address = Address.parse(server)
     wish = Wish("clear" if flags["insecure_clear"] else "hybrid", model=flags["model_commitment"])
     pin: Any = flags["fingerprint"] or KnownHosts(known_hosts_path())
-    client = Client.connect(
-        address, wish, None if flags["insecure_plaintext"] else pin, CardCache(card_cache_dir())
-    )
+    if pools is None and not flags["no_pool"]:
+        pools = Pools(pools_dir())
+    pin = None if flags["insecure_plaintext"] else pin
+    client = Client.connect(address, wish, pin, CardCache(card_cache_dir()), pools=pools)
     options = client.welcome.options
     console.note(f"{client.card.name} at {address}: {engine_line(options)}")
     if flags["insecure_plaintext"]:

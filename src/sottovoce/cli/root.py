@@ -13,6 +13,7 @@ COMMANDS = {
     "serve": ("serve", "serve", "Serve a model to clients that keep their prompts to themselves."),
     "generate": ("generate", "generate", "Answer a prompt that the server never sees."),
     "chat": ("chat", "chat", "A conversation of which the server sees nothing."),
+    "prepare": ("prepare", "prepare", "Do ahead what does not depend on the prompt."),
     "demo": ("demo", "demo", "Server and client on this machine, explained."),
     "bench": ("bench", "bench", "Measure: end to end, quality, homomorphic primitives."),
     "models": ("models", "models", "Models that can be served by name."),

@@ -29,6 +29,21 @@ network_options = stack(
         help="Seconds until a silent client is dropped.",
     ),
 )
+pool_options = stack(
+    option("--no-pools", is_flag=True, help="Keep no prepared material for clients."),
+    option(
+        "--pool-limit",
+        type=click.FloatRange(0.001),
+        default=4.0,
+        help="Gigabytes of prepared material at most, for each client.",
+    ),
+    option(
+        "--pools-total",
+        type=click.FloatRange(0.001),
+        default=64.0,
+        help="Gigabytes of prepared material at most, for all clients together.",
+    ),
+)
 audit_options = stack(
     option(
         "--ready-file",
@@ -60,6 +75,7 @@ audit_options = stack(
     "--arithmetic", type=click.Choice(["float", "fixed"]), default="float", help="clear: kind of numbers."
 )
 @network_options
+@pool_options
 @audit_options
 @quiet_option
 def serve(
@@ -72,6 +88,9 @@ def serve(
     insecure_plaintext: bool,
     max_sessions: int,
     idle_timeout: float,
+    no_pools: bool,
+    pool_limit: float,
+    pools_total: float,
     ready_file: str | None,
     report_file: str | None,
     record_received: str | None,
@@ -90,6 +109,8 @@ def serve(
     console.note(f"sottovoce serve: loading {model} …")
     parent = os.getppid()
     hosted = _Hosted(console, model, engine, kv, arithmetic)
+    if engine == "hybrid" and not no_pools:
+        hosted.keep_pools(int(pool_limit * 1e9), int(pools_total * 1e9))
     server = hosted.listen(
         host,
         port,
@@ -125,9 +146,30 @@ class _Hosted:
         self.engine.prepare(console.progress)
         self.card = loaded.card
         self.fingerprint: str | None = None
+        self.shelf: Any = None
         from .console import seconds_text
 
         console.note(f"{self.card.name}: ready after {seconds_text(time.perf_counter() - start)}")
+
+    def keep_pools(self, limit: int, total: int) -> None:
+        """Keep prepared material for clients between their sessions: bytes for each, and for all."""
+        from ..parties import server_shelf
+        from ..parties.paths import pools_dir
+
+        self.shelf = server_shelf(pools_dir() / "clients", self._welcome(), limit, total)
+        evicted = self.shelf.evict()
+        if evicted:
+            self.console.note(f"deleted the prepared material of {evicted} clients that did not come back")
+
+    def _open_party(self) -> Any:
+        party = self.engine.session()
+        party.shelf = self.shelf
+        return party
+
+    def _welcome(self) -> Any:
+        from ..parties import Welcome
+
+        return Welcome(self.engine.options, self.engine.public(), self.card)
 
     def listen(
         self,
@@ -140,7 +182,7 @@ class _Hosted:
         recorder: "Recorder",
     ) -> Any:
         from ..net.tls import Certificate
-        from ..parties import Server, Welcome
+        from ..parties import Server
         from ..parties.paths import server_key_dir
         from .explain import CLEAR_BANNER, PLAINTEXT_BANNER, engine_line, what_the_server_sees
 
@@ -158,8 +200,8 @@ class _Hosted:
             )
 
         server = Server(
-            self.engine.session,
-            Welcome(self.engine.options, self.engine.public(), self.card),
+            self._open_party,
+            self._welcome(),
             host=host,
             port=port,
             tls=certificate.context() if certificate else None,
