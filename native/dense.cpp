@@ -239,15 +239,17 @@ void dense_hint(Source sums, Coins coins, Source key, const Primes& primes, Sour
 void dense_settle(Source sums, Coins coins, Source key, const Primes& primes, Source masks, Bytes out, int threads) {
     const Multiplier by(key, primes);
     const std::size_t rows = sums.shape(0), n = sums.shape(1);
-    require(by.limbs() == 1 && n <= by.n() && masks.shape(0) == rows && masks.shape(1) == n && coins.shape(0) == rows &&
+    require(n <= by.n() && masks.shape(0) == rows && masks.shape(1) == n && coins.shape(0) == rows &&
                 coins.shape(1) == by.n() && out.shape(0) == rows && out.shape(1) == kSentBytes * n,
-            "sums and masks must be (rows, n), coins (rows, N), out (rows, 5 n), key (1, N)");
+            "sums and masks must be (rows, n), coins (rows, N), out (rows, 5 n), key (1 or 2, N)");
+    // One limb has room for the upper 40 bits of the key, two for all of it.
+    const unsigned shift = by.limbs() == 1 ? 12 : 0;
     nb::gil_scoped_release release;
     each_row(by, rows, threads, [&](std::size_t r, u64* work) {
         by.product(load_coins(coins.data() + r * by.n(), by.n()), work);
         const u64 *sum = sums.data() + r * n, *mask = masks.data() + r * n;
         std::uint8_t* to = out.data() + r * kSentBytes * n;
-        for (std::size_t t = 0; t < n; ++t) put40(to + kSentBytes * t, upper40(sum[t] + (work[t] << 12) + mask[t]));
+        for (std::size_t t = 0; t < n; ++t) put40(to + kSentBytes * t, upper40(sum[t] + (work[t] << shift) + mask[t]));
     });
 }
 
@@ -304,7 +306,8 @@ void register_dense(nb::module_& m) {
           nb::arg("noise").noconvert(), out, threads, "Upper 40 bits of sums + u key + e, u ternary from coins, five bytes each.");
     m.def("dense_settle", &dense_settle, nb::arg("sums").noconvert(), nb::arg("coins").noconvert(), key, "primes"_a,
           nb::arg("masks").noconvert(), out, threads,
-          "Upper 40 bits of sums + 2^12 (u key) + masks for the first n coefficients, key of 40 bits.");
+          "Upper 40 bits of sums + 2^12 (u key) + masks for the first n coefficients, key of 40 bits (one limb); or of sums +\n"
+          "u key + masks, key of 52 bits (two limbs).");
     m.def("dense_open", &dense_open, nb::arg("hint").noconvert(), secret, "primes"_a, nb::arg("answer").noconvert(), out,
           threads, "answer + hint s modulo 2^40 for the first n coefficients.");
     m.def("dense_store", &dense_store, nb::arg("words").noconvert(), "offset"_a, out,

@@ -120,7 +120,10 @@ def test_hints_answers_and_phases_equal_the_reference(isa):
     fixed = exact_words(w, feature_rows(SMALL, SEED, 0, 0, inputs))
     u = ternary(hints.coins(0, 0, rows))
     e = signed(row_words(row_keys(hints.secret, b"errors of matrix 0", 0, rows), 0, 64))
-    a, b = rerandomiser(SMALL, SEED).tolist(), unpack_bits(public_key, 64, SENT_BITS).tolist()
+    key = unpack_bits(public_key, 64, FRESH_BITS)
+    drop = FRESH_BITS - SENT_BITS
+    upper = ((key + U64(1 << (drop - 1))) >> U64(drop)) & U64((1 << SENT_BITS) - 1)
+    a, b = rerandomiser(SMALL, SEED).tolist(), upper.tolist()
     masks = row_words(row_keys(answers.masks, b"masks of matrix 0", 0, n), 0, rows)
     s = _coefficients(secret)
     for r in range(rows):
@@ -134,15 +137,25 @@ def test_hints_answers_and_phases_equal_the_reference(isa):
         other = [-reference.share(int(z) & MASK, LOG_Q, P_FIELD) % P_FIELD for z in masks[:, r]]
         assert server_share(SMALL, answers.masks, 0, 0, n, rows)[:, r].tolist() == other
 
+    # Where the product will be opened, all bits of the key count.
+    again = BatchAnswers(hints, public_key, n, answers.masks).answer(0, sums, 0, opened=True)
+    whole = [int(x) << (LOG_Q - FRESH_BITS) for x in key]
+    for r in range(rows):
+        product = reference.negacyclic(whole, u[r].tolist())
+        words = [int(s) + x + int(z) for s, x, z in zip(sums[r], product, masks[:, r], strict=False)]
+        assert unpack_bits(again[r], n, SENT_BITS).tolist() == [
+            reference.upper(x % (1 << LOG_Q), SENT_BITS) for x in words
+        ]
+
 
 def test_public_keys_hide_a_small_error():
     secret = BatchSecret(SMALL, SEED)
-    b = unpack_bits(secret.public_key(), 64, SENT_BITS).astype(object) << 12
+    b = unpack_bits(secret.public_key(), 64, FRESH_BITS).astype(object) << (LOG_Q - FRESH_BITS)
     product = reference.negacyclic(rerandomiser(SMALL, SEED).tolist(), _coefficients(secret))
     error = np.array(
         [(int(x) + y + (1 << 51)) % (1 << 52) - (1 << 51) for x, y in zip(b, product, strict=True)]
     )
-    assert np.abs(error).max() <= (1 << 11) + 30
+    assert np.abs(error).max() <= 21 + 4
 
 
 @pytest.mark.parametrize(("d_out", "d_in", "n"), [(64, 30, 512), (96, 576, 100), (33, 1536, 64)])

@@ -8,6 +8,7 @@ import pytest
 
 from sottovoce.dense import (
     DENSE,
+    FRESH_BITS,
     LOG_Q,
     SENT_BITS,
     SENT_BYTES,
@@ -17,7 +18,11 @@ from sottovoce.dense import (
     HintSecret,
     matrix_product,
     reference,
+    server_share,
+    share_of_phase,
 )
+from sottovoce.dense.public import rerandomiser
+from sottovoce.net import unpack_bits
 from sottovoce.ring.primes import P_FIELD
 
 Q = 1 << LOG_Q
@@ -170,3 +175,66 @@ def test_masks_of_tokens_rows_and_batches_differ():
     values = [first, second.answer(0, nothing, 0), second.answer(1, nothing, 0)]
     flat = np.concatenate([v.reshape(-1, SENT_BYTES) for v in values])
     assert len(np.unique(flat, axis=0)) == len(flat)
+
+
+def opened_error(hints, w, opened, rng):
+    """One batch whose products the client sees: (the error of its public key, the errors of the products)."""
+    parameters, n, (rows, inputs) = hints.parameters, hints.parameters.degree, w.shape
+    secret = BatchSecret(parameters, hints.seed)
+    public_key = secret.public_key()
+    answers = BatchAnswers(hints, public_key, n)
+    r = rng.integers(0, P_FIELD, (inputs, n), dtype=np.uint64)
+    sums = matrix_product(
+        w, 0, answers.load(secret.encrypt(0, 0, r), inputs), np.empty((rows, n), np.uint64), False
+    )
+    answer = answers.answer(0, sums, 0, opened)
+    mine = share_of_phase(parameters, secret.open(hints.hint(0, w, 0, rows), answer, n)).astype(object)
+    total = (
+        mine + server_share(parameters, answers.masks, 0, 0, n, rows).T - w.astype(object) @ r.astype(object)
+    )
+    errors = (total + P_FIELD // 2) % P_FIELD - P_FIELD // 2
+
+    # The server multiplies by the upper 40 bits of the key, or by all 49; the client knows the error.
+    bits = FRESH_BITS if opened else SENT_BITS
+    key = [
+        reference.upper(int(x) << (LOG_Q - FRESH_BITS), bits) for x in unpack_bits(public_key, n, FRESH_BITS)
+    ]
+    s = _coefficients(secret)
+    product = reference.negacyclic(rerandomiser(parameters, hints.seed).tolist(), s)
+    noise = [((k << (LOG_Q - bits)) + x + Q // 2) % Q - Q // 2 for k, x in zip(key, product, strict=True)]
+    return np.array(noise, dtype=float), errors.astype(float)
+
+
+def _coefficients(secret):
+    """The ternary secret of a batch, from its transform."""
+    ring = secret.parameters.ring()
+    residues = ring.intt(secret._secret.reshape(1, 2, -1).copy())[0, 0].astype(object)
+    q = secret.parameters.primes[0]
+    return [int(x) - q if x > q // 2 else int(x) for x in residues]
+
+
+def found_secret(opened: bool, batches: int) -> float:
+    """The part of the coefficients of u, the hint's secret, that least squares gives from opened products.
+
+    Whoever has u takes it off the hint and solves for the weights.
+    """
+    rng = np.random.default_rng(3)
+    parameters = DenseParameters(degree=64, block=64, security="unchecked")
+    hints = HintSecret.generate(parameters)
+    w = rng.integers(-600, 600, (4, 16)).astype(np.int16)
+    u = (hints.coins(0, 0, 4).astype(np.uint64) * np.uint64(3) >> np.uint64(32)).astype(np.int64) - 1
+    left, right = np.zeros((64, 64)), np.zeros((64, 4))
+    for _ in range(batches):
+        noise, errors = opened_error(hints, w, opened, rng)
+        turned = np.stack([np.concatenate([-noise[64 - k :], noise[: 64 - k]]) for k in range(64)], axis=1)
+        scaled = turned * (P_FIELD / Q)
+        left, right = left + scaled.T @ scaled, right + scaled.T @ errors.T
+    guess = np.rint(np.clip(np.linalg.solve(left, right).T, -1, 1))
+    return float((guess == u).mean())
+
+
+def test_opened_products_do_not_give_the_secret_of_the_hint_away():
+    """Even without the blur that covers opened logits. With a coarse key the secret is read off a few
+    thousand of them; it is the same for all batches and clients."""
+    assert found_secret(opened=False, batches=40) > 0.95
+    assert found_secret(opened=True, batches=40) < 0.6

@@ -2,7 +2,7 @@
 
 For every batch the client has a new secret. Matrix by matrix it encrypts random inputs; the server multiplies
 and masks. Two matrices are under way at any time, so that both parties always have work. Per token and
-matrix: 49 bits per input up, 40 bits per output down, and 5 N bytes up per batch.
+matrix: 49 bits per input up, 40 bits per output down, and 49 N bits up per batch.
 
 Leaks nothing: the client sees values masked uniformly modulo q (and the hint, made once), the server
 ciphertexts. Source: protocols.md 2 (recipe Z) and 5.1.
@@ -10,7 +10,7 @@ ciphertexts. Source: protocols.md 2 (recipe Z) and 5.1.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,7 +53,8 @@ class MatrixMaker:
     """Makes products of a model's matrices with the other party and puts them into `stock`.
 
     shapes: of all matrices, the same at both parties. hints: ModelHints at the server, where the matrices
-    are; a HintShelf (or None) at the client. Both call every method alike.
+    are; a HintShelf (or None) at the client. opened: matrices whose products the client gets to see. Both
+    call every method alike.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class MatrixMaker:
         hints: ModelHints | HintShelf | None = None,
         parameters: DenseParameters = DENSE,
         on_take: Callable[[MatrixKey, int], None] | None = None,
+        opened: Collection[MatrixKey] = (),
     ) -> None:
         if isinstance(hints, ModelHints) != (channel.role is Role.SERVER):
             raise ParameterError("matrix products: the server, and only the server, has the matrices")
@@ -72,6 +74,7 @@ class MatrixMaker:
             raise ParameterError("matrix products: the hints belong to other matrices")
         self.shapes, self.parameters = shapes, parameters
         self.stock = MatrixStock(channel.role, parameters, shapes, on_take)
+        self._opened = frozenset(opened)
         self._channel = channel
         self._hints = hints
         self._numbers = {key: number for number, key in enumerate(shapes)}
@@ -201,7 +204,7 @@ class MatrixMaker:
             else:
                 weights = self._hints.matrices[key][first : first + rows]
                 sums = matrix_product(weights, 0, loaded, np.empty((rows, answers.n), np.uint64), False)
-            frames.append(answers.answer(self._numbers[key], sums, first))
+            frames.append(answers.answer(self._numbers[key], sums, first, key in self._opened))
         return frames
 
 

@@ -39,15 +39,17 @@ class BatchSecret:
         self._encrypted: dict[int, int] = {}
 
     def public_key(self) -> bytes:
-        """The second half of the encryption of zero, upper 40 bits: 5 N bytes."""
+        """The second half of the encryption of zero, upper 49 bits: 12.5 KB.
+
+        Not fewer: its rounding ends up in every product, multiplied by secrets of the server that never
+        change, and where results are opened the client could take an average over many.
+        """
         n, key = self.parameters.degree, rerandomiser(self.parameters, self._seed)
         noise = row_words(row_keys(self._errors, b"public key", 0, 1), 0, n)
         out, zero = np.empty((1, n), np.uint64), np.zeros((1, n), np.uint64)
         primes, p = self.parameters.primes, self.parameters.plaintext
         _native.dense_fresh(key[None], self._secret, primes, zero, noise, p, LOG_Q - FRESH_BITS, out)
-        drop = FRESH_BITS - SENT_BITS
-        rounded = ((out + np.uint64(1 << (drop - 1))) >> np.uint64(drop)) & np.uint64((1 << SENT_BITS) - 1)
-        return pack_bits(rounded, SENT_BITS).tobytes()
+        return pack_bits(out, FRESH_BITS).tobytes()
 
     def encrypt(self, matrix: int, first: int, message: Words) -> U8:
         """Fresh ciphertexts of input features first, first + 1, … of a matrix: message (F, n) residues,
@@ -108,4 +110,4 @@ def answer_bytes(rows: int, n: int) -> int:
 
 def public_key_bytes(parameters: DenseParameters) -> int:
     """The size of `public_key`."""
-    return SENT_BYTES * parameters.degree
+    return packed_size(parameters.degree, FRESH_BITS)

@@ -51,15 +51,11 @@ class HintSecret:
     def hint_of(self, matrix: int, sums: Words, first: int) -> U8:
         """`hint` from W·A (count, N)."""
         count, n = sums.shape
-        ring = self.parameters.ring()
-        key = np.empty((1, 2, n), np.uint64)
-        uniform = rerandomiser(self.parameters, self.seed)
-        for limb, q in enumerate(self.parameters.primes):
-            key[0, limb] = uniform % np.uint64(q)
+        key = _transformed(self.parameters, rerandomiser(self.parameters, self.seed), 2)
         noise = row_words(row_keys(self.secret, b"errors of matrix %d" % matrix, first, count), 0, n)
         out = np.empty((count, SENT_BYTES * n), np.uint8)
         coins, primes = self.coins(matrix, first, count), self.parameters.primes
-        _native.dense_hint(sums, coins, ring.ntt(key)[0], primes, noise, out, threads())
+        _native.dense_hint(sums, coins, key, primes, noise, out, threads())
         return out
 
     def coins(self, matrix: int, first: int, count: int) -> Coins:
@@ -93,10 +89,13 @@ class BatchAnswers:
         self.parameters, self.hints, self.n = parameters, hints, n
         self.masks = sampling.fresh_seed() if masks is None else masks
         self._answered: dict[int, int] = {}
-        values = unpack_bits(data, parameters.degree, SENT_BITS).view(np.int64)
-        centred = values - ((values >> (SENT_BITS - 1)) << SENT_BITS)
+        key = unpack_bits(data, parameters.degree, FRESH_BITS)
+        self._key = _transformed(parameters, key << np.uint64(LOG_Q - FRESH_BITS), 2)
+        drop = FRESH_BITS - SENT_BITS
+        upper = ((key + np.uint64(1 << (drop - 1))) >> np.uint64(drop)).view(np.int64)
+        centred = upper - (((upper >> (SENT_BITS - 1)) & 1) << SENT_BITS)
         ring = parameters.ring(1)
-        self._key = ring.ntt(ring.reduce_signed(centred))
+        self._upper_key = ring.ntt(ring.reduce_signed(centred))
 
     def load(self, data: Payload, features: int) -> Words:
         """What `BatchSecret.encrypt` made -> words (features, n) modulo q. FrameError on a wrong size."""
@@ -108,11 +107,15 @@ class BatchAnswers:
         words <<= np.uint64(LOG_Q - FRESH_BITS)
         return words.reshape(features, self.n)
 
-    def answer(self, matrix: int, sums: Words, first: int) -> U8:
+    def answer(self, matrix: int, sums: Words, first: int, opened: bool = False) -> U8:
         """W·B (rows, n) of output rows first … -> what the client gets: answer_bytes(rows, n) bytes.
 
         Adds the second half of this row's encryption of zero and a mask uniform modulo q. `first` is even,
         and grows from call to call: no mask is used twice.
+
+        opened: the client will see W·r itself, with its error. The encryption of zero is then computed from
+        all bits of the client's key, in twice the time: with the upper 40 the error has a part
+        (hint secret)·(rounding of the key) of 85 units, and the client knows that rounding.
         """
         rows = len(sums)
         if first < self._answered.get(matrix, 0):
@@ -121,8 +124,8 @@ class BatchAnswers:
         keys = row_keys(self.masks, b"masks of matrix %d" % matrix, 0, self.n)
         masks = np.ascontiguousarray(row_words(keys, first, rows).T)
         out = np.empty((rows, SENT_BYTES * self.n), np.uint8)
-        coins, primes = self.hints.coins(matrix, first, rows), self.parameters.primes[:1]
-        _native.dense_settle(sums, coins, self._key, primes, masks, out, threads())
+        coins, key = self.hints.coins(matrix, first, rows), self._key if opened else self._upper_key
+        _native.dense_settle(sums, coins, key, self.parameters.primes[: len(key)], masks, out, threads())
         return out
 
 
@@ -142,6 +145,12 @@ def matrix_product(weights: Int16, first: int, words: Words, out: Words, accumul
     """out (d_out, n) (+)= W[:, first : first + k] · words (k, n) modulo q."""
     _native.dense_matmul(weights, first, words, out, accumulate, threads())
     return out
+
+
+def _transformed(parameters: DenseParameters, words: Words, limbs: int) -> Words:
+    """Words (N,) modulo q as integers modulo `limbs` primes, in NTT form: (limbs, N)."""
+    residues = np.stack([words % np.uint64(q) for q in parameters.primes[:limbs]])
+    return parameters.ring(limbs).ntt(residues)
 
 
 __all__ = [

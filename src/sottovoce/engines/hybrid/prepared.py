@@ -34,8 +34,9 @@ EMBEDDING: MatrixKey = ("embedding", 0)
 # vectors are therefore scaled by this many bits more, which a rescale takes off again.
 GUARD_BITS = 6
 
-# Logits are opened. What of a product's noise they carry, which depends on weights and on the server's
-# re-randomisation, disappears under a uniform error of this many bits at 2^-23: ±2^-11 in a logit.
+# Logits are opened, and carry a product's noise, which depends on weights and on the server's
+# re-randomisation. A uniform error of this many bits at 2^-23, ±2^-11 in a logit, covers what of it the
+# client could average, up to about 10^10 opened tokens; it is no flooding of 40 bits. See SECURITY.md.
 BLUR_BITS = 13
 
 
@@ -77,7 +78,7 @@ class PreparedLinears:
         parameters: DenseParameters = DENSE,
         on_take: Callable[[MatrixKey, int], None] | None = None,
     ) -> None:
-        self.maker = MatrixMaker(channel, model_shapes(config), hints, parameters, on_take)
+        self.maker = MatrixMaker(channel, model_shapes(config), hints, parameters, on_take, {HEAD})
         self.stock = self.maker.stock
         self._channel, self._online, self._encoded = channel, online, encoded
 
