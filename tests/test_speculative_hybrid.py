@@ -31,8 +31,11 @@ from sottovoce.parties import (
 TOLERANCE = 0.1  # of tiny random models with logits up to 3, as in test_hybrid
 
 
-@pytest.mark.parametrize("kv", KV_STRATEGIES)
-def test_verified_logits_are_the_plaintext_models_and_rejected_tokens_leave_no_trace(kv):
+@pytest.mark.parametrize(
+    ("kv", "ahead"), [*((kv, 0) for kv in KV_STRATEGIES), ("ciphertext", 8), ("masked", 16)]
+)
+def test_verified_logits_are_the_plaintext_models_and_rejected_tokens_leave_no_trace(kv, ahead):
+    """ahead: tokens whose matrix products are prepared; the last ones of 8 are not enough for the session."""
     model = tiny("llama")
     engine = prepared(model, kv)
     public, private, guesses, accepted, then = [0, 5], [7, 250, 31], [4, 9, 17, 3], 2, [22, 8]
@@ -40,6 +43,8 @@ def test_verified_logits_are_the_plaintext_models_and_rejected_tokens_leave_no_t
     def server(channel):
         party = engine.session()
         party.setup(channel)
+        if ahead:
+            party.prepare(ahead)
         party.prefill(public, len(private))
         party.verify(len(guesses))
         party.truncate(len(public) + len(private) + accepted)
@@ -49,6 +54,8 @@ def test_verified_logits_are_the_plaintext_models_and_rejected_tokens_leave_no_t
     def client(channel):
         party = HybridDataParty(EngineOptions(kv=kv), engine.public())
         party.setup(channel)
+        if ahead:
+            party.prepare(ahead)
         party.prefill(public, private)
         first = party.verify(guesses)
         party.truncate(len(public) + len(private) + accepted)
