@@ -6,6 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sottovoce.correlations.attention import AttentionSource
+from sottovoce.correlations.attention_blocks import AttentionShape
 from sottovoce.errors import ParameterError, ProtocolError
 from sottovoce.net import Channel, run_pair
 from sottovoce.ring.primes import P_FIELD
@@ -34,7 +35,7 @@ def nearly(x: np.ndarray, y: np.ndarray) -> bool:
 
 
 def append(source: AttentionSource, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    return [source.append(layer, count) for layer in range(source.layers)]
+    return [source.append(layer, count) for layer in range(source.shape.layers)]
 
 
 def test_shares_add_up_to_the_products_of_all_earlier_slots():
@@ -94,19 +95,39 @@ def test_material_is_handed_out_once_and_wiped():
 
 
 def test_blocks_fill_a_power_of_two_of_rows():
-    def sizes(group: int, block: int, tokens: int) -> int:
-        source = AttentionSource(None, 1, 3 * group, 3, 64, block)  # type: ignore[arg-type]
-        return source._block_size(tokens)
+    def size(group: int, tokens: int) -> int:
+        return AttentionShape(1, 3 * group, 3, 64).block_size(tokens)
 
-    assert sizes(3, 64, 1) == 85 and sizes(3, 128, 1) == 170 and sizes(3, 341, 1) == 341
-    assert sizes(1, 64, 1) == 64 and sizes(1, 64, 65) == 128
-    assert sizes(3, 64, 5000) == 341 and sizes(1, 64, 5000) == 1024
+    assert size(3, 64) == 85 and size(3, 128) == 170 and size(3, 341) == 341
+    assert size(1, 64) == 64 and size(1, 65) == 128
+    assert size(3, 5000) == 341 and size(1, 5000) == 1024
+
+
+def test_many_blocks_made_ahead_all_remain():
+    def actions(source: AttentionSource):
+        source.prepare(14)
+        assert [len(block) for block in source._blocks] == [16]
+        source.prepare(40)
+        source.prepare(60)
+        firsts = [block.first for block in source._blocks]
+        for expected in range(source.ready):
+            append(source, 1)
+            for layer in range(2):
+                (part,) = source.questions(layer, 1)
+                assert list(part.counters) == [expected] and part.positions[expected] == expected
+                part.ask()
+                part.weigh()
+        append(source, 1)
+        assert firsts == [0, 16, 48] and len(source._blocks) == 2  # the new one and the one before
+        return True
+
+    both(actions)
 
 
 def test_preparing_ahead_and_running_dry_cost_what_is_stated():
     def actions(source: AttentionSource):
         source.setup()
-        ledger, costs = source._channel.ledger, []
+        ledger, costs = source._maker._ledger, []
 
         def run(call, expected):
             before = ledger.snapshot()
@@ -203,9 +224,13 @@ def test_material_is_made_between_tokens_only():
 
 
 def test_impossible_sizes_are_refused():
-    for sizes in ((1, 5, 2, 8, 4), (1, 2, 2, 8, 0), (1, 4096, 1, 8, 4)):
-        with pytest.raises(ParameterError):
-            AttentionSource(None, *sizes)  # type: ignore[arg-type]
+    def party(channel: Channel):
+        for sizes in ((1, 5, 2, 8, 4), (1, 2, 2, 8, 0), (1, 4096, 1, 8, 4)):
+            with pytest.raises(ParameterError):
+                AttentionSource(channel, *sizes)
+        return True
+
+    run_pair(party, party)
 
 
 STEPS = st.lists(st.one_of(st.integers(1, 3), st.floats(0, 1), st.just("burn")), min_size=1, max_size=12)

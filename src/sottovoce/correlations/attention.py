@@ -6,24 +6,20 @@ The material of query i are shares of a_i·b_j for every slot j ≤ i that may b
 All of it is independent of the data. Counters only grow: a slot is written once, a query asked once, a
 truncated token's counter is never used again; positions of tokens are somebody else's business.
 
-Queries are made in blocks: a block of Q counters is multiplied with all live slots, those made before and not
-yet used, and its own. Slots that die later stay in the sums of the block: their probabilities are zero.
-Source: protocols.md 6.2; products by `mask_products`.
+Queries are made in blocks, `attention_blocks`. Slots that die after their block was made stay in its sums:
+their probabilities are zero. Source: protocols.md 6.2.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from sottovoce.correlations.mask_products import MOST_ROWS, MaskProducts, products_bytes
+from sottovoce.correlations.attention_blocks import AttentionMaker, AttentionShape, Block, Questions
 from sottovoce.errors import ParameterError, ProtocolError
 from sottovoce.net import Channel
-from sottovoce.ring.primes import P_FIELD
-from sottovoce.ring.sampling import Stream
 
 Words = npt.NDArray[np.uint64]
 Indices = npt.NDArray[np.int64]
@@ -31,83 +27,28 @@ Indices = npt.NDArray[np.int64]
 BLOCK = 64
 
 
-@dataclass
-class _Material:
-    """One layer of a block: (kv_heads, Q, group, …) shares. What was handed out is wiped here."""
-
-    queries: Words  # (…, head_dim): a
-    scores: Words  # (…, n): a·b
-    weights: Words  # (…, n): π, zero where a query must not look ahead
-    mixes: Words  # (…, head_dim): Σ_j π_j·d_j
-    asked: npt.NDArray[np.bool_]  # (Q,)
-    weighed: npt.NDArray[np.bool_]  # (Q,)
-
-
-@dataclass
-class _Block:
-    """Queries `first` to `first + len`, and the slots that they may look at."""
-
-    first: int
-    count: int
-    positions: Indices  # (n,) counters, ascending
-    layers: list[_Material]
-
-
-@dataclass(frozen=True)
-class Questions:
-    """Some queries of one layer and one block; each gives its material once."""
-
-    counters: Indices  # (t,)
-    positions: Indices  # (n,): slots of the block, the last axis of scores and weights
-    _material: _Material
-    _rows: Indices
-
-    def ask(self) -> tuple[Words, Words]:
-        """Shares of the query masks (kv_heads, t·group, head_dim) and of a·b (kv_heads, t·group, n)."""
-        return self._take(self._material.asked, self._material.queries, self._material.scores)
-
-    def weigh(self) -> tuple[Words, Words]:
-        """Shares of π (kv_heads, t·group, n) and of Σ π·d (kv_heads, t·group, head_dim)."""
-        return self._take(self._material.weighed, self._material.weights, self._material.mixes)
-
-    def _take(self, used: npt.NDArray[np.bool_], first: Words, second: Words) -> tuple[Words, Words]:
-        if used[self._rows].any():
-            raise ProtocolError("attention: the material of a query was to be used a second time")
-        used[self._rows] = True
-        taken = []
-        for array in (first, second):
-            part = array[:, self._rows]
-            taken.append(part.reshape(len(part), -1, part.shape[-1]))
-            array[:, self._rows] = 0
-        return taken[0], taken[1]
-
-
 class AttentionSource:
     """Material for all layers of one session at one party; both parties make the same calls in lockstep.
 
     layers, heads, kv_heads, head_dim: public sizes of the model. block: queries made at least at a time; more
-    queries together cost fewer bytes each (see `prepare_bytes`).
+    queries together cost fewer bytes each (`prepare_bytes`).
     """
 
     def __init__(
         self, channel: Channel, layers: int, heads: int, kv_heads: int, head_dim: int, block: int = BLOCK
     ) -> None:
-        if heads % kv_heads or heads // kv_heads > MOST_ROWS or block < 1:
-            raise ParameterError(
-                f"attention: {heads} heads on {kv_heads} key-value heads in blocks of {block}"
-            )
-        self.layers, self.heads, self.kv_heads, self.head_dim = layers, heads, kv_heads, head_dim
+        if block < 1:
+            raise ParameterError(f"attention: material is made for one token or more at a time, not {block}")
+        self.shape = AttentionShape(layers, heads, kv_heads, head_dim)
         self.block = block
-        # Called with the number of counters used so far before the last of them is handed out.
+        # Called with the number of counters used so far, before the last of them is handed out.
         self.record: Callable[[int], None] | None = None
-        self._channel = channel
-        self._products = MaskProducts(channel)
-        self._stream = Stream(purpose=b"attention masks")
+        self._maker = AttentionMaker(channel, self.shape)
         self._made = 0  # counters below have masks
         self._used = [0] * layers  # by layer: counters below were handed out
         self._recorded = 0
         self._live = [np.zeros(0, np.int64) for _ in range(layers)]
-        self._blocks: list[_Block] = []
+        self._blocks: list[Block] = []
         self._held = np.zeros(0, np.int64)  # counters whose slot masks are kept
         self._keys, self._values = self._no_masks(0), self._no_masks(0)
 
@@ -129,7 +70,7 @@ class AttentionSource:
 
     def setup(self) -> None:
         """Exchange keys: one exchange of 43 KB each way. Without it, this happens with the first block."""
-        self._products.keys()
+        self._maker.setup()
 
     def prepare(self, tokens: int) -> None:
         """Make material until `tokens` are ready, in blocks. Two exchanges per layer and block.
@@ -137,63 +78,22 @@ class AttentionSource:
         Both parties call it between two tokens. Live slots and all that were made before are included.
         """
         while self.ready < tokens:
-            self._make(tokens - self.ready)
+            slots = self._slots()
+            keys, values = (x[:, self._rows(slots)] for x in (self._keys, self._values))
+            block = self._maker.make(self._made, self._block_size(tokens), slots, keys, values)
+            self._hold(block.keys, block.values)
+            self._blocks.append(block)
 
     def prepare_bytes(self, tokens: int) -> int:
         """Bytes each way of `prepare`, keys not counted."""
-        total, ready, slots = 0, self.ready, len(self._slots())
+        total, ready, slots, count = 0, self.ready, self._slots().size, self._block_size(tokens)
         while ready < tokens:
-            count = self._block_size(tokens - ready)
             ready, slots = ready + count, slots + count
-            total += self.layers * products_bytes(self._shapes(count, slots))
+            total += self.shape.block_bytes(count, slots)
         return total
 
-    def _make(self, tokens: int) -> None:
-        count = self._block_size(tokens)
-        positions = np.concatenate([self._slots(), np.arange(self._made, self._made + count)])
-        self._hold(count)
-        block = _Block(self._made, count, positions, [])
-        # Queries may be of the last append, hence of the block before this one, but not older.
-        self._blocks = [*self._blocks[-1:], block]
-        ledger = self._channel.ledger
-        with ledger.operation("correlations"), ledger.operation("attention"):
-            for layer in range(self.layers):
-                block.layers.append(self._material(layer, block))
-        self._made += count
-
-    def _material(self, layer: int, block: _Block) -> _Material:
-        group, n, q = self.heads // self.kv_heads, block.positions.size, block.count
-        queries = self._stream.uniform(P_FIELD, self.kv_heads, q * group, self.head_dim)
-        weights = self._stream.uniform(P_FIELD, self.kv_heads, q, group, n)
-        counters = np.arange(block.first, block.first + q)
-        weights *= (block.positions[None, :] <= counters[:, None])[None, :, None, :]
-        flat = weights.reshape(self.kv_heads, q * group, n)
-        keys, values = self.masks(layer, block.positions)
-        scores, mixes = self._products.multiply(
-            [(queries, keys.transpose(1, 2, 0)), (flat, values.transpose(1, 0, 2))]
-        )
-        shape = (self.kv_heads, q, group, -1)
-        return _Material(
-            queries.reshape(shape),
-            np.ascontiguousarray(scores).reshape(shape),
-            weights,
-            np.ascontiguousarray(mixes).reshape(shape),
-            np.zeros(q, np.bool_),
-            np.zeros(q, np.bool_),
-        )
-
     def _block_size(self, tokens: int) -> int:
-        """At least the block, at least what is needed, as many as the power of two holds that costs alike."""
-        group = self.heads // self.kv_heads
-        rows = min(max(tokens, self.block) * group, MOST_ROWS // group * group)
-        return (1 << (rows - 1).bit_length()) // group
-
-    def _shapes(self, count: int, slots: int) -> list[tuple[int, int, int, int]]:
-        rows = self.heads // self.kv_heads * count
-        return [
-            (self.kv_heads, rows, self.head_dim, slots),
-            (self.kv_heads, rows, slots, self.head_dim),
-        ]
+        return self.shape.block_size(max(self.block, tokens - self.ready))
 
     def _slots(self) -> Indices:
         """What a new query may look at: live slots, and those that earlier blocks will fill."""
@@ -215,12 +115,11 @@ class AttentionSource:
                 self.prepare(count)
             else:
                 self._slots()  # all layers must be at the same token
-                missing = end - self._made
-                self._hold(missing)
-                self._made += missing
-        if end > self._recorded and self.record is not None:
-            self.record(end)
-        self._recorded = max(self._recorded, end)
+                self._hold(*self._maker.slot_masks(end - self._made))
+        if end > self._recorded:
+            if self.record is not None:
+                self.record(end)
+            self._recorded = end
         new = np.arange(self._used[layer], end)
         self._used[layer] = end
         self._live[layer] = np.concatenate([self._live[layer], new])
@@ -234,7 +133,10 @@ class AttentionSource:
 
     def burn(self, mark: int) -> None:
         """Never hand out a counter below `mark`: after a lost connection, the larger of both parties'."""
-        self._made = max(self._made, mark)
+        missing = mark - self._made
+        if missing > 0:
+            self._blocks.clear()
+            self._made = mark
         self._used = [max(used, mark) for used in self._used]
         self._recorded = max(self._recorded, mark)
 
@@ -250,21 +152,28 @@ class AttentionSource:
 
     def masks(self, layer: int, counters: Indices) -> tuple[Words, Words]:
         """This party's shares of b and d of slots: (n, kv_heads, head_dim) each."""
-        rows = np.searchsorted(self._held, counters)
+        rows = self._rows(counters)
         return self._keys[layer, rows], self._values[layer, rows]
 
-    def _hold(self, count: int) -> None:
-        """Draw the slot masks of the next `count` counters; forget those that nothing refers to any more."""
-        needed = [self._slots(), *(block.positions for block in self._blocks[-1:])]
-        kept = np.unique(np.concatenate(needed)).astype(np.int64)
-        rows = np.searchsorted(self._held, kept)
-        fresh = self._stream.uniform(P_FIELD, 2, self.layers, count, self.kv_heads, self.head_dim)
-        self._keys = np.concatenate([self._keys[:, rows], fresh[0]], axis=1)
-        self._values = np.concatenate([self._values[:, rows], fresh[1]], axis=1)
+    def _rows(self, counters: Indices) -> Indices:
+        return np.searchsorted(self._held, counters)
+
+    def _hold(self, keys: Words, values: Words) -> None:
+        """Take up the next slots with their masks; forget slots and blocks that nothing needs any more."""
+        # The last append may still ask, hence one block whose counters are all used stays.
+        past = sum(block.end <= self.used for block in self._blocks)
+        del self._blocks[: max(0, past - 1)]
+        needed = [self._slots(), *(block.positions for block in self._blocks)]
+        kept = np.unique(np.concatenate(needed))
+        rows, count = self._rows(kept), keys.shape[1]
+        self._keys = np.concatenate([self._keys[:, rows], keys], axis=1)
+        self._values = np.concatenate([self._values[:, rows], values], axis=1)
         self._held = np.concatenate([kept, np.arange(self._made, self._made + count)])
+        self._made += count
 
     def _no_masks(self, count: int) -> Words:
-        return np.zeros((self.layers, count, self.kv_heads, self.head_dim), np.uint64)
+        shape = self.shape
+        return np.zeros((shape.layers, count, shape.kv_heads, shape.head_dim), np.uint64)
 
     # --- queries
 
@@ -273,12 +182,8 @@ class AttentionSource:
         live = self._live[layer]
         if not 0 < count <= live.size:
             raise ParameterError(f"cache: {count} queries on {live.size} tokens")
-        counters, found = live[-count:], []
-        for block in self._blocks:
-            inside = counters[(counters >= block.first) & (counters < block.first + block.count)]
-            if inside.size:
-                material = block.layers[layer]
-                found.append(Questions(inside, block.positions, material, inside - block.first))
-        if sum(part.counters.size for part in found) != count:
+        found = [block.questions(layer, live[-count:]) for block in self._blocks]
+        parts = [part for part in found if part is not None]
+        if sum(part.counters.size for part in parts) != count:
             raise ParameterError("cache: only recent tokens have a query left, and public ones have none")
-        return found
+        return parts

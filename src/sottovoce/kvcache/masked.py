@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from sottovoce.correlations.attention import AttentionSource, Questions
+from sottovoce.correlations.attention import AttentionSource
+from sottovoce.correlations.attention_blocks import Questions
 from sottovoce.correlations.mask_products import matmul
 from sottovoce.errors import CorruptFileError, IntegrityError, ParameterError
 from sottovoce.kvcache.interface import KVCache, Signed, Words
@@ -52,7 +53,7 @@ class MaskedCache(KVCache):
     """
 
     def __init__(self, channel: Channel, source: AttentionSource, layer: int) -> None:
-        self.channel, self.source, self.layer = channel, source, layer
+        self.channel, self.source, self.layer, self.shape = channel, source, layer, source.shape
         self._waiting = _Waiting()
         self._opened = self._empty()
 
@@ -63,7 +64,7 @@ class MaskedCache(KVCache):
 
     def append_public(self, count: int, k: Signed | None, v: Signed | None) -> None:
         """Ordinary slots, with the server's integers as its shares; opened with the next query."""
-        shape = (count, self.source.kv_heads, self.source.head_dim)
+        shape = (count, self.shape.kv_heads, self.shape.head_dim)
         if self.channel.role is Role.CLIENT:
             nothing = np.zeros(shape, np.uint64)
             return self._append(nothing, nothing, queries=False)
@@ -74,7 +75,7 @@ class MaskedCache(KVCache):
 
     def append(self, k: Words, v: Words) -> None:
         """No message unless material runs dry; k and v are opened together with the next query."""
-        shape = (len(k), self.source.kv_heads, self.source.head_dim)
+        shape = (len(k), self.shape.kv_heads, self.shape.head_dim)
         if k.shape != shape or v.shape != shape:
             raise ParameterError(f"cache: shares of shape {k.shape} and {v.shape}, expected {shape}")
         self._append(k, v, queries=True)
@@ -104,7 +105,7 @@ class MaskedCache(KVCache):
         asked = [part.ask() for part in parts]
         masks = np.concatenate([self._by_token(a) for a, _ in asked])
         opened = self._open(arithmetic.sub(q, masks, P_FIELD))
-        result = np.zeros((len(q), self.source.heads, len(self)), np.uint64)
+        result = np.zeros((len(q), self.shape.heads, len(self)), np.uint64)
         at = 0
         for part, (a, products) in zip(parts, asked, strict=True):
             rows = slice(at, at := at + part.counters.size)
@@ -113,7 +114,7 @@ class MaskedCache(KVCache):
 
     def mix(self, p: Words) -> Words:
         """As `KVCache.mix`; each token may ask once."""
-        if p.shape[1:] != (self.source.heads, len(self)):
+        if p.shape[1:] != (self.shape.heads, len(self)):
             raise ParameterError(f"cache: probabilities of shape {p.shape} for {len(self)} tokens")
         parts = self.source.questions(self.layer, len(p))
         weighed = [part.weigh() for part in parts]
@@ -134,7 +135,7 @@ class MaskedCache(KVCache):
         """a·k̂ + q̂·(b [+ k̂ at the server]) + a·b into out (t, heads, n), where a token may look."""
         live = self._visible(part)
         local = matmul(np.concatenate([a, q], axis=2), self._opened.key_columns(live.size))
-        ahead = products[:, :, np.searchsorted(part.positions, live)]
+        ahead = products[:, :, _places(part, live)]
         scores = self._by_token(arithmetic.add(local, ahead, P_FIELD))
         seen = live[None, None, :] <= part.counters[:, None, None]
         np.copyto(out[:, :, : live.size], scores, where=seen)
@@ -142,7 +143,7 @@ class MaskedCache(KVCache):
     def _mix(self, part: Questions, weights: Words, mixes: Words, p: Words) -> Words:
         """π·v̂ + p̂·(d [+ v̂ at the server]) + Σ π·d, (t, heads, head_dim)."""
         live = self._visible(part)
-        places = np.searchsorted(part.positions, live)
+        places = _places(part, live)
         left = np.stack([weights[:, :, places], p[:, :, places]], axis=3).reshape(*p.shape[:2], -1)
         total = arithmetic.add(mixes, matmul(left, self._opened.value_rows(live.size)), P_FIELD)
         # Slots that died since the block was made have probability zero, so that p̂ = −π; their v̂, which could
@@ -151,15 +152,15 @@ class MaskedCache(KVCache):
         if last > live.size:
             gone = np.setdiff1d(part.positions[:last], live)
             _, masks = self.source.masks(self.layer, gone)
-            lost = p[:, :, np.searchsorted(part.positions, gone)]
+            lost = p[:, :, _places(part, gone)]
             total = arithmetic.add(total, matmul(lost, masks.swapaxes(0, 1)), P_FIELD)
         return self._by_token(total)
 
     def _spread(self, part: Questions, p: Words) -> Words:
         """(t, heads, live) -> (t, heads, n): at the block's slots, zero where none is live."""
         live = self._visible(part)
-        full = np.zeros((len(p), self.source.heads, part.positions.size), np.uint64)
-        full[:, :, np.searchsorted(part.positions, live)] = p[:, :, : live.size]
+        full = np.zeros((len(p), self.shape.heads, part.positions.size), np.uint64)
+        full[:, :, _places(part, live)] = p[:, :, : live.size]
         return full
 
     def _visible(self, part: Questions) -> Indices:
@@ -180,7 +181,7 @@ class MaskedCache(KVCache):
         return rest.reshape(share.shape)
 
     def _gathered(self, parts: list[Words]) -> Words:
-        empty = np.zeros((0, self.source.kv_heads, self.source.head_dim), np.uint64)
+        empty = np.zeros((0, self.shape.kv_heads, self.shape.head_dim), np.uint64)
         return np.concatenate([empty, *parts])
 
     def _store(self, k: Words, v: Words) -> None:
@@ -192,20 +193,20 @@ class MaskedCache(KVCache):
     def _empty(self) -> OpenedTokens:
         # One party adds the public terms q̂·k̂ and p̂·v̂ to its share.
         adds_public = self.channel.role is Role.SERVER
-        return OpenedTokens(self.source.kv_heads, self.source.head_dim, adds_public)
+        return OpenedTokens(self.shape.kv_heads, self.shape.head_dim, adds_public)
 
     def _by_head(self, x: Words) -> Words:
         """(t, heads, m) -> (kv_heads, t·group, m)."""
         t, _, m = x.shape
-        split = x.reshape(t, self.source.kv_heads, -1, m).transpose(1, 0, 2, 3)
-        return np.ascontiguousarray(split).reshape(self.source.kv_heads, -1, m)
+        split = x.reshape(t, self.shape.kv_heads, -1, m).transpose(1, 0, 2, 3)
+        return np.ascontiguousarray(split).reshape(self.shape.kv_heads, -1, m)
 
     def _by_token(self, x: Words) -> Words:
         """(kv_heads, t·group, m) -> (t, heads, m)."""
         heads, rows, m = x.shape
-        group = self.source.heads // heads
+        group = self.shape.heads // heads
         split = x.reshape(heads, rows // group, group, m).transpose(1, 0, 2, 3)
-        return np.ascontiguousarray(split).reshape(rows // group, self.source.heads, m)
+        return np.ascontiguousarray(split).reshape(rows // group, self.shape.heads, m)
 
     # --- upkeep
 
@@ -216,9 +217,9 @@ class MaskedCache(KVCache):
         """Live tokens with this party's masks. Keys and values that wait for a query are opened first."""
         if self._waiting.keys:
             self._open(np.zeros(0, np.uint64))
-        source, live = self.source, self.source.live(self.layer)
+        source, live, shape = self.source, self.source.live(self.layer), self.shape
         head = _HEADER.pack(
-            _MAGIC, _VERSION, int(self.channel.role), source.heads, source.kv_heads, source.head_dim,
+            _MAGIC, _VERSION, int(self.channel.role), shape.heads, shape.kv_heads, shape.head_dim,
             source.used, live.size,
         )  # fmt: skip
         arrays = np.stack([*self._opened.opened(), *source.masks(self.layer, live)])
@@ -235,14 +236,13 @@ class MaskedCache(KVCache):
         if len(data) < _HEADER.size:
             raise CorruptFileError("a saved cache is truncated")
         magic, version, role, *shape, used, count = _HEADER.unpack_from(data)
-        source = self.source
         if magic != _MAGIC or version != _VERSION:
             raise CorruptFileError("these bytes are not a saved cache of this version")
         if role != int(self.channel.role):
             raise CorruptFileError("this cache was saved by the other party")
-        if shape != [source.heads, source.kv_heads, source.head_dim]:
+        if shape != [self.shape.heads, self.shape.kv_heads, self.shape.head_dim]:
             raise CorruptFileError("this cache was saved for another model")
-        numbers = 4 * count * source.kv_heads * source.head_dim
+        numbers = 4 * count * self.shape.kv_heads * self.shape.head_dim
         start = _HEADER.size + 8 * count
         if used >= 1 << 62 or len(data) != start + packed_size(numbers, _WIDTH):
             raise CorruptFileError("a saved cache announces another number of tokens than it holds")
@@ -253,22 +253,33 @@ class MaskedCache(KVCache):
             values = arithmetic.checked(unpack_bits(data[start:], numbers, _WIDTH), P_FIELD)
         except IntegrityError:
             raise CorruptFileError("a saved cache holds a number outside the field") from None
-        return live.astype(np.int64), used, values.reshape(4, count, source.kv_heads, source.head_dim)
+        return (
+            live.astype(np.int64),
+            used,
+            values.reshape(4, count, self.shape.kv_heads, self.shape.head_dim),
+        )
 
     # --- cost
 
     def scores_bytes(self, tokens: int) -> int:
         """Bytes each way of `scores` for the last `tokens` tokens, with what waits to be opened."""
-        return self._open_bytes(tokens * self.source.heads * self.source.head_dim)
+        return self._open_bytes(tokens * self.shape.heads * self.shape.head_dim)
 
     def mix_bytes(self, tokens: int) -> int:
         """Bytes each way of `mix` for the last `tokens` tokens."""
         parts = self.source.questions(self.layer, tokens)
-        return self._open_bytes(self.source.heads * sum(int(_seen(part).sum()) for part in parts))
+        return self._open_bytes(self.shape.heads * sum(int(_seen(part).sum()) for part in parts))
 
     def _open_bytes(self, count: int) -> int:
-        waiting = 2 * sum(map(len, self._waiting.keys)) * self.source.kv_heads * self.source.head_dim
+        waiting = 2 * sum(map(len, self._waiting.keys)) * self.shape.kv_heads * self.shape.head_dim
         return packed_size(waiting + count, _WIDTH)
+
+
+def _places(part: Questions, counters: Indices) -> slice | Indices:
+    """Where slots of the block lie on its last axis; both ascend."""
+    if counters.size and part.positions[counters.size - 1] == counters[-1]:
+        return slice(counters.size)  # no dead slot between them
+    return np.searchsorted(part.positions, counters)
 
 
 def _seen(part: Questions) -> npt.NDArray[np.bool_]:
