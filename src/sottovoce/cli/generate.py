@@ -2,6 +2,7 @@
 
 import json
 import sys
+import unicodedata
 from typing import Any
 
 import click
@@ -202,10 +203,16 @@ def say_cost(console: Any, done: Any) -> None:
         line += f" ({seconds_text(seconds)} and {size_text(sizes)} a token)"
     if usage.drafted_tokens:
         line += f"; {usage.accepted_tokens} of {usage.drafted_tokens} guesses right"
-        line += f" in {usage.verification_steps} passes"
+        line += f" in {usage.verification_steps} pass{'' if usage.verification_steps == 1 else 'es'}"
     if done.finish_reason == "cancelled":
         line = "stopped: " + line
     console.note(line)
+
+
+def harmless(text: str) -> str:
+    """Text for a terminal without control characters: the vocabulary is the server's, and an escape sequence
+    in it could retitle the window, fill the clipboard, or hide what stands above."""
+    return "".join(c if c in "\n\t" or unicodedata.category(c) != "Cc" else "\ufffd" for c in text)
 
 
 class TextWriter:
@@ -219,6 +226,8 @@ class TextWriter:
     def write(self, text: str) -> None:
         if not self._silent:
             self._console.end_progress()
+            if sys.stdout.isatty():
+                text = harmless(text)
             sys.stdout.write(text)
             sys.stdout.flush()
             self._wrote = True

@@ -7,10 +7,11 @@ import threading
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import click
 
+from ..engines.registry import KV_STRATEGIES
 from .options import option, quiet_option, stack
 
 _GRACE = 30.0
@@ -67,7 +68,7 @@ audit_options = stack(
 )
 @option(
     "--kv",
-    type=click.Choice(["ciphertext", "none"]),
+    type=click.Choice(KV_STRATEGIES),
     default="ciphertext",
     help="hybrid: how keys and values are kept.",
 )
@@ -234,7 +235,7 @@ class Journal:
 
     def write(self, report: Any) -> None:
         if self._path:
-            with self._lock, open(self._path, "a") as file:
+            with self._lock, _append(self._path) as file:
                 file.write(json.dumps(asdict(report)) + "\n")
 
 
@@ -244,7 +245,7 @@ class Recorder:
     def __init__(self, path: str | None) -> None:
         self.path = path
         self._lock = threading.Lock()
-        self._file = open(path, "a") if path else None  # noqa: SIM115  (open as long as the server)
+        self._file = _append(path) if path else None
 
     def write(self, session: str, view: memoryview) -> None:
         if self._file:
@@ -256,6 +257,11 @@ class Recorder:
         if self._file:
             with self._lock:
                 self._file.flush()
+
+
+def _append(path: str) -> IO[str]:
+    """Addresses of clients, sizes, and with engine `clear` their tokens: for the owner's eyes (mode 0600)."""
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "a")
 
 
 def stop_on_signals(server: Any, console: Any) -> None:

@@ -37,6 +37,8 @@ _RANGE_MARGIN = 1.2  # of the distance from the shift to the lowest score
 _MOST_RANGE_BITS = 9  # what the softmax protocol offers
 _HALF_FIELD = 2.0**42  # bound of a sum of squares
 _LARGEST = 32767
+# A client may send a prefix as long as the context; attention over all of it at once would take gigabytes.
+_PREFIX_AT_ONCE = 256
 _MAX_SQUARE_BITS = 10
 
 
@@ -88,8 +90,8 @@ def public_keys_values(model: Model, tokens: Sequence[int]) -> tuple[Int64, Int6
     are.
     """
     cache = model.new_cache()
-    if len(tokens):
-        model.hidden(tokens, cache)
+    for first in range(0, len(tokens), _PREFIX_AT_ONCE):
+        model.hidden(tokens[first : first + _PREFIX_AT_ONCE], cache)
     config = model.config
     keys = np.stack([cache.k(layer) for layer in range(config.layers)])
     values = np.stack([cache.v(i) * 2.0 ** _value_shift(w) for i, w in enumerate(model.weights.blocks)])

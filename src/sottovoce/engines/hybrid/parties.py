@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
     from sottovoce.models.fixed import FixedModel
 
 
+# Longer prefixes are somebody's own document: kept, they would take memory, and a client that is served sooner
+# would learn that somebody else has the same one.
+_KEPT_PREFIX = 64
+
+
 class HybridEngine(Engine):
     """A model quantised and encoded once; sessions share it and nothing else."""
 
@@ -37,6 +43,7 @@ class HybridEngine(Engine):
         self.fixed: FixedModel | None = None
         self.encoded: EncodedModel | None = None
         self._prefixes: dict[tuple[int, ...], Prefix] = {}
+        self._lock = threading.Lock()  # sessions run in threads
 
     def prepare(self, progress: Progress | None = None) -> None:
         """Quantise and encode all matrices: seconds, and 24 bytes of memory per weight."""
@@ -67,11 +74,16 @@ class HybridEngine(Engine):
     def prefix(self, tokens: Sequence[int]) -> Prefix:
         """Keys and values of a public prefix; the last few are kept, most sessions share the template's."""
         key = tuple(tokens)
-        if key not in self._prefixes:
-            while len(self._prefixes) >= 8:
-                self._prefixes.pop(next(iter(self._prefixes)))
-            self._prefixes[key] = public_keys_values(self.model, tokens)
-        return self._prefixes[key]
+        with self._lock:
+            found = self._prefixes.get(key)
+        if found is None:
+            found = public_keys_values(self.model, tokens)
+            if len(tokens) <= _KEPT_PREFIX:
+                with self._lock:
+                    while len(self._prefixes) >= 8:
+                        self._prefixes.pop(next(iter(self._prefixes)))
+                    self._prefixes[key] = found
+        return found
 
 
 def _open(

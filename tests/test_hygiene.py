@@ -1,0 +1,61 @@
+"""What is left behind: files that only their owner reads, terminals that text cannot command, small caches."""
+
+import os
+import stat
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+import models_common as common
+from sottovoce.cli.generate import harmless
+from sottovoce.cli.serve import Journal, Recorder
+from sottovoce.engines.base import EngineOptions
+from sottovoce.engines.hybrid import HybridEngine
+from sottovoce.models import public_keys_values, quantize
+from sottovoce.parties.session import SessionReport
+
+
+def test_records_of_sessions_are_private(tmp_path):
+    before = os.umask(0)
+    try:
+        journal, recorder = tmp_path / "report.jsonl", tmp_path / "received.jsonl"
+        Journal(str(journal)).write(SessionReport(id="x", peer="192.0.2.1:5"))
+        record = Recorder(str(recorder))
+        record.write("x", memoryview(b"abc"))
+        record.flush()
+    finally:
+        os.umask(before)
+    for path in (journal, recorder):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600 and path.read_text()
+
+
+def test_answers_cannot_command_the_terminal():
+    assert (
+        harmless("a\x1b]52;c;ZXZpbA==\x07b\x9b2Jc\r\x08")
+        == "a\ufffd]52;c;ZXZpbA==\ufffdb\ufffd2Jc\ufffd\ufffd"
+    )
+    kept = "two\nlines\tand ünïcödé, 漢字, 🙂‍🙂"
+    assert harmless(kept) == kept
+
+
+def test_long_public_prefixes_are_computed_in_parts(monkeypatch):
+    model = common.tiny("llama")
+    tokens = [5, 9, 7, 3, 250, 31, 8]
+    whole = public_keys_values(model, tokens)
+    monkeypatch.setattr(sys.modules["sottovoce.models.quantize"], "_PREFIX_AT_ONCE", 2)
+    for a, b in zip(whole, public_keys_values(model, tokens), strict=True):
+        assert np.abs(a - b).max() <= 1
+
+
+def test_the_cache_of_prefixes_is_bounded_and_shared_by_threads():
+    engine = HybridEngine(EngineOptions(), common.tiny("llama"))
+    engine.fixed = quantize(engine.model)
+    prefixes = [[i % 40, 5, i % 7] for i in range(60)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(engine.prefix, prefixes))
+    for tokens, (keys, _) in zip(prefixes, found, strict=True):
+        assert np.array_equal(keys, public_keys_values(engine.model, tokens)[0])
+    assert len(engine._prefixes) <= 8
+    engine.prefix([5] * 100)
+    assert tuple([5] * 100) not in engine._prefixes
