@@ -11,8 +11,8 @@ from click.testing import CliRunner
 
 from models_common import FIXTURES, tiny
 from sottovoce.bench import agreement, e2e, gpt2_block, growth, network, peers
-from sottovoce.bench.cost import per_token
-from sottovoce.bench.session import Fill, Forward, Generate, Job, Open, Pass, Prepare, run_job
+from sottovoce.bench.cost import by_operation, per_token
+from sottovoce.bench.session import Fill, Forward, Generate, Hints, Job, Open, Pass, Prepare, run_job
 from sottovoce.bench.text import STORY, sample_tokens
 from sottovoce.cli.root import cli
 from sottovoce.engines.base import EngineOptions
@@ -38,12 +38,21 @@ def test_e2e_counts_everything_and_agrees_with_plaintext(kv):
     assert result["top1_agreement"] == 1.0 and result["mean_kl"] < 1e-3
     assert result["bytes_per_token"] >= result["online_bytes_per_token"] > 0
     assert set(result["cpu_seconds_per_token"]) == set(result["peak_memory_bytes"]) == {"client", "server"}
-    assert result["preparation_batch"] == (64 if kv == "masked" else 1)
+    assert result["preparation_batch"] == (64 if kv == "masked" else 1) and result["hint_bytes"] is None
     operations = {row["name"] for row in result["by_operation"]}
     assert {"linear", "softmax", "embedding", "head"} <= operations
     if kv == "masked":
-        assert "correlations/attention" in operations
+        assert "attention" in operations
     json.dumps(result)
+
+
+def test_prepared_products_are_shared_out_and_their_hints_reported():
+    plain, prepared = (e2e.run(MODEL, kv="masked", context=4, new_tokens=1, prepared=n) for n in (0, 64))
+    assert prepared["top1_agreement"] == 1.0 and prepared["preparation_batch"] == 64
+    assert prepared["bytes_per_token"] < plain["bytes_per_token"] / 5
+    assert prepared["hint_bytes"] > 10**6 and prepared["bytes_per_token"] < prepared["hint_bytes"]
+    made = {row["name"] for row in prepared["by_operation"] if row["phase"] == "preparation"}
+    assert {"matrices", "attention"} <= made
 
 
 def test_operations_add_up_to_the_whole():
@@ -85,16 +94,21 @@ def test_the_steps_reach_exactly_the_context():
 
 
 def test_batches_made_for_many_tokens_are_shared_out():
-    def one(tokens=1, **row):
-        return Pass(1.0, 2.0, 0, [LedgerRow("decode", row.pop("operation"), **row)], tokens=tokens)
+    def one(kind="", tokens=1, **row):
+        rows = [LedgerRow("decode", row.pop("operation", ""), **row)]
+        return Pass(1.0, 2.0, 0, rows, kind=kind, tokens=tokens)
 
     online = [one(operation="linear", bytes_up=100, rounds=2, seconds=1.0)] * 3
-    ahead = one(operation="correlations/attention", tokens=10, bytes_down=500, rounds=20, seconds=1.0)
-    cost = per_token(online, online, [(ahead, ahead)])
-    assert cost["online_seconds_per_token"] == 1.0 and cost["preparation_seconds_per_token"] == 0.1
-    assert cost["bytes_per_token"] == 150 and cost["online_bytes_per_token"] == 100
-    assert cost["rounds_per_token"] == 4 and cost["cpu_seconds_per_token"]["server"] == 2.2
-    assert cost["preparation_batch"] == 10
+    attention = one("attention", 10, bytes_down=500, rounds=20, seconds=1.0)
+    matrices = one("matrices", 100, bytes_up=4000, seconds=1.0)
+    cost = per_token(online, online, [(attention, attention), (matrices, matrices)] * 2)
+    assert cost["online_seconds_per_token"] == 1.0
+    assert cost["preparation_seconds_per_token"] == pytest.approx(0.11)
+    assert cost["bytes_per_token"] == 100 + 50 + 40 and cost["online_bytes_per_token"] == 100
+    assert cost["rounds_per_token"] == 4 and cost["cpu_seconds_per_token"]["server"] == pytest.approx(2.22)
+    assert cost["preparation_batch"] == 100
+    parts = {row["name"]: row["bytes"] for row in by_operation(online, [attention, matrices, matrices])}
+    assert parts == {"linear": 100, "attention": 50, "matrices": 40}
 
 
 # --- sessions
@@ -124,11 +138,11 @@ def test_a_failing_party_ends_the_run_with_its_reason():
 
 
 def test_preparation_is_measured_where_an_engine_prepares():
-    steps = (Open(()), Fill((1, 2, 3)), Prepare(8), Forward((4,)), Prepare(8))
-    for kv, made in (("masked", 64), ("ciphertext", 0)):
-        client, server = run_job(Job(EngineOptions(kv=kv), MODEL, steps))
-        for outcome in (client, server):
-            assert [p.tokens for p in outcome.passes[2]] == [made] and outcome.passes[4][0].tokens == 0
+    steps = (Open(()), Fill((1, 2, 3)), Hints(), Prepare(8, 16), Forward((4,)), Prepare(8, 16))
+    for kv, made in (("masked", [("attention", 64), ("matrices", 16)]), ("ciphertext", [("matrices", 16)])):
+        for outcome in run_job(Job(EngineOptions(kv=kv), MODEL, steps)):
+            assert [(p.kind, p.tokens) for p in outcome.passes[3]] == made
+            assert outcome.passes[5] == []  # there is enough
 
 
 # --- the other benchmarks
@@ -179,6 +193,8 @@ def test_a_difference_is_reported_with_its_margin():
 def test_the_gpt2_block_is_computed_rightly():
     result = gpt2_block.measure("ciphertext", 16, 2, lambda *step: None)
     assert result["max_error"] < 0.05 < float(np.abs(gpt2_block.reference(16)).max())
+    prepared = gpt2_block.measure("masked", 16, 2, lambda *step: None, 64)
+    assert prepared["max_error"] < 0.05 and prepared["bytes_per_token"] < result["bytes_per_token"] / 2
     operations = {row["name"] for row in result["by_operation"]}
     assert {"linear", "layer_norm", "softmax", "gelu"} <= operations
     assert not operations & {"embedding", "head"}
@@ -225,6 +241,7 @@ def test_the_result_compares_both_sides(monkeypatch):
         "bytes_per_token": 1000,
         "rounds_per_token": 9,
         "max_error": 0.0,
+        "preparation_batch": 1,
         "by_operation": [],
     }
     primitive = {"ours_s": 1.0, "peer_s": None, "ratio": None}

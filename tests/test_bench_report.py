@@ -110,6 +110,9 @@ def test_growth_puts_strategies_side_by_side(tmp_path):
     report.save("growth", growth("none", (64, 128), 1.0), {}, tmp_path)
     report.save("growth", growth("ciphertext", (64, 128, 256), 0.1), {}, tmp_path)
     page = (tmp_path / "growth.md").read_text()
+    prepared = growth("masked", (64,), 0.01) | {"prepared": 512}
+    report.save("growth", prepared, {}, tmp_path)
+    assert "masked, prepared: s/token" in (tmp_path / "growth.md").read_text()
     assert "none ÷ ciphertext" in page and "10.0×" in page and "| 256 | 25.6 |" in page
 
 

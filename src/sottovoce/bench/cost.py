@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from statistics import mean, median
 from typing import Any
 
@@ -14,6 +15,7 @@ from sottovoce.bench.session import Pass
 from sottovoce.net import LedgerRow
 from sottovoce.net.ledger import total
 
+PREPARATION_PHASE = "preparation"
 PREPARATION = "correlations"  # the operation under which the engine books input-independent material
 
 
@@ -31,16 +33,19 @@ def per_token(
     online = [total([row for row in one.rows if not is_preparation(row)]) for one in client]
     online_s = median(one.seconds - row.seconds for one, row in zip(client, ahead, strict=True))
     online_bytes = median(size(row) for row in online)
-    made = [(mine, theirs, total(mine.rows)) for mine, theirs in batches if mine.tokens]
+    made = [(mine, theirs, total(mine.rows)) for mine, theirs in batches]
 
-    def share(values: Iterator[tuple[float, int]]) -> float:
-        """A token's share of all batches, given (value, tokens) of each."""
-        sums = [sum(column) for column in zip(*values, strict=True)]
-        return sums[0] / sums[1] if sums else 0.0
+    def share(value: Callable[[Pass, Pass, LedgerRow], float]) -> float:
+        """A token's share of the batches: of each kind the mean, kinds added up."""
+        result = 0.0
+        for kind in {mine.kind for mine, _, _ in made}:
+            same = [batch for batch in made if batch[0].kind == kind]
+            result += sum(value(*batch) for batch in same) / sum(mine.tokens for mine, _, _ in same)
+        return result
 
-    preparation_s = mean(r.seconds for r in ahead) + share((m.seconds, m.tokens) for m, _, _ in made)
-    preparation_bytes = mean(size(r) for r in ahead) + share((size(r), m.tokens) for m, _, r in made)
-    rounds = mean(r.rounds for r in ahead) + share((r.rounds, m.tokens) for m, _, r in made)
+    preparation_s = mean(r.seconds for r in ahead) + share(lambda mine, theirs, row: mine.seconds)
+    preparation_bytes = mean(size(r) for r in ahead) + share(lambda mine, theirs, row: size(row))
+    rounds = mean(r.rounds for r in ahead) + share(lambda mine, theirs, row: row.rounds)
     return {
         "seconds_per_token": online_s + preparation_s,
         "online_seconds_per_token": online_s,
@@ -50,11 +55,11 @@ def per_token(
         "rounds_per_token": median(row.rounds for row in online) + rounds,
         "cpu_seconds_per_token": {
             "client": median(one.cpu_seconds for one in client)
-            + share((m.cpu_seconds, m.tokens) for m, _, _ in made),
+            + share(lambda mine, theirs, row: mine.cpu_seconds),
             "server": median(one.cpu_seconds for one in server)
-            + share((t.cpu_seconds, m.tokens) for m, t, _ in made),
+            + share(lambda mine, theirs, row: theirs.cpu_seconds),
         },
-        "preparation_batch": round(mean(m.tokens for m, _, _ in made)) if made else 1,
+        "preparation_batch": max((mine.tokens for mine, _, _ in made), default=1),
     }
 
 
@@ -64,12 +69,21 @@ def by_operation(passes: Sequence[Pass], batches: Sequence[Pass] = ()) -> list[d
     batches: material for many tokens at once, of which a token's share is added.
     """
     sums: dict[tuple[str, str], list[float]] = {}
-    made = sum(one.tokens for one in batches)
-    for group, tokens in ((passes, len(passes)), (batches, made)):
-        for row in (row for one in group for row in one.rows if tokens):
-            entry = sums.setdefault(_named(row), [0.0, 0.0, 0.0])
-            for i, value in enumerate((row.seconds, size(row), row.rounds)):
-                entry[i] += value / tokens
+
+    def add(key: tuple[str, str], row: LedgerRow, tokens: int) -> None:
+        entry = sums.setdefault(key, [0.0, 0.0, 0.0])
+        for i, value in enumerate((row.seconds, size(row), row.rounds)):
+            entry[i] += value / tokens
+
+    for one in passes:
+        for row in one.rows:
+            add(_named(row), row, len(passes))
+    tokens = Counter[str]()
+    for one in batches:
+        tokens[one.kind] += one.tokens
+    for one in batches:
+        for row in one.rows:
+            add((PREPARATION_PHASE, one.kind), row, tokens[one.kind])
     table = [
         {"name": name, "phase": phase, "seconds": seconds, "bytes": count, "rounds": rounds}
         for (phase, name), (seconds, count, rounds) in sums.items()
@@ -101,5 +115,5 @@ def _named(row: LedgerRow) -> tuple[str, str]:
     """(phase, name): the outermost operation, or what kind of correlation was made."""
     path = row.operation.split("/")
     if is_preparation(row):
-        return "preparation", "/".join(dict.fromkeys(path[path.index(PREPARATION) :]))
+        return PREPARATION_PHASE, "/".join(dict.fromkeys(path[path.index(PREPARATION) :]))
     return row.phase, path[0] or "(other)"

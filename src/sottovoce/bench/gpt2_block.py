@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from sottovoce.bench.cost import by_operation, per_token
-from sottovoce.bench.e2e import POINT, batch_at
-from sottovoce.bench.session import Call, Fill, Job, Open, Party, Prepare, Step, passes_of, run_job
+from sottovoce.bench.e2e import BATCH, POINT, batch_at, opening
+from sottovoce.bench.session import Call, Fill, Job, Party, Prepare, Step, passes_of, run_job
 from sottovoce.engines.base import EngineOptions, Progress
+from sottovoce.engines.hybrid.linears import NAMES
 from sottovoce.models import Model
 from sottovoce.models.config import Config
 from sottovoce.models.model import build
@@ -26,6 +27,7 @@ from sottovoce.ring.primes import P_FIELD
 
 WIDTH, HEADS, FFN = 576, 4, 1536
 WEIGHT_SCALE, CACHE_SCALE = 0.03, 0.5
+BLOCK_MATRICES = tuple((name, 0) for name in NAMES)
 _VOCABULARY, _POSITIONS = 256, 4096  # only there to make it a model
 
 Array = npt.NDArray[np.float32]
@@ -125,11 +127,12 @@ class Block:
         return np.asarray(values * 2.0**-party.execution.public.residual_bits, np.float32)
 
 
-def measure(kv: str, context: int, repeat: int, progress: Progress) -> dict[str, Any]:
+def measure(kv: str, context: int, repeat: int, progress: Progress, prepared: int = 0) -> dict[str, Any]:
     """Cost of the block per token (medians of `repeat` tokens behind `context` cached ones) and its error."""
     block = Block(context)
     cached = Fill(tuple(tokens(context)[:-1]))
-    steps: list[Step] = [Open(()), cached, Prepare(repeat + 1, POINT), Call(block.step)]
+    ready = Prepare(max(BATCH, repeat + 1), prepared, repeat + 1, BLOCK_MATRICES, POINT)
+    steps: list[Step] = [*opening(kv, (), prepared), cached, ready, Call(block.step)]
     steps.append(Call(block.reveal, "output"))
     steps += [Call(block.step, POINT)] * repeat
     job = Job(EngineOptions(kv=kv), block_model, tuple(steps))

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from sottovoce.bench.e2e import check_room, cost_at, decode_steps
+from sottovoce.bench.e2e import check_room, cost_at, decode_steps, opening
 from sottovoce.bench.machine import header
-from sottovoce.bench.session import Job, Open, Outcome, Step, passes_of, run_job
+from sottovoce.bench.session import Job, Outcome, Step, passes_of, run_job
 from sottovoce.bench.text import sample_tokens
 from sottovoce.engines.base import EngineOptions, Progress
 from sottovoce.errors import UsageError
@@ -25,22 +25,23 @@ def run(
     contexts: Sequence[int] = CONTEXTS,
     model: str = "smollm2-135m",
     new_tokens: int = 2,
+    prepared: int = 0,
     progress: Progress = lambda done, total, what: None,
 ) -> dict[str, Any]:
     """Decode seconds, bytes and memory (both parties) at every context; medians over `new_tokens` tokens.
 
     contexts: private positions cached before the first measured token, ascending. `none` recomputes all of
-    them for every token: its points cost a prefill each.
+    them for every token: its points cost a prefill each. prepared: as for `bench e2e`.
     """
     _check(contexts, new_tokens)
     plain = load_model(model)
     public, tokens = sample_tokens(plain, contexts[-1] + new_tokens)
     check_room(plain.config.context_length, len(public), len(tokens))
     del plain
-    steps: list[Step] = [Open(tuple(public))]
+    steps: list[Step] = opening(kv, public, prepared)
     cached = 0
     for context in contexts:
-        steps += decode_steps(kv, tokens, cached, context, new_tokens, str(context))
+        steps += decode_steps(kv, tokens, cached, context, new_tokens, str(context), prepared)
         cached = context + new_tokens
     job = Job(EngineOptions(kv=kv), model, tuple(steps))
     client, server = run_job(job, progress)
@@ -50,6 +51,7 @@ def run(
         "kv": kv,
         "public_tokens": len(public),
         "new_tokens": new_tokens,
+        "prepared": prepared,
         "points": [_point(job, client, server, context) for context in contexts],
     }
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from sottovoce.bench.e2e import check_room, cost_at, decode_steps
+from sottovoce.bench.e2e import check_room, cost_at, decode_steps, opening
 from sottovoce.bench.machine import header
-from sottovoce.bench.session import Job, Open, Shape, Step, run_job
+from sottovoce.bench.session import Job, Shape, run_job
 from sottovoce.bench.shaped import LAN, LOOPBACK, WAN, Network
 from sottovoce.bench.text import sample_tokens
 from sottovoce.engines.base import EngineOptions, Progress
@@ -21,18 +21,23 @@ def run(
     context: int = 64,
     new_tokens: int = 3,
     networks: tuple[Network, ...] = NETWORKS,
+    prepared: int = 0,
     progress: Progress = lambda done, total, what: None,
 ) -> dict[str, Any]:
-    """Seconds, bytes and rounds per token over each network; the context grows by `new_tokens` each time."""
+    """Seconds, bytes and rounds per token over each network; the context grows by `new_tokens` each time.
+
+    prepared: as for `bench e2e`; the batch is made over the network that is there when it is needed.
+    """
     plain = load_model(model)
     public, tokens = sample_tokens(plain, context + new_tokens * len(networks))
     check_room(plain.config.context_length, len(public), len(tokens))
     del plain
-    steps: list[Step] = [Open(tuple(public))]
+    steps = opening(kv, public, prepared)
     cached = 0
     for network in networks:
         at = cached or context
-        steps += [Shape(network), *decode_steps(kv, tokens, cached, at, new_tokens, network.name)]
+        steps.append(Shape(network))
+        steps += decode_steps(kv, tokens, cached, at, new_tokens, network.name, prepared)
         cached = at + new_tokens
     job = Job(EngineOptions(kv=kv), model, tuple(steps), shaped=True)
     client, server = run_job(job, progress)
@@ -47,5 +52,6 @@ def run(
         "context": context,
         "public_tokens": len(public),
         "new_tokens": new_tokens,
+        "prepared": prepared,
         "rows": rows,
     }

@@ -34,11 +34,15 @@ def run(
     context: int = 64,
     repeat: int = 16,
     spu_repeat: int = 3,
+    prepared: int = 0,
     progress: Progress = lambda done, total, what: None,
 ) -> dict[str, Any]:
-    """Medians; our preparation is counted. Without SPU or TenSEAL the peer's figures are null."""
+    """Medians; our preparation is counted. Without SPU or TenSEAL the peer's figures are null.
+
+    prepared: as for `bench e2e`.
+    """
     peer = spu_block(spu_python, context, spu_repeat, progress)
-    ours = gpt2_block.measure(kv, context, repeat, progress)
+    ours = gpt2_block.measure(kv, context, repeat, progress, prepared)
     peer_s = median(peer["seconds"]) if peer else None
     peer_bytes = median(peer["bytes"]) if peer and peer["bytes"] else None
     lattice = he.run()
@@ -46,6 +50,8 @@ def run(
         **header(),
         "kv": kv,
         "context": context,
+        "prepared": prepared,
+        "preparation_batch": ours["preparation_batch"],
         "spu_block": {
             "ours_s": ours["seconds_per_token"],
             "peer_s": peer_s,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sottovoce.bench.tables import strategy
 from sottovoce.errors import UsageError
 
 _PANELS = (
@@ -14,6 +15,18 @@ _PANELS = (
     ("memory_bytes", 1e-9, "memory of both parties, GB"),
 )
 _COLOURS = {"masked": "#1b7f5c", "ciphertext": "#2b5f9e", "none": "#a8432f"}
+
+
+def _style(run: dict[str, Any]) -> dict[str, Any]:
+    """Colour by strategy; dashed where matrix products were made online."""
+    dashed = run["kv"] != "none" and not run.get("prepared")
+    return {
+        "label": strategy(run),
+        "color": _COLOURS.get(run["kv"]),
+        "linestyle": "--" if dashed else "-",
+        "marker": "o",
+        "markersize": 4,
+    }
 
 
 def growth(runs: Sequence[dict[str, Any]], path: Path) -> None:
@@ -29,7 +42,7 @@ def growth(runs: Sequence[dict[str, Any]], path: Path) -> None:
             for run in runs:
                 points = run["points"]
                 x, y = [p["context"] for p in points], [p[key] * unit for p in points]
-                axes.plot(x, y, marker="o", markersize=4, label=run["kv"], color=_COLOURS.get(run["kv"]))
+                axes.plot(x, y, **_style(run))
             axes.set(xscale="log", xlabel="context (private tokens)", ylabel=label)
             if key == "memory_bytes":
                 axes.set_ylim(bottom=0)

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from sottovoce.bench.tables import RENDERERS, Run
+from sottovoce.dense import DENSE
 from sottovoce.engines.base import Progress
-from sottovoce.engines.registry import KV_STRATEGIES
 from sottovoce.errors import CorruptFileError, UsageError
 
 
@@ -38,12 +38,12 @@ KINDS = {
     ),
     "e2e": Kind(
         "Decode, end to end",
-        ("model", "engine", "kv", "context"),
+        ("model", "engine", "kv", "context", "prepared"),
         "One private token: two processes over TLS on one machine, both parties and both directions counted.",
     ),
     "growth": Kind(
         "Growth with the context",
-        ("model", "kv"),
+        ("model", "kv", "prepared"),
         "One decode step behind more and more private tokens, for every strategy of the key-value cache. "
         "`none` computes the whole context again for every token.",
     ),
@@ -54,12 +54,12 @@ KINDS = {
     ),
     "network": Kind(
         "Slower networks",
-        ("model", "kv", "context"),
+        ("model", "kv", "context", "prepared"),
         "The same decode step with every frame held back for as long as it would travel.",
     ),
     "peers": Kind(
         "Against SPU Cheetah",
-        ("kv", "context"),
+        ("kv", "context", "prepared"),
         "One decoder block shaped like GPT-2's (width 576, FFN 1,536, 4 heads, random weights), one token, "
         "from shares of its input to shares of its output; our preparation is counted.",
     ),
@@ -145,13 +145,14 @@ def command(name: str, settings: Mapping[str, Any]) -> str:
 def suite(texts: str | Path | None = None) -> list[tuple[str, dict[str, Any]]]:
     """Every benchmark of the documentation with its settings; quality for every text in a directory."""
     jobs: list[tuple[str, dict[str, Any]]] = [("he", {})]
-    for kv in KV_STRATEGIES:
-        tokens = 1 if kv == "none" else 8
-        jobs += [("e2e", {"kv": kv, "context": c, "new_tokens": tokens}) for c in (64, 128)]
-        contexts = (64, 128, 256, 512) if kv == "none" else (64, 128, 256, 512, 1024)
-        jobs.append(("growth", {"kv": kv, "contexts": contexts, "new_tokens": 1 if kv == "none" else 4}))
-        if kv != "none":
-            jobs += [("network", {"kv": kv}), ("peers", {"kv": kv}), ("agreement", {"kv": kv})]
+    prepared = {"kv": "masked", "prepared": DENSE.block}
+    for how in ({"kv": "ciphertext"}, prepared, {"kv": "none"}):
+        slow = how["kv"] == "none"
+        jobs += [("e2e", how | {"context": c, "new_tokens": 1 if slow else 8}) for c in (64, 128)]
+        contexts = (64, 128, 256, 512) if slow else (64, 128, 256, 512, 1024)
+        jobs.append(("growth", how | {"contexts": contexts, "new_tokens": 1 if slow else 4}))
+    for how in ({"kv": "ciphertext"}, prepared):
+        jobs += [("network", how), ("peers", how), ("agreement", {"kv": how["kv"]})]
     for path in sorted(Path(texts).glob("*.txt")) if texts else []:
         jobs.append(("quality", {"text": str(path)}))
     return jobs

@@ -24,9 +24,11 @@ import numpy as np
 import numpy.typing as npt
 
 from sottovoce.bench.shaped import Network, ShapedChannel
+from sottovoce.correlations.hints import MatrixKey
 from sottovoce.engines.base import EngineOptions, Progress
 from sottovoce.engines.hybrid import HybridDataParty, HybridEngine, HybridModelParty
 from sottovoce.engines.hybrid.execution import Execution
+from sottovoce.engines.hybrid.prepared import PreparedLinears
 from sottovoce.errors import PeerConnectionError, ProtocolError, SottovoceError, UsageError
 from sottovoce.kvcache import MaskedCache
 from sottovoce.models import Model, load_model
@@ -60,13 +62,22 @@ class Fill:
 
 
 @dataclass(frozen=True)
-class Prepare:
-    """Make one-time material for `tokens` tokens or more in one batch, where the engine does so; measured.
+class Hints:
+    """The server's hints for prepared matrix products, which a client gets once and keeps; measured."""
 
-    None is made while there is enough.
+
+@dataclass(frozen=True)
+class Prepare:
+    """Make one-time material ahead, each kind in one batch, measured; none is made while there is enough.
+
+    attention: products of masks for so many tokens or more, where the cache is masked. matrices: products of
+    matrices for so many tokens (0: none), of `keys` or all. needed: tokens that there must be at least.
     """
 
-    tokens: int
+    attention: int
+    matrices: int = 0
+    needed: int = 1
+    keys: tuple[MatrixKey, ...] | None = None
     point: str = ""
 
 
@@ -105,7 +116,7 @@ class Call:
     point: str = ""
 
 
-Step = Open | Fill | Prepare | Forward | Generate | Shape | Call
+Step = Open | Fill | Hints | Prepare | Forward | Generate | Shape | Call
 
 
 @dataclass(frozen=True)
@@ -127,7 +138,8 @@ class Pass:
 
     seconds: wall clock at this party, between two moments at which both were idle. cpu_seconds: all threads
     of its process. memory_bytes: largest resident memory during the pass. rows: the ledger. token (the last
-    one passed) and logits (float32): the client's. tokens: for how many it was (`Prepare`: how many more).
+    one passed) and logits (float32): the client's. kind, tokens: of a batch of material, and for how many
+    tokens it is.
     """
 
     seconds: float
@@ -135,6 +147,7 @@ class Pass:
     memory_bytes: int
     rows: list[LedgerRow] = field(default_factory=list)
     token: int = -1
+    kind: str = ""
     tokens: int = 1
     logits: npt.NDArray[np.float32] | None = None
 
@@ -270,8 +283,10 @@ class Party:
             case Fill():
                 self.fill(step.tokens)
                 return []
+            case Hints():
+                return self.hinted()
             case Prepare():
-                return [self.prepared(step.tokens)]
+                return self.prepared(step)
             case Forward():
                 return [self.measured(lambda: self.forward(step.tokens), step.tokens[-1])]
             case Generate():
@@ -301,15 +316,27 @@ class Party:
             taken.token, taken.logits = token, logits.astype(np.float32)
         return taken
 
-    def prepared(self, tokens: int) -> Pass:
-        """Only the masked cache prepares for many tokens; everything else is made from token to token."""
-        cache = self.execution.caches[0]
-        if not isinstance(cache, MaskedCache):
-            return Pass(0.0, 0.0, 0, tokens=0)
-        source, before = cache.source, cache.source.ready
-        made = self.measured(lambda: source.prepare(tokens))
-        made.tokens = source.ready - before
+    def prepared(self, step: Prepare) -> list[Pass]:
+        """The batches that were made, each with the number of tokens that it is for."""
+        made = []
+        cache, linears = self.execution.caches[0], self.execution.linears
+        if isinstance(cache, MaskedCache) and cache.source.ready < step.needed:
+            before = cache.source.ready
+            batch = self.measured(lambda: cache.source.prepare(step.attention))
+            batch.kind, batch.tokens = "attention", cache.source.ready - before
+            made.append(batch)
+        if step.matrices and isinstance(linears, PreparedLinears):
+            keys = list(linears.stock.shapes) if step.keys is None else list(step.keys)
+            if min(linears.stock.available(key) for key in keys) < step.needed:
+                tokens = max(step.matrices, step.needed)
+                batch = self.measured(lambda: linears.prepare(tokens, keys))
+                batch.kind, batch.tokens = "matrices", tokens
+                made.append(batch)
         return made
+
+    def hinted(self) -> list[Pass]:
+        linears = self.execution.linears
+        return [self.measured(linears.maker.open)] if isinstance(linears, PreparedLinears) else []
 
     def open(self, public: tuple[int, ...]) -> None:
         raise NotImplementedError
@@ -470,6 +497,7 @@ __all__ = [
     "Fill",
     "Forward",
     "Generate",
+    "Hints",
     "Job",
     "Open",
     "Outcome",

@@ -42,7 +42,16 @@ def times(ratio: float | None) -> str:
 
 
 def e2e(runs: Sequence[Run]) -> list[str]:
-    headers = ["model", "cache", "context", "s/token", "of it online", "CPU s client", "CPU s server"]
+    headers = [
+        "model",
+        "cache",
+        "context",
+        "prepared for",
+        "s/token",
+        "of it online",
+        "CPU s client",
+        "CPU s server",
+    ]
     headers += ["MB/token", "of it online", "rounds", "MB client", "MB server", "equal tokens", "mean KL"]
     rows = []
     for run in runs:
@@ -52,6 +61,7 @@ def e2e(runs: Sequence[Run]) -> list[str]:
                 run["model"],
                 run["kv"],
                 str(run["context"]),
+                batch(run),
                 number(run["seconds_per_token"]),
                 number(run["online_seconds_per_token"]),
                 number(cpu["client"]),
@@ -67,9 +77,14 @@ def e2e(runs: Sequence[Run]) -> list[str]:
         )
     lines = table(headers, rows, left=2)
     for run in runs:
-        lines += [f"## {run['model']}, cache `{run['kv']}`, context {run['context']}: by operation", ""]
+        lines += [f"## By operation: {run['model']}, {strategy(run)}, context {run['context']}", ""]
         lines += operations(run["by_operation"])
     return lines
+
+
+def batch(run: Run) -> str:
+    """For how many tokens at a time matrix products were prepared."""
+    return str(run["prepared"]) if run.get("prepared") else "–"
 
 
 def operations(entries: Sequence[Run]) -> list[str]:
@@ -86,34 +101,38 @@ def operations(entries: Sequence[Run]) -> list[str]:
 
 
 def growth(runs: Sequence[Run]) -> list[str]:
-    strategies = [run["kv"] for run in runs]
-    points = {run["kv"]: {p["context"]: p for p in run["points"]} for run in runs}
+    names = [strategy(run) for run in runs]
+    points = {name: {p["context"]: p for p in run["points"]} for name, run in zip(names, runs, strict=True)}
     headers = ["context"]
-    for kv in strategies:
-        headers += [f"{kv}: s/token", "MB/token", "MB memory"]
-    reused = [kv for kv in strategies if kv != "none" and "none" in strategies]
-    headers += [f"none ÷ {kv}" for kv in reused]
+    for name in names:
+        headers += [f"{name}: s/token", "MB/token", "MB memory"]
+    reused = [name for name in names if name != "none" and "none" in names]
+    headers += [f"none ÷ {name}" for name in reused]
     rows = []
     for context in sorted({c for known in points.values() for c in known}):
         cells = [str(context)]
-        for kv in strategies:
-            p = points[kv].get(context, {})
+        for name in names:
+            p = points[name].get(context, {})
             cells += [number(p.get("seconds_per_token"))]
             cells += [megabytes(p.get("bytes_per_token")), megabytes(p.get("memory_bytes"))]
-        for kv in reused:
-            slow, fast = (points[k].get(context, {}).get("seconds_per_token") for k in ("none", kv))
+        for name in reused:
+            slow, fast = (points[k].get(context, {}).get("seconds_per_token") for k in ("none", name))
             cells.append(times(slow / fast if slow and fast else None))
         rows.append(cells)
     return ["![Decode time, bytes and memory against the context](growth.svg)", "", *table(headers, rows)]
 
 
+def strategy(run: Run) -> str:
+    """The cache strategy, and whether matrix products were prepared."""
+    return f"{run['kv']}, prepared" if run.get("prepared") else str(run["kv"])
+
+
 def network(runs: Sequence[Run]) -> list[str]:
-    headers = ("network", "cache", "context", "round trip ms", "Mbit/s", "s/token", "MB/token", "rounds")
+    headers = ("network", "cache", "round trip ms", "Mbit/s", "s/token", "MB/token", "rounds")
     rows = [
         (
             row["net"],
-            run["kv"],
-            str(run["context"]),
+            f"{strategy(run)}, context {run['context']}",
             number(row["rtt_ms"]),
             "–" if row["mbit"] is None else f"{row['mbit']:.0f}",
             number(row["seconds_per_token"]),
@@ -127,7 +146,17 @@ def network(runs: Sequence[Run]) -> list[str]:
 
 
 def peers(runs: Sequence[Run]) -> list[str]:
-    headers = ("cache", "context", "ours s", "SPU Cheetah s", "ratio", "ours MB", "SPU Cheetah MB", "ratio")
+    headers = (
+        "cache",
+        "context",
+        "prepared for",
+        "ours s",
+        "SPU Cheetah s",
+        "ratio",
+        "ours MB",
+        "SPU Cheetah MB",
+        "ratio",
+    )
     rows = []
     for run in runs:
         b = run["spu_block"]
@@ -135,6 +164,7 @@ def peers(runs: Sequence[Run]) -> list[str]:
             (
                 run["kv"],
                 str(run["context"]),
+                batch(run),
                 number(b["ours_s"]),
                 number(b["peer_s"]),
                 times(b["ratio"]),
@@ -145,8 +175,8 @@ def peers(runs: Sequence[Run]) -> list[str]:
         )
     lines = table(headers, rows)
     for run in runs:
-        lines += [f"## Ours by operation, cache `{run['kv']}`", "", *operations(run["by_operation"])]
-        lines += ["## Lattice operations in the same run", "", *primitives(run["he"])]
+        lines += [f"## Ours by operation: {strategy(run)}", "", *operations(run["by_operation"])]
+        lines += [f"## Lattice operations in the same run: {strategy(run)}", "", *primitives(run["he"])]
     return lines
 
 

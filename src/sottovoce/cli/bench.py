@@ -17,6 +17,12 @@ _model_option = option("--model", default="smollm2-135m", help="A name or a path
 _kv_option = option(
     "--kv", type=click.Choice(KV_STRATEGIES), default="ciphertext", help="How keys and values are kept."
 )
+_prepared_option = option(
+    "--prepared",
+    type=click.IntRange(0),
+    default=0,
+    help="Prepare products of matrices for so many tokens at a time; 0 makes them online.",
+)
 
 
 def _tokens_option(default: int) -> Callable[[F], F]:
@@ -58,6 +64,7 @@ def bench() -> None:
 @_context_option
 @_tokens_option(4)
 @_kv_option
+@_prepared_option
 @option("--text", type=click.Path(exists=True, dir_okay=False), help="A file to decode along.")
 @option("--repeat", type=click.IntRange(1), default=1, help="Sessions with fresh keys; medians over all.")
 @_common
@@ -71,6 +78,7 @@ def e2e(**settings: Any) -> None:
 @_kv_option
 @option("--contexts", default="64,128,256,512,1024", callback=_ascending, help="Where to measure.")
 @_tokens_option(2)
+@_prepared_option
 @_common
 def growth(**settings: Any) -> None:
     """Decode seconds, bytes and memory while the context grows."""
@@ -82,6 +90,7 @@ def growth(**settings: Any) -> None:
 @_kv_option
 @_context_option
 @_tokens_option(3)
+@_prepared_option
 @_common
 def network(**settings: Any) -> None:
     """A decode step over loopback, an emulated LAN (1 Gbit/s, 0.5 ms) and WAN (100 Mbit/s, 40 ms)."""
@@ -97,6 +106,7 @@ def network(**settings: Any) -> None:
 @_kv_option
 @_context_option
 @option("--repeat", type=click.IntRange(1), default=16, help="Tokens measured on our side.")
+@_prepared_option
 @_common
 def peers(**settings: Any) -> None:
     """One decoder block against SPU Cheetah, and lattice operations against SEAL, in one run."""
