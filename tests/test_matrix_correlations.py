@@ -1,10 +1,12 @@
 """Matrix products made ahead between two parties, with real parameters: right, counted, handed out once."""
 
 import stat
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from sottovoce.bench.matrix import SMOLLM2, crossover, matrix_products
 from sottovoce.correlations.hints import HintFile, HintShelf, ModelHints, identity
 from sottovoce.correlations.matrix import MatrixItems, MatrixStock, stored_bytes
 from sottovoce.correlations.matrix_maker import MatrixMaker, prepared_bytes
@@ -220,3 +222,24 @@ def test_hint_files_are_mapped(tmp_path):
     again = HintFile(tmp_path / "x", DENSE, SHAPES, bytes(32))
     assert again.complete
     assert (again.rows(("head", 0), 2000, 101) == 9).all() and not again.rows(QKV, 0, 97).any()
+
+
+def test_benchmark_finds_where_preparation_pays():
+    # Straight lines: 3 per batch and 1 per token, against 4 online.
+    rows = [{"batch": n, "core_seconds": 1 + 3 / n, "bytes": 2.0} for n in (3, 12)]
+    found = crossover({"core_seconds": 10.0, "bytes": 100.0}, rows, {"core_seconds": 4.0, "bytes": 1.0})
+    assert found["core_seconds"] == {"batch": 1.0, "with_hint": 5.0}
+    assert found["bytes"] == {"batch": None, "with_hint": None}
+
+
+@pytest.mark.slow
+def test_benchmark_counts_a_whole_model():
+    config = replace(
+        SMOLLM2, vocab_size=400, width=64, layers=3, heads=2, kv_heads=1, head_dim=32, ffn_width=96
+    )
+    result = matrix_products((2, 600), config)
+    assert [row["batch"] for row in result["rows"]] == [2, 600]
+    outputs = 3 * (128 + 64 + 192 + 64) + 400 + 64
+    assert result["hint"]["bytes"] == 5 * 2048 * outputs
+    assert result["rows"][1]["bytes"] < result["rows"][0]["bytes"] < result["online"]["bytes"]
+    assert all(row["core_seconds"] > 0 for row in (*result["rows"], result["hint"], result["online"]))

@@ -214,9 +214,11 @@ class _Client:
     seed: bytes
 
 
-def prepared_bytes(shapes: Mapping[MatrixKey, tuple[int, int]], tokens: int) -> tuple[int, int]:
+def prepared_bytes(
+    shapes: Mapping[MatrixKey, tuple[int, int]], tokens: int, parameters: DenseParameters = DENSE
+) -> tuple[int, int]:
     """Bytes (up, down) of `make` for one batch, the hints not counted."""
-    up = public_key_bytes(DENSE)
+    up = public_key_bytes(parameters)
     for _, d_in in shapes.values():
         up += sum(fresh_bytes(min(FEATURES, d_in - first), tokens) for first in range(0, d_in, FEATURES))
     return up, sum(answer_bytes(d_out, tokens) for d_out, _ in shapes.values())
