@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from sottovoce.models.fixed import FixedModel
 
 
-# Longer prefixes are somebody's own document: kept, they would take memory, and a client that is served sooner
-# would learn that somebody else has the same one.
+# Longer prefixes are somebody's own document: kept, they would take memory, and a client that is served
+# sooner would learn that somebody else has the same one.
 _KEPT_PREFIX = 64
 
 
