@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from ..engines.registry import KV_STRATEGIES
 from .generate import draft_options
 from .options import json_option, option, quiet_option
 
@@ -23,7 +24,7 @@ PROMPT = "Write two sentences about the sea."
 )
 @option(
     "--kv",
-    type=click.Choice(["ciphertext", "none"]),
+    type=click.Choice(KV_STRATEGIES),
     default="ciphertext",
     help="hybrid: how keys and values are kept.",
 )

@@ -9,6 +9,7 @@ PLAINTEXT_BANNER = "no TLS (--insecure-plaintext): anybody on the way can read a
 
 _KV = {
     "ciphertext": "keys and values stay at the server, encrypted under your key",
+    "masked": "keys and values stay at both parties, hidden by shared one-time masks",
     "none": "nothing is kept between tokens; everything is computed again",
 }
 

@@ -72,7 +72,8 @@ class DraftLength:
     """
 
     _PRIOR = (1.0, 2.0)  # accepted of tried, before anything was tried
-    _SLOPE = 0.4  # of the time of one token, for each further one; until passes of two lengths were timed
+    _SLOPE = 0.4  # of the time of one token, for each further one; counts as much as _DOUBT timed passes
+    _DOUBT = 2.0
     _MEMORY = 0.93  # of a step's counts, one step later
 
     def __init__(self, fixed: int | None = None, limit: int = 8, timed: bool = True) -> None:
@@ -83,6 +84,7 @@ class DraftLength:
         self.timed = timed
         self._right = self._tried = 0.0
         self._seconds: dict[int, float] = {}  # of a pass, by its guesses; a moving mean
+        self._timed = 0.0  # passes with guesses that were timed
 
     def choose(self) -> int:
         """γ for the next step."""
@@ -105,6 +107,7 @@ class DraftLength:
         if self.timed:
             before = self._seconds.get(guessed, seconds)
             self._seconds[guessed] = before + 0.3 * (seconds - before)
+            self._timed += guessed > 0
 
     @property
     def acceptance(self) -> float:
@@ -114,9 +117,10 @@ class DraftLength:
     def _forget(self) -> None:
         self._right *= self._MEMORY
         self._tried *= self._MEMORY
+        self._timed *= self._MEMORY
 
     def _expected_seconds(self) -> np.ndarray:
-        """Of a pass with 0 to `limit` guesses; in units of one without, if no more is known."""
+        """Of a pass with 0 to `limit` guesses, relative to one without."""
         guesses = np.arange(self.limit + 1)
         if len(self._seconds) < 2:
             return 1 + self._SLOPE * guesses
@@ -124,7 +128,9 @@ class DraftLength:
             np.array(column, dtype=np.float64) for column in (list(self._seconds), [*self._seconds.values()])
         )
         slope, start = np.polyfit(x, y, 1)
-        return max(float(start), 1e-9) + max(float(slope), 0.0) * guesses
+        measured = min(1.0, max(0.0, float(slope / max(start, 1e-9))))
+        weighed = (self._DOUBT * self._SLOPE + self._timed * measured) / (self._DOUBT + self._timed)
+        return 1 + weighed * guesses
 
 
 @dataclass
