@@ -1,168 +1,295 @@
 """How much text quality private arithmetic costs: the same text through three executions of one model.
 
 `plain` is the float32 reference, `fixed` the hybrid engine's arithmetic without its cryptography,
-`encrypted` the engine itself on a short sample. The text is cut into windows; each starts behind the
-model's constant first token and every token of it is predicted from those before. KL is of the plain
-distribution from the other, in nats; top-1 the share of positions whose most likely token is the same.
+`encrypted` the engine itself on a short sample. Running text is cut into windows; each starts behind the
+model's constant first token and every token of it is predicted from those before. A passage of LAMBADA is a
+window of its own, and its last word counts as guessed if each of its tokens is the most likely one, which
+is when greedy decoding writes that word. Instead of reading a text the model can also write one (`chain`).
+KL is of the plain distribution from the other, in nats; top-1 the share of positions whose most likely token
+is the same.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from sottovoce.bench import chain as chains
+from sottovoce.bench.driven import Driver, drive
 from sottovoce.bench.machine import header
-from sottovoce.engines.base import EngineOptions
+from sottovoce.bench.passages import Passage, read
+from sottovoce.bench.scores import Logits, Score, log_softmax
+from sottovoce.engines.base import Engine, EngineOptions, Progress
 from sottovoce.engines.clear.fixed import FixedExecutor
-from sottovoce.engines.registry import make_data_party, make_engine
+from sottovoce.engines.registry import make_engine
 from sottovoce.errors import UsageError
 from sottovoce.models import Model, load_model, quantize
-from sottovoce.net import Channel, run_pair
+from sottovoce.models.chat import Prompt
 
-Progress = Callable[[int, int, str], None]
-Logits = npt.NDArray[Any]
-
-_CHUNK = 32  # tokens that go through a model at a time: bounds the memory that logits take
+CHAINS = "free-running answers"  # what stands for the name of a text when there is none
+_TOKENS, _WINDOW = 1024, 512
+_CHUNK = 64  # tokens that go through a model at a time: bounds the memory that logits take
+_ENCRYPTED_CHUNK = 16
 _SAMPLE_PREFILL = 8
 
 
-@dataclass
-class Score:
-    """Sums over positions: log-likelihood of the text, divergence from and agreement with the reference."""
-
-    tokens: int = 0
-    nll: float = 0.0
-    divergence: list[float] = field(default_factory=list)
-    same: int = 0
-
-    def add(self, logits: Logits, targets: Sequence[int], reference: Logits | None = None) -> None:
-        """logits, reference.
-
-        (T, vocab); targets: the tokens that really come next, fewer at the text's end.
-        """
-        log_q = log_softmax(logits)
-        self.nll -= float(log_q[np.arange(len(targets)), targets].sum())
-        self.tokens += len(targets)
-        if reference is not None:
-            log_p = log_softmax(reference)
-            self.divergence += np.sum(np.exp(log_p) * (log_p - log_q), axis=-1).tolist()
-            self.same += int((reference.argmax(-1) == logits.argmax(-1)).sum())
-
-    @property
-    def perplexity(self) -> float:
-        return math.exp(self.nll / max(self.tokens, 1))
-
-    @property
-    def kl(self) -> float:
-        return float(np.mean(self.divergence)) if self.divergence else 0.0
-
-    @property
-    def top1(self) -> float:
-        return self.same / max(len(self.divergence), 1)
+def _silent(done: int, total: int, what: str) -> None:
+    pass
 
 
 def run(
-    text: str | Path,
-    tokens: int = 1024,
+    text: str | Path | None = None,
+    tokens: int | None = None,
     model: str = "smollm2-135m",
     engine: str = "hybrid",
-    progress: Progress = lambda done, total, what: None,
-    window: int = 512,
+    progress: Progress = _silent,
+    window: int | None = None,
     sample: int = 12,
+    kv: str = "ciphertext",
+    chain: int | None = None,
 ) -> dict[str, Any]:
-    """Perplexities, KL and top-1 agreement on the first `tokens` tokens of a file.
+    """Perplexities, KL and top-1 agreement on the first `tokens` tokens of a file (1,024, or all it has), or
+    along free-running answers of `chain` tokens.
 
-    `sample` tokens go through `engine` for real (0: none). Costs about 0.1 s (plain), 0.3 s (fixed) and,
-    encrypted, a decode step per token of SmolLM2-135M.
+    `sample` positions go through `engine` for real (0: none). A token of SmolLM2-135M costs about 0.01 s
+    (plain), 0.05 s (fixed; 0.2 s in a chain) and, encrypted, a decode step.
     """
+    if (text is None) == (chain is None):
+        raise UsageError("name a text with --text, or the length of free-running answers with --chain")
+    options = EngineOptions(engine=engine, kv=kv)
+    if text is None:
+        return _run_chains(load_model(model), model, chain or 0, options, sample, progress)
+    wanted = _TOKENS if tokens is None else tokens
+    content = read(Path(text), wanted)
     plain = load_model(model)
-    ids = _read(plain, Path(text), tokens)
-    first = plain.card.plain("a").public
-    windows = [ids[i : i + window] for i in range(0, len(ids), _window(plain, window, len(first)))]
-    fixed = quantize(plain)
-    scores = {"plain": Score(), "fixed": Score()}
-    done = 0
-    for part in windows:
-        executor = FixedExecutor(plain, fixed)
-        executor.prefill_public(first)
-        for inputs, targets, reference in _plain_steps(plain, first, part):
-            progress(done, len(ids), "fixed-point tokens")
-            scores["plain"].add(reference, targets)
-            scores["fixed"].add(executor.forward(inputs), targets, reference)
-            done += len(inputs)
-    progress(len(ids), len(ids), "fixed-point tokens")
-    divergence = np.asarray(scores["fixed"].divergence)
+    public = plain.card.plain("a").public
+    window = _window(plain, window, len(public))
+    parts = content.tokenize(plain.card.tokenizer, wanted, window, exact=tokens is not None)
+    scores = _Scores(plain, public, progress).read(parts)
     return {
         **header(),
         "model": model,
         "text": Path(text).name,
-        "tokens": len(ids),
+        "tokens": sum(len(part.tokens) for part in parts),
         "window": window,
-        "ppl_plain": scores["plain"].perplexity,
-        "ppl_fixed": scores["fixed"].perplexity,
-        "kl": scores["fixed"].kl,
-        "kl_99": float(np.quantile(divergence, 0.99)),
-        "top1": scores["fixed"].top1,
-        "encrypted": encrypted(plain, first, windows[0][:sample], engine, progress) if sample > 1 else None,
+        **scores,
+        "encrypted": _sample(plain, public, parts, options, sample, progress) if sample else None,
     }
+
+
+class _Scores:
+    """Float32 and fixed point side by side over a text."""
+
+    def __init__(self, model: Model, public: Sequence[int], progress: Progress) -> None:
+        self.model, self.public, self.progress = model, public, progress
+        self.fixed = quantize(model)
+        self.plain_score, self.fixed_score = Score(), Score()
+        self.guessed: dict[str, list[bool]] = {"plain": [], "fixed": []}
+
+    def read(self, parts: Sequence[Passage]) -> dict[str, Any]:
+        done, total = 0, sum(len(part.tokens) for part in parts)
+        for number, part in enumerate(parts):
+            self.progress(done, total, "fixed-point tokens")
+            self._read(part, seed=number)
+            done += len(part.tokens)
+        self.progress(total, total, "fixed-point tokens")
+        return self._summary(sum(part.word > 0 for part in parts))
+
+    def _read(self, part: Passage, seed: int) -> None:
+        """seed: of the shares, whose rounding the result depends on in its last digits."""
+        executor = FixedExecutor(self.model, self.fixed, seed)
+        executor.prefill_public(self.public)
+        for inputs, targets, reference in _plain_steps(self.model, self.public, part.tokens):
+            self.plain_score.add(reference, targets)
+            self.fixed_score.add(executor.forward(inputs), targets, reference)
+        if part.word:
+            self.guessed["plain"].append(all(self.plain_score.hits[-part.word :]))
+            self.guessed["fixed"].append(all(self.fixed_score.hits[-part.word :]))
+
+    def _summary(self, passages: int) -> dict[str, Any]:
+        divergence = self.fixed_score.divergence
+        figures = {
+            "positions": len(divergence),
+            "ppl_plain": self.plain_score.perplexity,
+            "ppl_fixed": self.fixed_score.perplexity,
+            "kl": self.fixed_score.kl,
+            "kl_99": float(np.quantile(divergence, 0.99)),
+            "top1": self.fixed_score.top1,
+        }
+        if passages:
+            plain, fixed = self.guessed["plain"], self.guessed["fixed"]
+            figures |= {
+                "passages": passages,
+                "accuracy_plain": sum(plain) / passages,
+                "accuracy_fixed": sum(fixed) / passages,
+                "words_changed": sum(a != b for a, b in zip(plain, fixed, strict=True)),
+            }
+        return figures
+
+
+def _sample(
+    model: Model,
+    public: Sequence[int],
+    parts: Sequence[Passage],
+    options: EngineOptions,
+    positions: int,
+    progress: Progress,
+) -> dict[str, Any]:
+    """The first `positions` positions that the engine can be asked for, or whole passages, shortest first."""
+    if parts[0].word:
+        chosen, room = [], positions
+        for part in sorted(parts, key=lambda part: len(part.tokens)):
+            if room > 0:
+                chosen.append(part)
+                room -= len(part.tokens) - 1
+    else:
+        ahead = min(_SAMPLE_PREFILL, len(parts[0].tokens) - 1)
+        chosen = [Passage(parts[0].tokens[: ahead + positions])]
+    return encrypted(model, public, chosen, options, progress)
 
 
 def encrypted(
-    model: Model, public: Sequence[int], private: Sequence[int], engine: str, progress: Progress
+    model: Model, public: Sequence[int], parts: Sequence[Passage], options: EngineOptions, progress: Progress
 ) -> dict[str, Any]:
-    """Teacher-forced run of the engine: prefill a few private tokens, decode the rest of them one by one."""
-    options = EngineOptions(engine=engine)
-    served = make_engine(options, model)
-    served.prepare(progress)
-    ahead = min(_SAMPLE_PREFILL, len(private) - 1)
-    steps = private[ahead:]
+    """Teacher-forced runs of the engine, a session each, and fixed point at the same positions.
 
-    def server(channel: Channel) -> None:
-        party = served.session()
-        party.setup(channel)
-        party.prefill(public, ahead)
-        for _ in steps:
-            party.decode()
-
-    def client(channel: Channel) -> list[Logits]:
-        party = make_data_party(options, served.public())
-        party.setup(channel)
-        rows = [party.prefill(public, private[:ahead])]
-        for i, token in enumerate(steps):
-            progress(i, len(steps), "encrypted tokens")
-            rows.append(party.decode(token))
-        progress(len(steps), len(steps), "encrypted tokens")
-        return rows
-
-    rows, _ = run_pair(client, server)
-    logits = np.stack(rows)
-    reference = model.forward([*public, *private])[len(public) + ahead - 1 :]
-    score = Score()
-    score.add(logits[:-1], steps, reference[:-1])
-    last = Score()
-    last.add(logits[-1:], [], reference[-1:])
+    Running text: prefill a few private tokens, decode the rest of them one by one. Passages: all tokens in a
+    few passes that return the logits of each.
+    """
+    engine = make_engine(options, model)
+    engine.prepare(progress)
+    score, fixed_score, plain_score = Score(), Score(), Score()
+    guessed: list[bool] = []
+    fixed = quantize(model)
+    total = sum(len(part.tokens) - 1 for part in parts)
+    for number, part in enumerate(parts):
+        reader = _Reader(public, part, progress, len(score.same), total)
+        rows = drive(engine, reader.by_chunks if part.word else reader.token_by_token)
+        targets = part.tokens[-len(rows) :]
+        reference = model.forward([*public, *part.tokens[:-1]])[-len(rows) :]
+        executor = FixedExecutor(model, fixed, seed=number)
+        executor.prefill_public(public)
+        plain_score.add(reference, targets)
+        score.add(rows, targets, reference)
+        fixed_score.add(executor.forward(part.tokens[:-1])[-len(rows) :], targets, reference)
+        if part.word:
+            guessed.append(all(score.hits[-part.word :]))
+    progress(total, total, "encrypted tokens")
     return {
-        "engine": engine,
-        "tokens": len(logits),
+        "engine": options.engine,
+        "kv": options.kv,
+        "tokens": len(score.same),
         "ppl": score.perplexity,
-        "kl": float(np.mean(score.divergence + last.divergence)),
-        "top1": (score.same + last.same) / len(logits),
+        "kl": score.kl,
+        "top1": score.top1,
+        "ppl_plain": plain_score.perplexity,
+        "ppl_fixed": fixed_score.perplexity,
+        "kl_fixed": fixed_score.kl,
+        **({"passages": len(guessed), "accuracy": sum(guessed) / len(guessed)} if guessed else {}),
     }
 
 
-def log_softmax(logits: Logits) -> npt.NDArray[np.float64]:
-    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
+@dataclass
+class _Reader:
+    """Scripts of a client that reads a passage but for its last token; logits (T, vocab) of the last T."""
+
+    public: Sequence[int]
+    part: Passage
+    progress: Progress
+    done: int
+    total: int
+    rows: list[Logits] = field(default_factory=list)
+
+    def token_by_token(self, session: Driver) -> Logits:
+        tokens = self.part.tokens[:-1]
+        ahead = min(_SAMPLE_PREFILL, len(tokens))
+        self._take(session.prefill(self.public, tokens[:ahead])[None])
+        for token in tokens[ahead:]:
+            self._take(session.decode(token)[None])
+        return np.concatenate(self.rows)
+
+    def by_chunks(self, session: Driver) -> Logits:
+        first, rest = self.part.tokens[:1], self.part.tokens[1:-1]
+        self._take(session.prefill(self.public, first)[None])
+        for i in range(0, len(rest), _ENCRYPTED_CHUNK):
+            self._take(session.verify(rest[i : i + _ENCRYPTED_CHUNK]))
+        return np.concatenate(self.rows)
+
+    def _take(self, logits: Logits) -> None:
+        self.rows.append(logits)
+        self.done += len(logits)
+        self.progress(self.done, self.total, "encrypted tokens")
+
+
+def _run_chains(
+    model: Model, name: str, length: int, options: EngineOptions, sample: int, progress: Progress
+) -> dict[str, Any]:
+    prompts = [model.card.prompt(text) for text in chains.PROMPTS]
+    if length < 1 or max(map(len, prompts)) + length > model.config.context_length:
+        most = model.config.context_length - max(map(len, prompts))
+        raise UsageError(
+            f"answers of {length} tokens do not fit the model's context; use --chain 1 to {most}"
+        )
+    fixed = quantize(model)
+    found = chains.Comparison.empty(model)
+    for number, (prompt, text) in enumerate(zip(prompts, chains.PROMPTS, strict=True)):
+        progress(number, len(prompts), "fixed-point answers")
+        found.add(prompt, text, _fixed_chain(FixedExecutor(model, fixed, number), prompt, length))
+    progress(len(prompts), len(prompts), "fixed-point answers")
+    summary = found.summary()
+    private = None
+    if sample:
+        private = _encrypted_chain(model, prompts[0], options, min(sample, length), progress)
+    return {
+        **header(),
+        "model": name,
+        "text": CHAINS,
+        "tokens": summary["tokens"],
+        "ppl_plain": None,  # the text is the execution's own
+        "ppl_fixed": None,
+        "kl": summary["kl"],
+        "top1": summary["top1"],
+        "chain": summary,
+        "encrypted": private,
+    }
+
+
+def _fixed_chain(executor: FixedExecutor, prompt: Prompt, length: int) -> chains.Chain:
+    executor.prefill_public(prompt.public)
+    first = executor.forward(prompt.private)[-1]
+    never = executor.model.card.tokenizer.eos_ids
+    return chains.write(first, lambda token: executor.forward([token])[-1], length, never)
+
+
+def _encrypted_chain(
+    model: Model, prompt: Prompt, options: EngineOptions, length: int, progress: Progress
+) -> dict[str, Any]:
+    engine: Engine = make_engine(options, model)
+    engine.prepare(progress)
+
+    def script(session: Driver) -> chains.Chain:
+        progress(0, length, "encrypted tokens")
+        first = session.prefill(prompt.public, prompt.private)
+        steps = iter(range(1, length))
+
+        def step(token: int) -> Logits:
+            progress(next(steps), length, "encrypted tokens")
+            return session.decode(token)
+
+        return chains.write(first, step, length, model.card.tokenizer.eos_ids)
+
+    found = chains.Comparison.empty(model)
+    found.add(prompt, chains.PROMPTS[0], drive(engine, script))
+    progress(length, length, "encrypted tokens")
+    return {"engine": options.engine, "kv": options.kv, "ppl": None, **found.summary()}
 
 
 def _plain_steps(
-    model: Model, first: Sequence[int], part: Sequence[int]
+    model: Model, public: Sequence[int], part: Sequence[int]
 ) -> Iterator[tuple[list[int], list[int], Logits]]:
     """(tokens fed, tokens that come next, float32 logits behind each fed token), a chunk at a time.
 
@@ -170,30 +297,19 @@ def _plain_steps(
     arithmetic: it is not scored. Neither is what follows the window.
     """
     cache = model.new_cache()
-    model.hidden(first, cache)
+    if len(public):
+        model.hidden(public, cache)
     for i in range(0, len(part) - 1, _CHUNK):
         inputs, targets = list(part[:-1][i : i + _CHUNK]), list(part[i + 1 : i + 1 + _CHUNK])
         yield inputs, targets, model.forward(inputs, cache)
 
 
-def _window(model: Model, window: int, public: int) -> int:
+def _window(model: Model, asked: int | None, public: int) -> int:
     room = model.config.context_length - public
+    window = min(_WINDOW, room) if asked is None else asked
     if not 2 <= window <= room:
         raise UsageError(f"a window of {window} tokens does not fit the model's context; use 2 to {room}")
     return window
 
 
-def _read(model: Model, path: Path, tokens: int) -> list[int]:
-    try:
-        # A token is rarely shorter than a byte or longer than sixteen.
-        with path.open("rb") as file:
-            text = file.read(16 * tokens).decode("utf-8", errors="ignore")
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
-    ids = model.card.tokenizer.encode(text)[:tokens]
-    if len(ids) < 2:
-        raise UsageError(f"{path} holds {len(ids)} tokens; quality needs at least 2")
-    return ids
-
-
-__all__ = ["Score", "encrypted", "log_softmax", "run"]
+__all__ = ["CHAINS", "Score", "encrypted", "log_softmax", "run"]

@@ -66,7 +66,8 @@ KINDS = {
     "quality": Kind(
         "Quality of text",
         ("model", "text"),
-        "The same text read by float32, by the engine's fixed-point arithmetic, and (a sample) encrypted.",
+        "The same text read by float32, by the engine's fixed-point arithmetic, and (a sample) encrypted; "
+        "then text that fixed point and the encrypted engine write on their own.",
     ),
 }
 
@@ -153,7 +154,8 @@ def suite(texts: str | Path | None = None) -> list[tuple[str, dict[str, Any]]]:
         jobs.append(("growth", how | {"contexts": contexts, "new_tokens": 1 if slow else 4}))
     for how in ({"kv": "ciphertext"}, prepared):
         jobs += [("network", how), ("peers", how), ("agreement", {"kv": how["kv"]})]
-    for path in sorted(Path(texts).glob("*.txt")) if texts else []:
+    jobs.append(("quality", {"chain": 128, "sample": 40}))
+    for path in sorted(p for p in Path(texts).iterdir() if p.suffix in (".txt", ".jsonl")) if texts else []:
         jobs.append(("quality", {"text": str(path)}))
     return jobs
 

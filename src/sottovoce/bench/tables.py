@@ -28,6 +28,11 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{value:.{decimals}f}"
 
 
+def divergence(kl: float | None) -> str:
+    """Nats, which are small: two digits and an exponent."""
+    return "–" if kl is None else f"{kl:.1e}"
+
+
 def megabytes(count: float | None) -> str:
     """Bytes in units of 10^6."""
     return number(None if count is None else count / 1e6)
@@ -72,7 +77,7 @@ def e2e(runs: Sequence[Run]) -> list[str]:
                 megabytes(memory["client"]),
                 megabytes(memory["server"]),
                 percent(run["top1_agreement"]),
-                number(run["mean_kl"], 2),
+                divergence(run["mean_kl"]),
             )
         )
     lines = table(headers, rows, left=2)
@@ -203,8 +208,8 @@ def agreement(runs: Sequence[Run]) -> list[str]:
             str(run["prompts"]),
             str(run["positions"]),
             percent(run["top1_agreement"]),
-            number(run["mean_kl"], 2),
-            number(run["max_kl"], 2),
+            divergence(run["mean_kl"]),
+            divergence(run["max_kl"]),
         )
         for run in runs
     ]
@@ -220,26 +225,63 @@ def agreement(runs: Sequence[Run]) -> list[str]:
 
 
 def quality(runs: Sequence[Run]) -> list[str]:
-    headers = ["text", "tokens", "PPL float32", "PPL fixed point", "KL", "equal top token"]
-    headers += ["encrypted tokens", "their PPL", "their KL", "their equal top token"]
-    rows = []
+    texts = [run for run in runs if not run.get("chain")]
+    lines = _texts(texts) if texts else []
     for run in runs:
-        sample = run.get("encrypted") or {}
-        rows.append(
-            (
-                run["text"],
-                str(run["tokens"]),
-                number(run["ppl_plain"], 4),
-                number(run["ppl_fixed"], 4),
-                number(run["kl"], 2),
-                percent(run["top1"]),
-                str(sample.get("tokens", "–")),
-                number(sample.get("ppl"), 4),
-                number(sample.get("kl"), 2),
-                percent(sample.get("top1")),
-            )
-        )
-    return table(headers, rows)
+        if chain := run.get("chain"):
+            lines += [f"## {run['model']} writes: greedy answers to {chain['prompts']} prompts", ""]
+            lines += _chains(run)
+    return lines
+
+
+def _texts(runs: Sequence[Run]) -> list[str]:
+    headers = ["text", "tokens", "PPL float32", "PPL fixed point", "KL", "equal top token"]
+    headers += ["last words right: float32", "fixed point"]
+    rows, samples = [], []
+    for run in runs:
+        figures = (number(run["ppl_plain"], 4), number(run["ppl_fixed"], 4), divergence(run["kl"]))
+        words = (_words(run, "accuracy_plain"), _words(run, "accuracy_fixed"))
+        rows.append((run["text"], str(run["tokens"]), *figures, percent(run["top1"]), *words))
+        if sample := run.get("encrypted"):
+            perplexities = (number(sample.get(key), 4) for key in ("ppl_plain", "ppl_fixed", "ppl"))
+            kl = (divergence(sample.get("kl_fixed")), divergence(sample["kl"]), percent(sample["top1"]))
+            cells = (run["text"], sample.get("kv", "–"), str(sample["tokens"]), *perplexities, *kl)
+            samples.append((*cells, _words(sample, "accuracy")))
+    lines = table(headers, rows)
+    if samples:
+        headers = ["text", "cache", "positions", "PPL float32", "PPL fixed point", "PPL encrypted"]
+        headers += ["KL fixed point", "KL encrypted", "equal top token", "last words right"]
+        lines += ["## The encrypted sample", "", *table(headers, samples, left=2)]
+    return lines
+
+
+def _words(run: Run, key: str) -> str:
+    share, of = run.get(key), run.get("passages")
+    return "–" if share is None or not of else f"{round(share * of)} of {of}"
+
+
+def _chains(run: Run) -> list[str]:
+    chains = [("fixed point", run["chain"])]
+    if sample := run.get("encrypted"):
+        chains.append((f"encrypted, cache `{sample['kv']}`", sample))
+    rows = []
+    for name, chain in chains:
+        parts = [(f"{part['from']}–{part['to']}", part) for part in chain["by_position"]]
+        for where, part in [*parts, ("all", chain)]:
+            figures = (percent(part["top1"]), divergence(part["kl"]), divergence(part["kl_max"]))
+            rows.append((name, where, str(part["positions"]), *figures))
+    headers = ("written by", "tokens of the answer", "positions", "equal top token", "mean KL", "max KL")
+    lines = table(headers, rows, left=2)
+    answers = []
+    for name, chain in chains:
+        for row in chain["rows"]:
+            apart = row["leaves_plain_text_at"]
+            margins = ", ".join(f"{d['position']}: {d['reference_margin']:.3f}" for d in row["differences"])
+            equal = f"{row['equal']} of {row['equal'] + len(row['differences'])}"
+            cells = (_quoted(row["prompt"]), _quoted(row["text"]), equal, margins or "–")
+            answers.append((name, *cells, "never" if apart is None else f"token {apart}"))
+    headers = ("written by", "prompt", "answer", "equal", "differences: margin of the reference")
+    return lines + table((*headers, "leaves float32's own answer at"), answers, left=5)
 
 
 def _micro(seconds: float | None) -> str:

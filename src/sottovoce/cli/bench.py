@@ -132,8 +132,17 @@ def agreement(**settings: Any) -> None:
     help="Engine of the encrypted sample.",
 )
 @_model_option
-@option("--text", type=click.Path(exists=True, dir_okay=False), required=True, help="A text file.")
-@option("--tokens", type=click.IntRange(2), default=1024, help="Tokens of the text to use.")
+@_kv_option
+@option(
+    "--text",
+    type=click.Path(exists=True, dir_okay=False),
+    help="A text file, or a .jsonl file of LAMBADA's passages.",
+)
+@option(
+    "--tokens", type=click.IntRange(2), help="Tokens of the text to use; without it 1,024, or all it has."
+)
+@option("--chain", type=click.IntRange(1), help="Instead of a text: the length of free-running answers.")
+@option("--sample", type=click.IntRange(0), default=12, help="Positions of the encrypted sample.")
 @_common
 def quality(**settings: Any) -> None:
     """Perplexity, KL and top-1 agreement of the fixed-point engine and, on a sample, of the encrypted one."""

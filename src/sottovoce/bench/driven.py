@@ -1,0 +1,66 @@
+"""Both parties of any engine in two threads of this process; the client's calls are followed by the server.
+
+Nothing is timed here: `bench.session` runs a hybrid session in two processes for that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from queue import SimpleQueue
+from typing import TypeVar
+
+from sottovoce.engines.base import DataParty, Engine, Logits
+from sottovoce.engines.registry import make_data_party
+from sottovoce.net import Channel, run_pair
+
+T = TypeVar("T")
+_Order = tuple[str, tuple[object, ...]]
+
+
+class Driver:
+    """A client's half of a session. Each call tells the server's thread to do its half, and no token."""
+
+    def __init__(self, party: DataParty, orders: SimpleQueue[_Order | None]) -> None:
+        self._party, self._orders = party, orders
+
+    def prefill(self, public: Sequence[int], private: Sequence[int]) -> Logits:
+        """Logits (vocab,) of the last of the private tokens."""
+        self._orders.put(("prefill", (public, len(private))))
+        return self._party.prefill(public, private)
+
+    def decode(self, token: int) -> Logits:
+        """Logits (vocab,) behind one more token."""
+        self._orders.put(("decode", ()))
+        return self._party.decode(token)
+
+    def verify(self, tokens: Sequence[int]) -> Logits:
+        """Logits (T, vocab) behind each of T more tokens."""
+        self._orders.put(("verify", (len(tokens),)))
+        return self._party.verify(tokens)
+
+
+def drive(engine: Engine, script: Callable[[Driver], T]) -> T:
+    """Run a script in a new session of a prepared engine. What either party raises is raised here."""
+    orders: SimpleQueue[_Order | None] = SimpleQueue()
+
+    def server(channel: Channel) -> None:
+        party = engine.session()
+        party.setup(channel)
+        while (order := orders.get()) is not None:
+            name, arguments = order
+            getattr(party, name)(*arguments)
+        party.close()
+
+    def client(channel: Channel) -> T:
+        party = make_data_party(engine.options, engine.public())
+        try:
+            party.setup(channel)
+            return script(Driver(party, orders))
+        finally:
+            orders.put(None)
+            party.close()
+
+    return run_pair(client, server)[0]
+
+
+__all__ = ["Driver", "drive"]
