@@ -30,6 +30,7 @@ from sottovoce.dense import (
 from sottovoce.dense.public import feature_rows, polynomials, rerandomiser
 from sottovoce.errors import FrameError, ParameterError
 from sottovoce.net import unpack_bits
+from sottovoce.ring import context
 from sottovoce.ring.primes import P_FIELD
 
 U64 = np.uint64
@@ -87,7 +88,7 @@ def test_shapes_of_products_are_checked():
 def test_fresh_ciphertexts_equal_the_reference(isa):
     rng, n, count = np.random.default_rng(1), 11, 6  # the second polynomial is only half full
     secret = BatchSecret(SMALL, SEED)
-    s = np.array(_coefficients(secret))
+    s = np.array(_coefficients(secret)).reshape(16, 4).T
     message = rng.integers(0, P_FIELD, (count, n), dtype=U64)
     message[0, :2] = 0, P_FIELD - 1
     data = secret.encrypt(3, 0, message)
@@ -95,15 +96,22 @@ def test_fresh_ciphertexts_equal_the_reference(isa):
     sent = unpack_bits(data, count * n, FRESH_BITS).reshape(count, n)
     noise = signed(row_words(row_keys(secret._errors, b"errors of matrix 3", 0, count), 0, n))
     for j, a in enumerate(polynomials(SMALL, SEED, 3, 0, 2)):
-        whole, errors = np.zeros((2, 64), dtype=object)
-        for b in range(4):
-            if 4 * j + b < count:
-                whole[16 * b : 16 * b + n] = message[4 * j + b]
-                errors[16 * b : 16 * b + n] = noise[4 * j + b]
-        expected = reference.fresh(SMALL, a.tolist(), s.tolist(), whole.tolist(), errors.tolist())
-        for b in range(4):
-            if 4 * j + b < count:
-                assert sent[4 * j + b].tolist() == expected[16 * b : 16 * b + n]
+        whole, errors = np.zeros((2, 4, 16), dtype=object)
+        for k in range(4):
+            if 4 * j + k < count:
+                whole[k, :n] = message[4 * j + k]
+                errors[k, :n] = noise[4 * j + k]
+        expected = reference.fresh(SMALL, *(natural(SMALL, x) for x in (a, s, whole, errors)))
+        for k in range(4):
+            if 4 * j + k < count:
+                assert sent[4 * j + k].tolist() == expected[k : 4 * n + k : 4]
+
+
+def test_features_are_shifted_to_the_component_that_is_read():
+    rows = feature_rows(SMALL, SEED, 2, 4, 7)
+    for i, row in enumerate(rows):
+        whole = natural(SMALL, polynomials(SMALL, SEED, 2, 1 + i // 4, 1)[0])
+        assert natural(SMALL, row) == [x % (1 << LOG_Q) for x in reference.shifted(whole, i % 4)]
 
 
 def test_hints_answers_and_phases_equal_the_reference(isa):
@@ -123,15 +131,15 @@ def test_hints_answers_and_phases_equal_the_reference(isa):
     key = unpack_bits(public_key, 64, FRESH_BITS)
     drop = FRESH_BITS - SENT_BITS
     upper = ((key + U64(1 << (drop - 1))) >> U64(drop)) & U64((1 << SENT_BITS) - 1)
-    a, b = rerandomiser(SMALL, SEED).tolist(), upper.tolist()
+    a, b = natural(SMALL, rerandomiser(SMALL, SEED)), natural(SMALL, upper)
     masks = row_words(row_keys(answers.masks, b"masks of matrix 0", 0, n), 0, rows)
     s = _coefficients(secret)
     for r in range(rows):
-        row = reference.hint(fixed[r].tolist(), u[r].tolist(), a, e[r].tolist())
-        assert unpack_bits(hint[r], 64, SENT_BITS).tolist() == row
-        reply = reference.answer(sums[r].tolist(), u[r].tolist(), b, masks[:, r].tolist())
+        row = reference.hint(natural(SMALL, fixed[r]), natural(SMALL, u[r]), a, natural(SMALL, e[r]))
+        assert natural(SMALL, unpack_bits(hint[r], 64, SENT_BITS)) == row
+        reply = reference.answer(sums[r].tolist(), natural(SMALL, u[r]), b, masks[:, r].tolist(), 4)
         assert unpack_bits(answer[r], n, SENT_BITS).tolist() == reply
-        assert opened[r].tolist() == reference.phase(row, s, reply)
+        assert opened[r].tolist() == reference.phase(row, s, reply, 4)
         mine = [reference.share(x, SENT_BITS, P_FIELD) for x in opened[r].tolist()]
         assert share_of_phase(SMALL, opened)[r].tolist() == mine
         other = [-reference.share(int(z) & MASK, LOG_Q, P_FIELD) % P_FIELD for z in masks[:, r]]
@@ -139,9 +147,9 @@ def test_hints_answers_and_phases_equal_the_reference(isa):
 
     # Where the product will be opened, all bits of the key count.
     again = BatchAnswers(hints, public_key, n, answers.masks).answer(0, sums, 0, opened=True)
-    whole = [int(x) << (LOG_Q - FRESH_BITS) for x in key]
+    whole = [x << (LOG_Q - FRESH_BITS) for x in natural(SMALL, key)]
     for r in range(rows):
-        product = reference.negacyclic(whole, u[r].tolist())
+        product = reference.negacyclic(whole, natural(SMALL, u[r]))[::4]
         words = [int(s) + x + int(z) for s, x, z in zip(sums[r], product, masks[:, r], strict=False)]
         assert unpack_bits(again[r], n, SENT_BITS).tolist() == [
             reference.upper(x % (1 << LOG_Q), SENT_BITS) for x in words
@@ -150,8 +158,8 @@ def test_hints_answers_and_phases_equal_the_reference(isa):
 
 def test_public_keys_hide_a_small_error():
     secret = BatchSecret(SMALL, SEED)
-    b = unpack_bits(secret.public_key(), 64, FRESH_BITS).astype(object) << (LOG_Q - FRESH_BITS)
-    product = reference.negacyclic(rerandomiser(SMALL, SEED).tolist(), _coefficients(secret))
+    b = [x << (LOG_Q - FRESH_BITS) for x in natural(SMALL, unpack_bits(secret.public_key(), 64, FRESH_BITS))]
+    product = reference.negacyclic(natural(SMALL, rerandomiser(SMALL, SEED)), _coefficients(secret))
     error = np.array(
         [(int(x) + y + (1 << 51)) % (1 << 52) - (1 << 51) for x, y in zip(b, product, strict=True)]
     )
@@ -246,7 +254,12 @@ def test_residues_are_uniform():
     assert ((counts - 100000 / 64) ** 2 / (100000 / 64)).sum() < 130  # 63 degrees of freedom
 
 
+def natural(parameters: DenseParameters, components: np.ndarray) -> list[int]:
+    """The coefficients of a polynomial that is given by its components."""
+    return components.reshape(parameters.features, parameters.block).T.reshape(-1).tolist()
+
+
 def _coefficients(secret: BatchSecret) -> list[int]:
-    ring = secret.parameters.ring(1)
-    values = ring.intt(secret._secret[:1].copy())[0].astype(np.int64)
+    ring = context(secret.parameters.degree, secret.parameters.primes[:1])
+    values = ring.intt(secret._whole[:1].copy())[0].astype(np.int64)
     return np.where(values > 1, -1, values).tolist()

@@ -23,6 +23,7 @@ from sottovoce.dense import (
 )
 from sottovoce.dense.public import rerandomiser
 from sottovoce.net import unpack_bits
+from sottovoce.ring import context
 from sottovoce.ring.primes import P_FIELD
 
 Q = 1 << LOG_Q
@@ -67,8 +68,8 @@ class Deployment:
                 [round(Q * int(m) / P_FIELD) for m in self.rng.integers(0, P_FIELD, N)], dtype=object
             )
         sums = [int(x) for x in self.w.astype(object) @ fresh]
-        answer = reference.answer(sums, self.u.tolist(), upper, z.tolist(), self.rounded)
-        return e, reference.phase(self.hint, s, answer, self.bits)
+        answer = reference.answer(sums, self.u.tolist(), upper, z.tolist(), rounded=self.rounded)
+        return e, reference.phase(self.hint, s, answer, bits=self.bits)
 
     def solve_hint(self) -> tuple[int, ...]:
         """The small weights that explain the fixed half best: the client knows A."""
@@ -207,8 +208,8 @@ def opened_error(hints, w, opened, rng):
 
 def _coefficients(secret):
     """The ternary secret of a batch, from its transform."""
-    ring = secret.parameters.ring()
-    residues = ring.intt(secret._secret.reshape(1, 2, -1).copy())[0, 0].astype(object)
+    ring = context(secret.parameters.degree, secret.parameters.primes)
+    residues = ring.intt(secret._whole.copy())[0].astype(object)
     q = secret.parameters.primes[0]
     return [int(x) - q if x > q // 2 else int(x) for x in residues]
 

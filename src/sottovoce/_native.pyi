@@ -117,11 +117,12 @@ def dense_fresh(
     noise: U64,
     p: int,
     drop: int,
+    block: int,
     out: U64,
     threads: int = 1,
 ) -> None: ...
 def dense_hint(
-    sums: U64, coins: U32, key: U64, primes: Sequence[int], noise: U64, out: U8, threads: int = 1
+    sums: U64, coins: U32, key: U64, primes: Sequence[int], noise: U64, block: int, out: U8, threads: int = 1
 ) -> None: ...
 def dense_settle(
     sums: U64, coins: U32, key: U64, primes: Sequence[int], masks: U64, out: U8, threads: int = 1

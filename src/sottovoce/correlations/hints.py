@@ -29,7 +29,7 @@ Shapes = Mapping[MatrixKey, tuple[int, int]]  # (outputs, inputs); its order is 
 Report = Callable[[int, int], None]  # rows done, rows in all
 
 ROWS = 1024  # output rows per frame: 10 MB of hint
-_VERSION = 1
+_VERSION = 2
 _HEADER = struct.Struct("<4sHHQ32s16x")  # magic, version, complete, rows, identity
 
 

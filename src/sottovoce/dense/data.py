@@ -33,8 +33,8 @@ class BatchSecret:
     def __init__(self, parameters: DenseParameters, seed: bytes) -> None:
         self.parameters = parameters
         self._seed = seed
-        ring = parameters.ring()
-        self._secret = ring.ntt(ring.reduce_signed(sampling.Stream().ternary(parameters.degree)))
+        secret = sampling.Stream().ternary(parameters.degree)
+        self._whole, self._first = parameters.whole(secret), parameters.first(secret)
         self._errors = sampling.fresh_seed()
         self._encrypted: dict[int, int] = {}
 
@@ -44,11 +44,10 @@ class BatchSecret:
         Not fewer: its rounding ends up in every product, multiplied by secrets of the server that never
         change, and where results are opened the client could take an average over many.
         """
-        n, key = self.parameters.degree, rerandomiser(self.parameters, self._seed)
-        noise = row_words(row_keys(self._errors, b"public key", 0, 1), 0, n)
-        out, zero = np.empty((1, n), np.uint64), np.zeros((1, n), np.uint64)
-        primes, p = self.parameters.primes, self.parameters.plaintext
-        _native.dense_fresh(key[None], self._secret, primes, zero, noise, p, LOG_Q - FRESH_BITS, out)
+        shape = self.parameters.features, self.parameters.block
+        key = rerandomiser(self.parameters, self._seed)
+        noise = row_words(row_keys(self._errors, b"public key", 0, 1), 0, self.parameters.degree)
+        out = self._fresh(key[None], np.zeros(shape, np.uint64), noise.reshape(shape))
         return pack_bits(out, FRESH_BITS).tobytes()
 
     def encrypt(self, matrix: int, first: int, message: Words) -> U8:
@@ -67,14 +66,8 @@ class BatchSecret:
         self._encrypted[matrix] = -(-(first + count) // c) * c
         a = polynomials(self.parameters, self._seed, matrix, first // c, -(-count // c))
         keys = row_keys(self._errors, b"errors of matrix %d" % matrix, first, count)
-        primes, p = self.parameters.primes, self.parameters.plaintext
-        drop = LOG_Q - FRESH_BITS
-        # The kernel reads the number of blocks off the number of features: fill the last polynomial.
-        padded = np.zeros((2, len(a) * c, n), np.uint64)
-        padded[0, :count], padded[1, :count] = message, row_words(keys, 0, n)
-        out = np.empty((len(a) * c, n), np.uint64)
-        _native.dense_fresh(a, self._secret, primes, padded[0], padded[1], p, drop, out, threads())
-        return pack_bits(out[:count], FRESH_BITS)
+        noise = np.ascontiguousarray(row_words(keys, 0, n))
+        return pack_bits(self._fresh(a, np.ascontiguousarray(message), noise), FRESH_BITS)
 
     def open(self, hint: U8, answer: Payload, n: int) -> Words:
         """The client's share of W·R: hint (rows, 5 N), answer of answer_bytes(rows, n) -> (rows, n) words
@@ -86,8 +79,25 @@ class BatchSecret:
         if data.size != answer_bytes(rows, n):
             raise FrameError(f"{rows} rows of {n} tokens take {answer_bytes(rows, n)} bytes, got {data.size}")
         out = np.empty((rows, n), np.uint64)
-        secret, primes = self._secret[:1], self.parameters.primes[:1]
-        _native.dense_open(hint, secret, primes, data.reshape(rows, -1), out, threads())
+        primes = self.parameters.primes[:1]
+        _native.dense_open(hint, self._first, primes, data.reshape(rows, -1), out, threads())
+        return out
+
+    def _fresh(self, a: Words, message: Words, noise: Words) -> Words:
+        """Upper bits of the second halves, (F, n): a has a polynomial for every c features."""
+        out, parameters = np.empty_like(message), self.parameters
+        _native.dense_fresh(
+            a,
+            self._whole,
+            parameters.primes,
+            message,
+            noise,
+            parameters.plaintext,
+            LOG_Q - FRESH_BITS,
+            parameters.block,
+            out,
+            threads(),
+        )
         return out
 
 

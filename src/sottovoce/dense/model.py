@@ -51,11 +51,11 @@ class HintSecret:
     def hint_of(self, matrix: int, sums: Words, first: int) -> U8:
         """`hint` from W·A (count, N)."""
         count, n = sums.shape
-        key = _transformed(self.parameters, rerandomiser(self.parameters, self.seed), 2)
+        key = self.parameters.whole(rerandomiser(self.parameters, self.seed))
         noise = row_words(row_keys(self.secret, b"errors of matrix %d" % matrix, first, count), 0, n)
         out = np.empty((count, SENT_BYTES * n), np.uint8)
         coins, primes = self.coins(matrix, first, count), self.parameters.primes
-        _native.dense_hint(sums, coins, key, primes, noise, out, threads())
+        _native.dense_hint(sums, coins, key, primes, noise, self.parameters.block, out, threads())
         return out
 
     def coins(self, matrix: int, first: int, count: int) -> Coins:
@@ -90,12 +90,11 @@ class BatchAnswers:
         self.masks = sampling.fresh_seed() if masks is None else masks
         self._answered: dict[int, int] = {}
         key = unpack_bits(data, parameters.degree, FRESH_BITS)
-        self._key = _transformed(parameters, key << np.uint64(LOG_Q - FRESH_BITS), 2)
+        self._key = parameters.first(key << np.uint64(LOG_Q - FRESH_BITS), 2)
         drop = FRESH_BITS - SENT_BITS
         upper = ((key + np.uint64(1 << (drop - 1))) >> np.uint64(drop)).view(np.int64)
         centred = upper - (((upper >> (SENT_BITS - 1)) & 1) << SENT_BITS)
-        ring = parameters.ring(1)
-        self._upper_key = ring.ntt(ring.reduce_signed(centred))
+        self._upper_key = parameters.first(centred)
 
     def load(self, data: Payload, features: int) -> Words:
         """What `BatchSecret.encrypt` made -> words (features, n) modulo q. FrameError on a wrong size."""
@@ -145,12 +144,6 @@ def matrix_product(weights: Int16, first: int, words: Words, out: Words, accumul
     """out (d_out, n) (+)= W[:, first : first + k] · words (k, n) modulo q."""
     _native.dense_matmul(weights, first, words, out, accumulate, threads())
     return out
-
-
-def _transformed(parameters: DenseParameters, words: Words, limbs: int) -> Words:
-    """Words (N,) modulo q as integers modulo `limbs` primes, in NTT form: (limbs, N)."""
-    residues = np.stack([words % np.uint64(q) for q in parameters.primes[:limbs]])
-    return parameters.ring(limbs).ntt(residues)
 
 
 __all__ = [

@@ -32,14 +32,14 @@ def rerandomiser(parameters: DenseParameters, seed: bytes) -> Words:
 
 
 def feature_rows(parameters: DenseParameters, seed: bytes, matrix: int, first: int, count: int) -> Words:
-    """(count, N): row i is what feature first + i is encrypted with: X^(-b·block) times its polynomial, b its
-    place in it. `first` is a multiple of the features per ciphertext."""
+    """(count, N): row i is what feature first + i is encrypted with: X^(-k) times its polynomial, k its
+    component in it. `first` is a multiple of the features per ciphertext."""
     c, n = parameters.features, parameters.degree
-    whole = polynomials(parameters, seed, matrix, first // c, -(-count // c))
-    out = np.empty((len(whole), c, n), np.uint64)
-    for b in range(c):
-        shift = b * parameters.block
-        out[:, b, : n - shift] = whole[:, shift:]
-        np.subtract(np.uint64(0), whole[:, :shift], out=out[:, b, n - shift :])
-        out[:, b, n - shift :] &= MASK
+    whole = polynomials(parameters, seed, matrix, first // c, -(-count // c)).reshape(-1, c, parameters.block)
+    out = np.empty((len(whole), c, c, parameters.block), np.uint64)
+    for k in range(c):
+        # Component i of the product is component i + k, or, past the last, component i + k − c times X^-c.
+        out[:, k, : c - k] = whole[:, k:]
+        out[:, k, c - k :, :-1] = whole[:, :k, 1:]
+        out[:, k, c - k :, -1] = np.subtract(np.uint64(0), whole[:, :k, 0]) & MASK
     return out.reshape(-1, n)[:count]

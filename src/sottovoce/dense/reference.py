@@ -28,7 +28,7 @@ def negacyclic(a: Polynomial, b: Polynomial) -> list[int]:
 
 
 def shifted(a: Polynomial, k: int) -> list[int]:
-    """X^-k · a: what the feature in the block that begins at coefficient k is encrypted with."""
+    """X^-k · a: what the feature at coefficients k, k + c, k + 2c, … is encrypted with."""
     return [*a[k:], *(-x for x in a[:k])]
 
 
@@ -55,17 +55,22 @@ def hint(sums: Polynomial, u: Polynomial, key: Polynomial, e: Polynomial, rounde
 
 
 def answer(
-    sums: Polynomial, u: Polynomial, key: Polynomial, mask: Polynomial, rounded: bool = True
+    sums: Polynomial, u: Polynomial, key: Polynomial, mask: Polynomial, c: int = 1, rounded: bool = True
 ) -> list[int]:
-    """W·B + u·b + z; key: the upper 40 bits of b (all, if the result is not rounded either)."""
-    product, shift = negacyclic(u, key), LOG_Q - SENT_BITS if rounded else 0
+    """W·B + u·b + z; key: the upper 40 bits of b (all, if the result is not rounded either).
+
+    sums, mask and result: of the tokens, coefficients 0, c, 2c, …
+    """
+    product, shift = negacyclic(u, key)[::c], LOG_Q - SENT_BITS if rounded else 0
     values = [x + (y << shift) + z for x, y, z in zip(sums, product, mask, strict=False)]
     return [upper(x, SENT_BITS) if rounded else x % Q for x in values]
 
 
-def phase(hint: Polynomial, s: Polynomial, answer: Polynomial, bits: int = SENT_BITS) -> list[int]:
-    """answer + hint·s modulo 2^bits, for as many coefficients as the answer has."""
-    return [(x + y) % (1 << bits) for x, y in zip(negacyclic(hint, s), answer, strict=False)]
+def phase(
+    hint: Polynomial, s: Polynomial, answer: Polynomial, c: int = 1, bits: int = SENT_BITS
+) -> list[int]:
+    """answer + hint·s modulo 2^bits at coefficients 0, c, 2c, …, as many as the answer has."""
+    return [(x + y) % (1 << bits) for x, y in zip(negacyclic(hint, s)[::c], answer, strict=False)]
 
 
 def share(x: int, bits: int, p: int) -> int:
