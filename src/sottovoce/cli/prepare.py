@@ -36,6 +36,7 @@ def prepare(
     Nothing about later prompts is needed or sent. What was made is kept on both machines until it is spent;
     Ctrl-C keeps what is complete.
     """
+    from ..net.ledger import total
     from ..parties import Pools
     from ..parties.paths import pools_dir
     from .console import Console, seconds_text, size_text
@@ -48,10 +49,10 @@ def prepare(
         tokens = min(tokens, client.card.config.context_length)
         client.setup(console.progress)
         before = ready(console, client, tokens)
+        start = client.ledger.snapshot()
         if before < tokens:
             client.prepare(tokens, console.progress)
-        after = client.ready(tokens)
-        cost = client.ledger.total("prepare")
+        after, cost = client.ready(tokens), total(client.ledger.since(start))
     if as_json:
         outcome = {
             "tokens_ready": after,

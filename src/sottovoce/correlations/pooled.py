@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Protocol
 
-from sottovoce.correlations.pair import PairSource
 from sottovoce.correlations.pool import Pool
 from sottovoce.correlations.producer import from_record, make_records, store, stream_of
 from sottovoce.correlations.records import Record
@@ -63,7 +62,7 @@ class PooledSource(StockedSource):
     def __init__(
         self,
         channel: Channel,
-        live: PairSource,
+        live: StockedSource,
         pool: Pool,
         profile: Profile,
         customers: Sequence[Customer] = (),

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from sottovoce.correlations.pair import PairSource
 from sottovoce.correlations.pool import Pool
 from sottovoce.correlations.records import GRANULE, Record
 from sottovoce.correlations.stock import Arrays
-from sottovoce.correlations.stocked import Kind
+from sottovoce.correlations.stocked import Kind, StockedSource
 from sottovoce.errors import ParameterError, ProtocolError, UsageError
 from sottovoce.net import Channel
 from sottovoce.ot import FoldedPads
@@ -24,8 +23,8 @@ def stream_of(key: Kind) -> str:
     return json.dumps(key, separators=(",", ":"))
 
 
-def make_records(source: PairSource, demand: Mapping[Kind, int]) -> dict[str, Record]:
-    """At least so many items of each kind, made now. Cost: as `PairSource.make`, the OT indices in one
+def make_records(source: StockedSource, demand: Mapping[Kind, int]) -> dict[str, Record]:
+    """At least so many items of each kind, made now. Cost: as the source makes them, the OT indices in one
     exchange."""
     rounded = {key: -(-n // GRANULE) * GRANULE for key, n in demand.items() if n > 0}
     source.reserve(rounded)

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sottovoce.correlations.interface import (
@@ -45,6 +45,9 @@ class StockedSource(CorrelationSource):
     @abstractmethod
     def make(self, key: Kind, n: int) -> Arrays | FoldedPads:
         """At least n new items of a kind; both parties call it alike. Kinds as in `prepare`."""
+
+    def reserve(self, demand: Mapping[Kind, int]) -> None:  # noqa: B027  (a hook)
+        """The demand is about to be made: do in one step what can be done for all of it."""
 
     def wraps(self, n: int, targets: Sequence[tuple[int, int]]) -> Wraps:
         bits, *products = self._take(("wraps", tuple(targets)), n)

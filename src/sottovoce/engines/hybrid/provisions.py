@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from sottovoce.correlations import PairSource
 from sottovoce.correlations.hints import MatrixKey
 from sottovoce.correlations.matrix import MatrixItems
 from sottovoce.correlations.pool import Pool
 from sottovoce.correlations.pooled import PooledSource, Profile, Report
 from sottovoce.correlations.records import Record
+from sottovoce.correlations.stocked import StockedSource
 from sottovoce.engines.hybrid.prepared import PreparedLinears
 from sottovoce.net import Channel
 
@@ -46,7 +46,7 @@ class Provisions:
     def __init__(
         self,
         channel: Channel,
-        live: PairSource,
+        live: StockedSource,
         pool: Pool,
         profile: Profile,
         linears: PreparedLinears,
