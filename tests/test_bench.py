@@ -169,7 +169,10 @@ def test_network_measures_the_same_work_over_each():
 
 
 def test_agreement_judges_every_position_on_the_same_text():
+    prepared = agreement.run(prompts=2, new_tokens=3, model=MODEL, kv="masked", prepared=64)
+    assert prepared["top1_agreement"] == 1.0 and prepared["max_kl"] < 1e-3
     result = agreement.run(prompts=2, new_tokens=3, model=MODEL)
+    assert [r["answer"] for r in prepared["rows"]] == [r["answer"] for r in result["rows"]]
     assert result["positions"] == 6 and len(result["rows"]) == 2
     assert result["top1_agreement"] == 1.0 and 0 <= result["mean_kl"] <= result["max_kl"] < 1e-3
     row = result["rows"][0]

@@ -13,13 +13,27 @@ from typing import Any
 import numpy as np
 
 from sottovoce.bench.cost import agreement
+from sottovoce.bench.e2e import BATCH
 from sottovoce.bench.machine import header
 from sottovoce.bench.prompts import PROMPTS
-from sottovoce.bench.session import Forward, Generate, Job, Open, Pass, Step, run_job
+from sottovoce.bench.session import (
+    Forward,
+    Generate,
+    Hints,
+    Job,
+    Open,
+    Pass,
+    Prepare,
+    Step,
+    Truncate,
+    run_job,
+)
 from sottovoce.engines.base import EngineOptions, Progress
 from sottovoce.errors import UsageError
 from sottovoce.models import Model, load_model
 from sottovoce.models.chat import Prompt
+
+PROMPT = "prompt"
 
 
 def run(
@@ -27,12 +41,14 @@ def run(
     new_tokens: int = 16,
     model: str = "smollm2-135m",
     kv: str = "ciphertext",
+    prepared: int = 0,
     progress: Progress = lambda done, total, what: None,
 ) -> dict[str, Any]:
     """Share of positions with equal greedy tokens, KL(float32 || engine) and the text of every answer.
 
-    The token after the last one counts too: a prompt gives `new_tokens` positions. Every prompt is a session
-    with fresh keys.
+    The token after the last one counts too: a prompt gives `new_tokens` positions. prepared: products of
+    matrices are made ahead for so many tokens at a time, and one session answers all prompts, truncated
+    between them; without, every prompt is a session with fresh keys.
     """
     if not 1 <= prompts <= len(PROMPTS):
         raise UsageError(f"there are {len(PROMPTS)} prompts; ask for 1 to {len(PROMPTS)}")
@@ -40,12 +56,18 @@ def run(
     chosen = [plain.card.prompt(text) for text in PROMPTS[:prompts]]
     steps: list[Step] = []
     for prompt in chosen:
-        steps += [Open(prompt.public), Forward(prompt.private, "prompt"), Generate(new_tokens - 1)]
+        steps += _opening(prompt, new_tokens, prepared, first=not steps)
+        steps += [Forward(prompt.private, PROMPT), Generate(new_tokens - 1)]
     job = Job(EngineOptions(kv=kv), model, tuple(steps))
     client, _ = run_job(job, progress)
+    answers: list[list[Pass]] = []
+    for step, passes in zip(job.steps, client.passes, strict=True):
+        if isinstance(step, Forward):
+            answers.append(list(passes))
+        elif isinstance(step, Generate):
+            answers[-1] += passes
     rows, reference, private = [], [], []
-    for i, prompt in enumerate(chosen):
-        passes = [one for step in client.passes[3 * i : 3 * i + 3] for one in step]
+    for prompt, passes in zip(chosen, answers, strict=True):
         ours, theirs = _logits(passes), _reference(plain, prompt, passes)
         rows.append(_row(plain, prompt, ours, theirs))
         private.append(ours)
@@ -56,10 +78,20 @@ def run(
         "kv": kv,
         "prompts": prompts,
         "new_tokens": new_tokens,
+        "prepared": prepared,
         "positions": prompts * new_tokens,
         **agreement(np.concatenate(reference), np.concatenate(private)),
         "rows": rows,
     }
+
+
+def _opening(prompt: Prompt, new_tokens: int, prepared: int, first: bool) -> list[Step]:
+    """Steps that bring a session to the end of the prompt's public tokens."""
+    if not prepared:
+        return [Open(prompt.public)]
+    needed = len(prompt.private) + new_tokens
+    start = [Open(prompt.public), Hints()] if first else [Truncate(len(prompt.public))]
+    return [*start, Prepare(max(needed, BATCH), prepared, needed)]
 
 
 def _logits(passes: Sequence[Pass]) -> np.ndarray[Any, Any]:

@@ -32,7 +32,7 @@ class Kind:
 KINDS = {
     "agreement": Kind(
         "Greedy tokens, private and plain",
-        ("model", "kv"),
+        ("model", "kv", "prepared"),
         "The private model answers prompts greedily; float32 reads the same text, the private model's own "
         "tokens included, and is asked for the next token at each position.",
     ),
@@ -153,7 +153,7 @@ def suite(texts: str | Path | None = None) -> list[tuple[str, dict[str, Any]]]:
         contexts = (64, 128, 256, 512) if slow else (64, 128, 256, 512, 1024)
         jobs.append(("growth", how | {"contexts": contexts, "new_tokens": 1 if slow else 4}))
     for how in ({"kv": "ciphertext"}, prepared):
-        jobs += [("network", how), ("peers", how), ("agreement", {"kv": how["kv"]})]
+        jobs += [("network", how), ("peers", how), ("agreement", how)]
     jobs.append(("quality", {"chain": 128, "sample": 40}))
     for path in sorted(p for p in Path(texts).iterdir() if p.suffix in (".txt", ".jsonl")) if texts else []:
         jobs.append(("quality", {"text": str(path)}))

@@ -100,6 +100,13 @@ class Generate:
 
 
 @dataclass(frozen=True)
+class Truncate:
+    """Forget all tokens from a position on."""
+
+    length: int
+
+
+@dataclass(frozen=True)
 class Shape:
     """Another network from here on; only in a job that is `shaped`."""
 
@@ -116,7 +123,7 @@ class Call:
     point: str = ""
 
 
-Step = Open | Fill | Hints | Prepare | Forward | Generate | Shape | Call
+Step = Open | Fill | Hints | Prepare | Forward | Generate | Truncate | Shape | Call
 
 
 @dataclass(frozen=True)
@@ -293,6 +300,9 @@ class Party:
                 return [self._generated() for _ in range(step.count)]
             case Call():
                 return [self.measured(lambda: step.action(self))]
+            case Truncate():
+                self.truncate(step.length)
+                return []
             case Shape():
                 assert isinstance(self.channel, ShapedChannel), "the job is not shaped"
                 self.channel.reshape(step.network)
@@ -347,6 +357,9 @@ class Party:
     def forward(self, tokens: tuple[int, ...]) -> npt.NDArray[np.float64] | None:
         raise NotImplementedError
 
+    def truncate(self, length: int) -> None:
+        self.execution.truncate(length)
+
     def choose(self) -> int:
         """The token that `Generate` passes next; the server knows only that there is one."""
         return -1
@@ -374,6 +387,10 @@ class _Server(Party):
         if public:
             self.execution.append_public(len(public), self.engine.prefix(public))
         self.text = list(public)
+
+    def truncate(self, length: int) -> None:
+        super().truncate(length)
+        del self.text[length:]
 
     def fill(self, tokens: tuple[int, ...]) -> None:
         if -1 in self.text:
@@ -506,6 +523,7 @@ __all__ = [
     "Prepare",
     "Shape",
     "Step",
+    "Truncate",
     "passes_of",
     "run_job",
 ]

@@ -204,7 +204,7 @@ def agreement(runs: Sequence[Run]) -> list[str]:
     rows = [
         (
             run["model"],
-            run["kv"],
+            strategy(run),
             str(run["prompts"]),
             str(run["positions"]),
             percent(run["top1_agreement"]),
@@ -215,7 +215,7 @@ def agreement(runs: Sequence[Run]) -> list[str]:
     ]
     lines = table(headers, rows, left=2)
     for run in runs:
-        lines += [f"## Answers of {run['model']}, cache `{run['kv']}`", ""]
+        lines += [f"## Answers of {run['model']}, {strategy(run)}", ""]
         answers = [
             (_quoted(r["prompt"]), _quoted(r["answer"]), f"{r['equal']} of {run['new_tokens']}", _miss(r))
             for r in run["rows"]

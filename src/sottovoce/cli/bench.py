@@ -118,6 +118,7 @@ def peers(**settings: Any) -> None:
 @_kv_option
 @option("--prompts", type=click.IntRange(1), default=20, help="How many of the built-in prompts.")
 @_tokens_option(16)
+@_prepared_option
 @_common
 def agreement(**settings: Any) -> None:
     """Greedy answers to built-in prompts: how often the private model's token is the float32 model's."""
