@@ -53,15 +53,16 @@ class ServerProcess:
             self.kill()
             raise
 
-    def connect(self) -> Any:
-        """A client that has shaken hands, pinned in the temporary directory."""
-        from ..parties import Address, Client, Wish
+    def connect(self, pools: bool = False) -> Any:
+        """A client that has shaken hands, pinned in the temporary directory, with a pool there if asked for."""
+        from ..parties import Address, Client, Pools, Wish
 
         info = json.loads(self._ready.read_text())
         return Client.connect(
             Address(info["host"], info["port"]),
             Wish(self._engine),
             KnownHosts(self._directory / "known_hosts"),
+            pools=Pools(self._directory / "pools", make=True) if pools else None,
         )
 
     def received(self) -> list[dict[str, Any]]:

@@ -25,8 +25,14 @@ PROMPT = "Write two sentences about the sea."
 @option(
     "--kv",
     type=click.Choice(KV_STRATEGIES),
-    default="ciphertext",
+    default="masked",
     help="hybrid: how keys and values are kept.",
+)
+@option(
+    "--prepare",
+    type=click.IntRange(0),
+    default=None,
+    help="hybrid: tokens to prepare before the question; 0 for none.  [default: all that are needed]",
 )
 @option("--max-tokens", "-n", type=click.IntRange(1), default=16, help="New tokens at most.")
 @draft_options
@@ -37,6 +43,7 @@ def demo(
     model: str,
     engine: str,
     kv: str,
+    prepare: int | None,
     max_tokens: int,
     draft: str | None,
     draft_tokens: int | None,
@@ -49,7 +56,7 @@ def demo(
     console = Console(quiet)
     console.note(f"sottovoce demo: serving {model} in another process, engine {engine} …")
     with TemporaryDirectory(prefix="sottovoce-demo-") as directory:
-        show = _Demo(console, Path(directory), model, engine, kv)
+        show = _Demo(console, Path(directory), model, engine, kv, prepare)
         outcome = show.run(prompt, max_tokens, {"draft": draft, "draft_tokens": draft_tokens}, as_json)
     if as_json:
         print(json.dumps(outcome, ensure_ascii=False))
@@ -59,10 +66,13 @@ def demo(
 class _Demo:
     """Two processes, one answer, then the explanation."""
 
-    def __init__(self, console: Any, directory: Path, model: str, engine: str, kv: str) -> None:
+    def __init__(
+        self, console: Any, directory: Path, model: str, engine: str, kv: str, prepare: int | None
+    ) -> None:
         self.console = console
         self.directory = directory
         self.model, self.engine, self.kv = model, engine, kv
+        self.prepare = prepare
 
     def run(self, prompt: str, max_tokens: int, draft: dict[str, Any], as_json: bool) -> dict[str, Any]:
         from ..parties import GenerationOptions, generate
@@ -70,7 +80,7 @@ class _Demo:
         from .generate import TextWriter, build_prompt, build_speculation, say_cost, say_what_is_public
 
         with ServerProcess(self.directory, self.model, self.engine, self.kv, self.console) as server:
-            client = server.connect()
+            client = server.connect(pools=self.engine == "hybrid" and self.prepare != 0)
             with client:
                 tokens = build_prompt(
                     client.card, prompt, {"public_file": None, "system_prompt": None, "chat": None}
@@ -79,6 +89,7 @@ class _Demo:
                 say_what_is_public(self.console, client, tokens)
                 speculation = build_speculation(self.console, draft, client.card)
                 client.setup(self.console.progress)
+                self._fill_pool(client, len(tokens.private) + max_tokens)
                 writer = TextWriter(self.console, silent=as_json)
                 options = GenerationOptions(max_tokens)
                 done = generate(client, tokens, options, writer.write, self.console.progress, speculation)
@@ -93,6 +104,22 @@ class _Demo:
         _show_ledger(self.console, rows)
         equal, compared = _compare(self.console, self.model, tokens, done)
         return _outcome(card, agreed, done, rows, received, report, equal, compared)
+
+    def _fill_pool(self, client: Any, needed: int) -> None:
+        """One-time material for the tokens to come, made while nothing of them is known to anybody."""
+        from .console import seconds_text, size_text
+
+        if not client.has_pool:
+            return
+        tokens = needed if self.prepare is None else self.prepare
+        self.console.note(f"filling the pool: {tokens} tokens, before any of them is known …")
+        client.prepare(tokens, self.console.progress)
+        cost = client.ledger.total("prepare")
+        cost.add(client.ledger.total("offline"))
+        self.console.note(
+            f"{client.ready(tokens)} tokens are prepared: {seconds_text(cost.seconds)}, "
+            f"{size_text(cost.wire_up + cost.wire_down)}, of which most is fetched only once per server"
+        )
 
 
 def _show_received(console: Any, received: list[dict[str, Any]]) -> None:
