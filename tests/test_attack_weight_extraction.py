@@ -1,0 +1,40 @@
+"""A curious client learns nothing of W from what layers return; it would, without either safeguard."""
+
+import numpy as np
+import pytest
+
+from sottovoce.attacks.weight_extraction import CuriousClient, Return, give_back, solved_part
+from sottovoce.bgv import SIMD
+from sottovoce.ring.primes import P_FIELD
+
+OUTPUTS, INPUTS = 96, 64
+
+
+@pytest.fixture(scope="module")
+def layer():
+    rng = np.random.default_rng(0)
+    client = CuriousClient(OUTPUTS, INPUTS)
+    # The client knows candidates, for example a base model and two of its descendants.
+    guesses = [rng.integers(-2000, 2000, (OUTPUTS, INPUTS)).astype(np.int16) for _ in range(3)]
+    inputs = client.ask(rng.integers(0, P_FIELD, INPUTS, dtype=np.uint64))
+    return client, guesses, inputs, client.compute(guesses[1], inputs)
+
+
+@pytest.mark.parametrize("how", Return)
+def test_guesses_of_the_weights(layer, how):
+    client, guesses, inputs, results = layer
+    scores = client.compare(give_back(results, client.public_key, how), how, inputs, guesses)
+    for name, found in (("uniform_half", Return.NO_ENCRYPTION_OF_ZERO), ("noise", Return.MASK_MODULO_P)):
+        values = getattr(scores, name)
+        wrong = [values[0], values[2]]
+        assert max(map(abs, wrong)) < 5, (name, values)
+        if how is found:
+            assert values[1] > 10, (name, values)
+        else:
+            assert abs(values[1]) < 5, (name, values)
+
+
+def test_solving_for_the_weights():
+    weights = np.random.default_rng(1).integers(0, P_FIELD, SIMD.degree, dtype=np.uint64)
+    assert solved_part(Return.NO_ENCRYPTION_OF_ZERO, weights) == 1.0
+    assert solved_part(Return.RECIPE_Z, weights) == 0.0
