@@ -280,8 +280,8 @@ def _chains(run: Run) -> list[str]:
             equal = f"{row['equal']} of {row['equal'] + len(row['differences'])}"
             cells = (_quoted(row["prompt"]), _quoted(row["text"]), equal, margins or "–")
             answers.append((name, *cells, "never" if apart is None else f"token {apart}"))
-    headers = ("written by", "prompt", "answer", "equal", "differences: margin of the reference")
-    return lines + table((*headers, "leaves float32's own answer at"), answers, left=5)
+    titles = ("written by", "prompt", "answer", "equal", "differences: margin of the reference")
+    return lines + table((*titles, "leaves float32's own answer at"), answers, left=5)
 
 
 def _micro(seconds: float | None) -> str:
