@@ -10,8 +10,8 @@ from sottovoce.bench.matrix import SMOLLM2, crossover, matrix_products
 from sottovoce.correlations.hints import HintFile, HintShelf, ModelHints, identity
 from sottovoce.correlations.matrix import MatrixItems, MatrixStock, stored_bytes
 from sottovoce.correlations.matrix_maker import MatrixMaker, prepared_bytes
-from sottovoce.dense import DENSE, SENT_BYTES
-from sottovoce.errors import CorruptFileError, IntegrityError, ParameterError
+from sottovoce.dense import DENSE, SENT_BYTES, HintSecret
+from sottovoce.errors import CorruptFileError, IntegrityError, ParameterError, RefusedError
 from sottovoce.net import Channel, Role, memory_pair, run_pair
 from sottovoce.ring.primes import P_FIELD
 
@@ -159,6 +159,39 @@ def test_hints_are_sent_once_and_kept(hints, tmp_path):
     file.write_bytes(raw)
     with pytest.raises(CorruptFileError, match="delete it"):
         both(hints, prepare, prepare, HintShelf(tmp_path))
+
+
+def test_a_servers_hints_survive_its_restart(weights, tmp_path):
+    def prepare(maker):
+        maker.prepare(1, [QKV])
+
+    first = ModelHints(DENSE, SHAPES, weights, tmp_path / "server")
+    assert stat.S_IMODE((tmp_path / "server" / "hints.key").stat().st_mode) == 0o600
+    both(first, prepare, prepare, HintShelf(tmp_path / "client"))
+    again = ModelHints(DENSE, SHAPES, weights, tmp_path / "server")
+    assert again.secret == first.secret and again.identity == first.identity
+    _, _, rows = both(again, prepare, prepare, HintShelf(tmp_path / "client"))
+    assert rows["matrix hints"].bytes_down == 64  # the client has it
+    again.secret = HintSecret.generate(DENSE)  # a hint made anew would differ
+    assert np.array_equal(again.rows(QKV, 0, 97), first.rows(QKV, 0, 97))
+    # Other weights get other randomness, and their hint takes the place of the old one.
+    changed = ModelHints(DENSE, SHAPES, {**weights, QKV: weights[QKV] + 1}, tmp_path / "server")
+    assert changed.secret.seed != first.secret.seed and changed.secret.secret != first.secret.secret
+    both(changed, prepare, prepare, HintShelf(tmp_path / "client"))
+    assert len(list((tmp_path / "client").iterdir())) == 1
+    assert sorted(p.suffix for p in (tmp_path / "server").iterdir()) == [".hint", ".key"]
+
+
+def test_the_key_of_hints_is_refused_if_others_can_read_it(weights, tmp_path):
+    ModelHints(DENSE, SHAPES, weights, tmp_path)
+    key = tmp_path / "hints.key"
+    key.chmod(0o644)
+    with pytest.raises(RefusedError, match="chmod 600"):
+        ModelHints(DENSE, SHAPES, weights, tmp_path)
+    key.chmod(0o600)
+    key.write_bytes(bytes(31))
+    with pytest.raises(CorruptFileError, match="begin anew"):
+        ModelHints(DENSE, SHAPES, weights, tmp_path)
 
 
 def test_clients_get_the_same_hint_and_different_answers(hints):

@@ -157,6 +157,7 @@ class _Hosted:
         from ..parties import server_shelf
         from ..parties.paths import pools_dir
 
+        self.engine.keep_in(pools_dir() / "hints")
         self.shelf = server_shelf(pools_dir() / "clients", self._welcome(), limit, total)
         evicted = self.shelf.evict()
         if evicted:

@@ -19,8 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from sottovoce.dense import FRESH_BITS, LOG_Q, SENT_BITS, SENT_BYTES, DenseParameters, HintSecret
-from sottovoce.errors import CorruptFileError, IntegrityError
+from sottovoce.errors import CorruptFileError, IntegrityError, RefusedError
 from sottovoce.net import Channel
+from sottovoce.ring.sampling import SEED_BYTES, fresh_seed
 
 U8 = npt.NDArray[np.uint8]
 Int16 = npt.NDArray[np.int16]
@@ -109,40 +110,58 @@ class HintFile:
 
 class ModelHints:
     """The server's hints: one object per model, shared by its sessions. Rows are made when first asked
-    for."""
+    for.
+
+    directory: where the hints and what they are derived from stay (mode 0600), so that after a restart
+    clients find those they have; None to begin anew with every process.
+    """
 
     def __init__(
-        self, parameters: DenseParameters, shapes: Shapes, matrices: Mapping[MatrixKey, Int16]
+        self,
+        parameters: DenseParameters,
+        shapes: Shapes,
+        matrices: Mapping[MatrixKey, Int16],
+        directory: Path | None = None,
     ) -> None:
         self.parameters, self.shapes, self.matrices = parameters, shapes, matrices
-        self.secret = HintSecret.generate(parameters)
+        self.secret = _hint_secret(parameters, shapes, matrices, directory)
         self.identity = identity(parameters, shapes, self.secret.seed)
+        self._shelf = HintShelf(directory)
         self._file: HintFile | None = None
-        self._made: set[tuple[MatrixKey, int]] = set()
+        self._missing = {(key, first) for key, first, _ in _pieces(shapes)}
         self._lock = threading.Lock()
 
     def rows(self, key: MatrixKey, first: int, count: int) -> U8:
-        """Rows of one matrix's hint, (count, 5 N); the caller asks in the same pieces every time."""
+        """Rows of one matrix's hint, (count, 5 N); asked for in the pieces of a frame."""
         with self._lock:
             if self._file is None:
-                self._file = HintFile(None, self.parameters, self.shapes, self.identity)
+                self._file = self._shelf.open(self.parameters, self.shapes, self.identity)
+                if self._file.complete:
+                    self._missing.clear()
             rows = self._file.rows(key, first, count)
-            if (key, first) not in self._made:
+            if (key, first) in self._missing:
                 number = list(self.shapes).index(key)
                 rows[:] = self.secret.hint(number, self.matrices[key], first, count)
-                self._made.add((key, first))
+                self._missing.remove((key, first))
+                if not self._missing:
+                    self._file.finish()
         return rows
 
 
 class HintShelf:
-    """Where a client keeps hints. directory: None to forget them with the session."""
+    """A place for one hint; another one takes its place. directory: None to forget it with the session."""
 
     def __init__(self, directory: Path | None = None) -> None:
         self._directory = directory
 
     def open(self, parameters: DenseParameters, shapes: Shapes, name: bytes) -> HintFile:
         """The file of a hint, complete or empty."""
-        path = None if self._directory is None else self._directory / f"{name.hex()[:32]}.hint"
+        if self._directory is None:
+            return HintFile(None, parameters, shapes, name)
+        path = self._directory / f"{name.hex()[:32]}.hint"
+        for other in self._directory.glob("*.hint"):
+            if other != path:
+                other.unlink(missing_ok=True)  # of weights or a server's secret that are gone
         return HintFile(path, parameters, shapes, name)
 
 
@@ -196,3 +215,48 @@ def _pieces(shapes: Shapes) -> list[tuple[MatrixKey, int, int]]:
         for key, (d_out, _) in shapes.items()
         for first in range(0, d_out, ROWS)
     ]
+
+
+def _hint_secret(
+    parameters: DenseParameters,
+    shapes: Shapes,
+    matrices: Mapping[MatrixKey, Int16],
+    directory: Path | None,
+) -> HintSecret:
+    """Fresh, or derived from a key on disk and the weights: two hints with the same randomness would tell how
+    two sets of weights differ."""
+    if directory is None:
+        return HintSecret.generate(parameters)
+    weights = hashlib.blake2b(identity(parameters, shapes, b""), digest_size=32)
+    for key in shapes:
+        weights.update(np.ascontiguousarray(matrices[key]).view(np.uint8).data)
+    master = _master_key(directory / "hints.key")
+
+    def derived(label: bytes) -> bytes:
+        return hashlib.blake2b(label + weights.digest(), key=master, digest_size=SEED_BYTES).digest()
+
+    return HintSecret(parameters, derived(b"uniform halves"), derived(b"re-randomisation"))
+
+
+def _master_key(path: Path) -> bytes:
+    """The server's key, made on first use and then never changed. RefusedError if others can read it."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fresh = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}")
+    if not path.exists():
+        handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "wb") as out:
+            out.write(fresh_seed())
+            out.flush()
+            os.fsync(out.fileno())
+        try:
+            os.link(fresh, path)  # the first of several processes wins
+        except FileExistsError:
+            pass
+        finally:
+            fresh.unlink()
+    if path.stat().st_mode & 0o077:
+        raise RefusedError(f"{path} can be read by others: whoever has it can read the weights; chmod 600")
+    key = path.read_bytes()
+    if len(key) != SEED_BYTES:
+        raise CorruptFileError(f"{path} is not a key of {SEED_BYTES} bytes; delete it to begin anew")
+    return key

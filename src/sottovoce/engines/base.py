@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -142,6 +143,9 @@ class Engine(ABC):
     @abstractmethod
     def prepare(self, progress: Progress | None = None) -> None:
         """Do what every session shares: quantise, encode weights, prefill the template's constant prefix."""
+
+    def keep_in(self, directory: Path) -> None:  # noqa: B027  (a hook)
+        """Where the engine may keep files that make a restart cheaper; before the first session."""
 
     @abstractmethod
     def public(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,6 +44,8 @@ class HybridEngine(Engine):
         self.fixed: FixedModel | None = None
         self.encoded: EncodedModel | None = None
         self._prefixes: dict[tuple[int, ...], Prefix] = {}
+        self._directory: Path | None = None
+        self._hints: ModelHints | None = None
         self._lock = threading.Lock()  # sessions run in threads
 
     def prepare(self, progress: Progress | None = None) -> None:
@@ -50,6 +53,10 @@ class HybridEngine(Engine):
         self.fixed = quantize(self.model)
         report = None if progress is None else lambda done, total: progress(done, total, "encoding weights")
         self.encoded = EncodedModel.encode(self.fixed, report)
+
+    def keep_in(self, directory: Path) -> None:
+        """Keep hints, 2.1 GB for SmolLM2: clients that have them need not receive them again."""
+        self._directory = directory
 
     def public(self) -> dict[str, Any]:
         assert self.fixed is not None, "prepare() comes first"
@@ -59,11 +66,14 @@ class HybridEngine(Engine):
         assert self.fixed is not None and self.encoded is not None, "prepare() comes first"
         return HybridModelParty(self)
 
-    @functools.cached_property
+    @property
     def hints(self) -> ModelHints:
         """The fixed halves of prepared products, for all sessions; the rows are made on first use."""
         assert self.fixed is not None and self.encoded is not None, "prepare() comes first"
-        return model_hints(self.fixed.config, self.encoded)
+        with self._lock:
+            if self._hints is None:
+                self._hints = model_hints(self.fixed.config, self.encoded, self._directory)
+            return self._hints
 
     @functools.cached_property
     def rehearsal(self) -> Rehearsal:

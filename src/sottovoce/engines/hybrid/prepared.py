@@ -8,6 +8,7 @@ per input. Slots are counted per matrix; where none is left the product is made 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -55,11 +56,16 @@ def encoded_matrix(encoded: EncodedModel, key: MatrixKey) -> EncodedMatrix:
     return encoded.embedding if key == EMBEDDING else encoded.blocks[key[1]][key[0]]
 
 
-def model_hints(config: Config, encoded: EncodedModel, parameters: DenseParameters = DENSE) -> ModelHints:
+def model_hints(
+    config: Config,
+    encoded: EncodedModel,
+    directory: Path | None = None,
+    parameters: DenseParameters = DENSE,
+) -> ModelHints:
     """The server's hints, one object for all sessions; made when the first client asks."""
     shapes = model_shapes(config)
     weights = {key: encoded_matrix(encoded, key).weights for key in shapes}
-    return ModelHints(parameters, shapes, weights)
+    return ModelHints(parameters, shapes, weights, directory)
 
 
 class PreparedLinears:
