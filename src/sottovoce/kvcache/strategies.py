@@ -30,3 +30,9 @@ def make_caches(
         raise ParameterError(f"no cache strategy {strategy!r}; there are {', '.join(STRATEGIES)}")
     kind = CiphertextCache if strategy == "ciphertext" else NoCache
     return [kind(side, heads, kv_heads, head_dim) for _ in range(layers)]
+
+
+def prepare_caches(caches: Sequence[KVCache], tokens: int) -> None:
+    """Make ahead what `tokens` more tokens take, where the strategy has something to make. Between tokens."""
+    if caches and isinstance(caches[0], MaskedCache):
+        caches[0].source.prepare(tokens)  # one source for all layers

@@ -17,7 +17,7 @@ from sottovoce.correlations import CorrelationSource
 from sottovoce.engines.base import Progress
 from sottovoce.engines.decoder import Decoder, Linears
 from sottovoce.engines.public import PublicModel
-from sottovoce.kvcache import make_caches
+from sottovoce.kvcache import make_caches, prepare_caches
 from sottovoce.models.fixed import ACTIVATION_BITS
 from sottovoce.mpc import field
 from sottovoce.mpc.requests import Share
@@ -134,8 +134,10 @@ class Execution:
             return self.linears.head(h)
 
     def prepare(self, tokens: int, progress: Progress | None = None) -> None:
-        """Make the matrix products of `tokens` more tokens ahead, before any of them is known."""
+        """Make the products of `tokens` more tokens ahead, before any of them is known: with matrices, and of
+        the cache's masks."""
         self.linears.prepare(tokens, progress=progress)
+        prepare_caches(self.caches, tokens)
 
     def truncate(self, length: int) -> None:
         """Forget tokens from `length` on; their places in the cache stay dead."""
