@@ -62,6 +62,27 @@ def sample(name):
                 "rows": [row, row | {"first_difference": {"position": 3, "reference_margin": 0.01}}],
             },
             "e2e": e2e(),
+            "draft": {
+                "model": "m",
+                "kv": "masked",
+                "draft": "ngram",
+                "rows": [
+                    {
+                        "net": "lan",
+                        "plain": {"seconds": 2.0, "bytes": 1e6},
+                        "drafted": {"seconds": 1.0, "bytes": 1e6},
+                        "speedup": 2.0,
+                        "drafted_tokens": 8,
+                        "accepted_tokens": 5,
+                        "same_tokens": True,
+                    }
+                ],
+            },
+            "matrix": {
+                "rows": [{"batch": 64, "core_seconds": 0.1, "bytes": 1e6}],
+                "online": None,
+                "hint": {"core_seconds": 1.0, "bytes": 2e9},
+            },
             "growth": growth("none", (8, 16), 1.0),
             "he": {"ntt": PRIMITIVE, "rotate": PRIMITIVE | {"peer_s": None, "ratio": None}},
             "network": {"model": "m", "kv": "none", "context": 64, "rows": [network | cost]},

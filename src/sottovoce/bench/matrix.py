@@ -43,6 +43,11 @@ _SLICE = 8192  # rows of the head and columns of the embedding that are measured
 Shapes = dict[MatrixKey, tuple[int, int]]
 
 
+def run() -> dict[str, Any]:
+    """`bench matrix`: SmolLM2-135M's matrices, batches of several sizes and online."""
+    return matrix_products()
+
+
 def matrix_products(
     batches: Sequence[int] = (64, 256, 512, 2048),
     config: Config = SMOLLM2,

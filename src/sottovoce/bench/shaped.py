@@ -29,6 +29,9 @@ class Network:
         if self.rtt_ms < 0 or self.mbit < 0:
             raise UsageError("a network's round trip and bandwidth cannot be negative")
 
+    def __str__(self) -> str:
+        return self.name
+
     @property
     def is_real(self) -> bool:
         """Nothing is emulated: frames arrive when they arrive."""
@@ -38,6 +41,7 @@ class Network:
 LOOPBACK = Network()
 LAN = Network("lan", rtt_ms=0.5, mbit=1000.0)
 WAN = Network("wan", rtt_ms=40.0, mbit=100.0)
+NETWORKS = (LOOPBACK, LAN, WAN)
 
 
 class Link:

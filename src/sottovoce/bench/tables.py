@@ -199,6 +199,40 @@ def primitives(run: Run) -> list[str]:
     return table(("operation", "ours µs", "SEAL µs", "ratio"), rows)
 
 
+def draft(runs: Sequence[Run]) -> list[str]:
+    headers = ["draft", "cache", "network", "s/token plain", "s/token drafted", "speed-up"]
+    headers += ["MB/token plain", "MB/token drafted", "accepted guesses", "same tokens"]
+    rows = [
+        (
+            run["draft"],
+            strategy(run),
+            row["net"],
+            number(row["plain"]["seconds"]),
+            number(row["drafted"]["seconds"]),
+            times(row["speedup"]),
+            megabytes(row["plain"]["bytes"]),
+            megabytes(row["drafted"]["bytes"]),
+            f"{row['accepted_tokens']} of {row['drafted_tokens']}",
+            "yes" if row["same_tokens"] else "no",
+        )
+        for run in runs
+        for row in run["rows"]
+    ]
+    return table(headers, rows, left=3)
+
+
+def matrix(runs: Sequence[Run]) -> list[str]:
+    lines: list[str] = []
+    for run in runs:
+        entries = [(f"prepared for {row['batch']} tokens", row) for row in run["rows"]]
+        if run["online"] is not None:
+            entries.append(("made online", run["online"]))
+        entries.append(("the hint, once for a client", run["hint"]))
+        rows = [(name, number(row["core_seconds"]), megabytes(row["bytes"])) for name, row in entries]
+        lines += table(("all matrices of one token", "core seconds, both parties", "MB"), rows)
+    return lines
+
+
 def agreement(runs: Sequence[Run]) -> list[str]:
     headers = ("model", "cache", "prompts", "positions", "equal greedy tokens", "mean KL", "max KL")
     rows = [
@@ -301,9 +335,11 @@ def _miss(row: Run) -> str:
 
 RENDERERS: dict[str, Callable[[Sequence[Run]], list[str]]] = {
     "agreement": agreement,
+    "draft": draft,
     "e2e": e2e,
     "growth": growth,
     "he": he,
+    "matrix": matrix,
     "network": network,
     "peers": peers,
     "quality": quality,

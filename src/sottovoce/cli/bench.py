@@ -51,6 +51,15 @@ def _ascending(ctx: click.Context, param: click.Parameter, value: str) -> tuple[
     return numbers
 
 
+def _networks(ctx: click.Context, param: click.Parameter, value: str) -> tuple[Any, ...]:
+    """loopback,lan -> the networks of these names."""
+    known = {network.name: network for network in importlib.import_module("sottovoce.bench.shaped").NETWORKS}
+    names = value.split(",")
+    if not set(names) <= known.keys():
+        raise click.BadParameter(f"{value!r}: known networks are {', '.join(known)}")
+    return tuple(known[name] for name in names)
+
+
 @click.group()
 def bench() -> None:
     """Measure. Every command prints one JSON object with --json; docs/benchmarks is made from them."""
@@ -155,6 +164,26 @@ def quality(**settings: Any) -> None:
 def he(**settings: Any) -> None:
     """NTT, ct×pt+accumulate, rotate, ct×ct+relinearise against SEAL (through TenSEAL) in one run."""
     _run("he", settings)
+
+
+@bench.command()
+@_common
+def matrix(**settings: Any) -> None:
+    """Products of matrices made ahead, by the number of tokens they are made for, against online ones."""
+    _run("matrix", settings)
+
+
+@bench.command()
+@_model_option
+@_kv_option
+@option("--draft", default="ngram", help="Who guesses: ngram, or a model with the same tokenizer.")
+@option("--draft-tokens", type=click.IntRange(1), help="Guesses per pass; adapted to their success if unset.")
+@_tokens_option(24)
+@option("--networks", default="loopback,lan,wan", callback=_networks, help="Networks to answer over.")
+@_common
+def draft(**settings: Any) -> None:
+    """One answer with and without guessed tokens that are verified together."""
+    _run("draft", settings)
 
 
 @bench.command("all")
