@@ -67,8 +67,8 @@ KINDS = {
         "What bounds them: the transform is bound by the multiplier (three 52-bit products per butterfly "
         "and eight lanes). The product with a plaintext is bound by memory: 576 KB of operands per product; "
         "where several sums share the ciphertexts, as in a layer, 192 KB are left and a product takes about "
-        "20 µs. BFV needs a base extension for a product of ciphertexts, BGV does not, which is most of the last "
-        "line.",
+        "20 µs. BFV needs a base extension for a product of ciphertexts, BGV does not, which is most of "
+        "the last line.",
     ),
     "matrix": Kind(
         "Matrix products made ahead",
