@@ -88,10 +88,12 @@ class CoefficientKey:
         ring, product = context(n, (_DECODING,)), np.empty((count, 1, n), np.uint64)
         _native.bgv_unpack_lift(both[:split].reshape(count, -1), KAPPA_A, [_DECODING], product, threads())
         ring.intt(ring.mul(ring.ntt(product), self.decoding, product))
-        share, added = np.empty((1, size), np.uint64), both[split:].reshape(1, -1)
+        share: Words = np.empty((1, size), np.uint64)
+        added = both[split:].reshape(1, -1)
         chosen = select(product)[None]
         _native.bgv_scale_to_plain(chosen, [_DECODING], added, KAPPA_B, P_FIELD, 1, share, threads())
-        return share[0]
+        opened: Words = share[0]
+        return opened
 
 
 def load(data: Buffer, count: int, parameters: Parameters = COEFFICIENTS) -> Words:
