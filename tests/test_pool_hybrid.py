@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from sottovoce.correlations.pooled import PooledSource
 from sottovoce.correlations.shelf import ClientShelf, ServerShelf
 from sottovoce.engines.base import EngineOptions
 from sottovoce.engines.hybrid import HybridDataParty, HybridEngine
@@ -111,7 +112,20 @@ def test_the_rehearsal_is_the_same_at_both_parties_and_covers_a_session(engine, 
     profiles = [Rehearsal(engine.rehearsal.public, role) for role in Role]
     for tokens, length in ((1, 0), (1, 30), (1, 40), (5, 60), (1, 130)):
         assert profiles[0](tokens, length) == profiles[1](tokens, length)
-    assert dict(profiles[0](3, 30)) == {key: 3 * n for key, n in profiles[0](1, 32).items()}
+    assert dict(profiles[0](3, 30)) == {key: 3 * n for key, n in profiles[0](1, 50).items()}
+
+
+def test_contexts_are_rounded_to_one_that_takes_the_same_kinds(engine):
+    """Otherwise something would be made on the spot for every token of a context in between."""
+    profile = engine.rehearsal
+
+    def kinds(demand):
+        return {key if key[0] != "scalars" else PooledSource._rounded(key[1]) for key in demand}
+
+    for context in (*range(1, 18), 31, 32, 63, 64, 100, 127, 128, 255, 256, 300, 383, 384, 511, 512, 600):
+        exact, rounded = profile._run(context), profile(1, context - 1)
+        assert kinds(exact) <= kinds(rounded), context
+        assert all(n <= rounded[key] for key, n in exact.items() if key[0] != "scalars")
 
 
 def test_longer_contexts_take_no_less(engine):

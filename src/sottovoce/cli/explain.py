@@ -6,6 +6,10 @@ CLEAR_BANNER = (
     "engine 'clear' has NO cryptography: the server sees every token. It is for comparisons, not for secrets"
 )
 PLAINTEXT_BANNER = "no TLS (--insecure-plaintext): anybody on the way can read and change what is sent"
+DEALER_BANNER = (
+    "one-time material comes from a dealer (--insecure-dealer): whoever runs it can, together with one party,"
+    " read what the other one hides. Use it only if you trust it not to collude"
+)
 
 _KV = {
     "ciphertext": "keys and values stay at the server, encrypted under your key",
@@ -18,15 +22,19 @@ def engine_line(options: EngineOptions) -> str:
     """One line: engine, security level, cache."""
     if options.engine == "clear":
         return f"engine clear ({options.arithmetic} arithmetic, no cryptography)"
-    return (
-        f"engine {options.engine}, 128-bit security, semi-honest parties; {_KV.get(options.kv, options.kv)}"
-    )
+    parties = "semi-honest parties"
+    if options.correlations == "dealer":
+        parties += " AND a dealer that colludes with neither"
+    return f"engine {options.engine}, 128-bit security, {parties}; {_KV.get(options.kv, options.kv)}"
 
 
 def what_the_server_sees(options: EngineOptions) -> str:
     if options.engine == "clear":
         return "the server sees every token of the prompt and of the answer"
-    return "the server sees ciphertexts under your key and uniformly random numbers, never a private token"
+    line = "the server sees ciphertexts under your key and uniformly random numbers, never a private token"
+    if options.correlations == "dealer":
+        line += "; with the help of the dealer it could see every token"
+    return line
 
 
 def who_learns_what(

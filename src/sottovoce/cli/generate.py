@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from .dealer import connector, dealer_option
 from .options import json_option, option, quiet_option, stack
 
 connection_options = stack(
@@ -16,6 +17,7 @@ connection_options = stack(
         "--insecure-clear", is_flag=True, help="Accept a server without cryptography: it sees every token."
     ),
     option("--insecure-plaintext", is_flag=True, help="No TLS. Only for benchmarks on one machine."),
+    dealer_option,
 )
 pool_option = option("--no-pool", is_flag=True, help="Leave alone what `sottovoce prepare` made ahead.")
 sampling_options = stack(
@@ -128,15 +130,20 @@ def open_client(console: Any, server: str, flags: dict[str, Any], pools: Any = N
     from ..net.tls import KnownHosts
     from ..parties import Address, CardCache, Client, Pools, Wish
     from ..parties.paths import card_cache_dir, known_hosts_path, pools_dir
-    from .explain import CLEAR_BANNER, PLAINTEXT_BANNER, engine_line, what_the_server_sees
+    from .explain import CLEAR_BANNER, DEALER_BANNER, PLAINTEXT_BANNER, engine_line, what_the_server_sees
 
     address = Address.parse(server)
-    wish = Wish("clear" if flags["insecure_clear"] else "hybrid", model=flags["model_commitment"])
+    dealer = connector(flags["insecure_dealer"])
+    wish = Wish(
+        "clear" if flags["insecure_clear"] else "hybrid",
+        correlations="pair" if dealer is None else "dealer",
+        model=flags["model_commitment"],
+    )
     pin: Any = flags["fingerprint"] or KnownHosts(known_hosts_path())
     if pools is None and not flags["no_pool"]:
         pools = Pools(pools_dir())
     pin = None if flags["insecure_plaintext"] else pin
-    client = Client.connect(address, wish, pin, CardCache(card_cache_dir()), pools=pools)
+    client = Client.connect(address, wish, pin, CardCache(card_cache_dir()), pools=pools, dealer=dealer)
     options = client.welcome.options
     console.note(f"{client.card.name} at {address}: {engine_line(options)}")
     if flags["insecure_plaintext"]:
@@ -148,6 +155,8 @@ def open_client(console: Any, server: str, flags: dict[str, Any], pools: Any = N
         )
     if options.engine == "clear":
         console.warn(CLEAR_BANNER)
+    if options.correlations == "dealer":
+        console.warn(DEALER_BANNER)
     console.note(what_the_server_sees(options))
     return client
 

@@ -16,6 +16,7 @@ COMMANDS = {
     "prepare": ("prepare", "prepare", "Do ahead what does not depend on the prompt."),
     "demo": ("demo", "demo", "Server and client on this machine, explained."),
     "bench": ("bench", "bench", "Measure: end to end, quality, homomorphic primitives."),
+    "dealer": ("dealer", "dealer", "A third machine that deals one-time material (insecure if it colludes)."),
     "models": ("models", "models", "Models that can be served by name."),
     "collect-env": ("environment", "collect_env", "Describe this machine and installation, for bug reports."),
 }

@@ -12,6 +12,7 @@ from typing import IO, Any
 import click
 
 from ..engines.registry import KV_STRATEGIES
+from .dealer import connector, dealer_option
 from .options import option, quiet_option, stack
 
 _GRACE = 30.0
@@ -76,6 +77,7 @@ audit_options = stack(
     "--arithmetic", type=click.Choice(["float", "fixed"]), default="float", help="clear: kind of numbers."
 )
 @network_options
+@dealer_option
 @pool_options
 @audit_options
 @quiet_option
@@ -89,6 +91,7 @@ def serve(
     insecure_plaintext: bool,
     max_sessions: int,
     idle_timeout: float,
+    insecure_dealer: str | None,
     no_pools: bool,
     pool_limit: float,
     pools_total: float,
@@ -109,7 +112,7 @@ def serve(
     console = Console(quiet)
     console.note(f"sottovoce serve: loading {model} …")
     parent = os.getppid()
-    hosted = _Hosted(console, model, engine, kv, arithmetic)
+    hosted = _Hosted(console, model, engine, kv, arithmetic, connector(insecure_dealer))
     if engine == "hybrid" and not no_pools:
         hosted.keep_pools(int(pool_limit * 1e9), int(pools_total * 1e9))
     server = hosted.listen(
@@ -123,7 +126,7 @@ def serve(
     )
     stop_on_signals(server, console)
     if ready_file:
-        _write_ready(Path(ready_file), server.host, server.port, hosted.fingerprint)
+        write_ready(Path(ready_file), server.host, server.port, hosted.fingerprint)
     if stop_with_parent:
         threading.Thread(target=_watch_parent, args=(server, parent), daemon=True).start()
     server.serve_forever()
@@ -135,15 +138,17 @@ def serve(
 class _Hosted:
     """A model made ready for an engine, and the lines that say so."""
 
-    def __init__(self, console: Any, model: str, engine: str, kv: str, arithmetic: str) -> None:
+    def __init__(self, console: Any, model: str, engine: str, kv: str, arithmetic: str, dealer: Any) -> None:
         from ..engines.base import EngineOptions
         from ..engines.registry import make_engine
         from ..models import load_model
 
         self.console = console
         start = time.perf_counter()
+        self.dealer = dealer
+        correlations = "pair" if dealer is None else "dealer"
         loaded = load_model(model)
-        self.engine = make_engine(EngineOptions(engine, kv, arithmetic), loaded)
+        self.engine = make_engine(EngineOptions(engine, kv, arithmetic, correlations), loaded)
         self.engine.prepare(console.progress)
         self.card = loaded.card
         self.fingerprint: str | None = None
@@ -165,7 +170,7 @@ class _Hosted:
 
     def _open_party(self) -> Any:
         party = self.engine.session()
-        party.shelf = self.shelf
+        party.shelf, party.dealer = self.shelf, self.dealer
         return party
 
     def _welcome(self) -> Any:
@@ -186,7 +191,7 @@ class _Hosted:
         from ..net.tls import Certificate
         from ..parties import Server
         from ..parties.paths import server_key_dir
-        from .explain import CLEAR_BANNER, PLAINTEXT_BANNER, engine_line, what_the_server_sees
+        from .explain import CLEAR_BANNER, DEALER_BANNER, PLAINTEXT_BANNER, engine_line, what_the_server_sees
 
         note = self.console.note
         certificate = None if plaintext else Certificate(server_key_dir())
@@ -218,6 +223,8 @@ class _Hosted:
         note(what_the_server_sees(options))
         if options.engine == "clear":
             self.console.warn(CLEAR_BANNER)
+        if options.correlations == "dealer":
+            self.console.warn(DEALER_BANNER)
         if plaintext:
             self.console.warn(PLAINTEXT_BANNER)
         else:
@@ -279,8 +286,8 @@ def stop_on_signals(server: Any, console: Any) -> None:
         signal.signal(number, handle)
 
 
-def _write_ready(path: Path, host: str, port: int, fingerprint: str | None) -> None:
-    """Atomically: whoever waits for the file never reads half of it."""
+def write_ready(path: Path, host: str, port: int, fingerprint: str | None) -> None:
+    """Say where a server listens. Atomically: whoever waits for the file never reads half of it."""
     temporary = path.with_suffix(".part")
     temporary.write_text(
         json.dumps({"host": host, "port": port, "fingerprint": fingerprint, "pid": os.getpid()})

@@ -122,6 +122,9 @@ class CorrelationSource(ABC):
         Both parties call it before every pass.
         """
 
+    def close(self) -> None:  # noqa: B027  (a hook)
+        """The session is over: release what outlives it."""
+
     @abstractmethod
     def wraps(self, n: int, targets: Sequence[tuple[int, int]]) -> Wraps:
         """n wrap-bit items for targets (P, M): P is taken mod M; M a prime below 2^63, or 2^k with k ≤ 64."""

@@ -78,6 +78,11 @@ class PooledSource(StockedSource):
     def bind(self, channel: Channel) -> None:
         self._live.bind(channel)
 
+    def close(self) -> None:
+        """Release the pool. What was taken from it and not used is lost."""
+        self.pool.close()
+        self._live.close()
+
     def make(self, key: Kind, n: int) -> Arrays | FoldedPads:
         """Not foreseen, or not in the pool."""
         self.made_on_the_spot[key[0]] += n
@@ -139,7 +144,7 @@ class PooledSource(StockedSource):
     @staticmethod
     def _rounded(length: int) -> int:
         """Lengths of scalars' vectors: few, so that every conversation can use what was made for another."""
-        return next((n for n in (128, 256, 512) if n >= length), -(-length // 128) * 128)
+        return next((n for n in (127, 255, 511) if n >= length), -(-(length + 1) // 128) * 128 - 1)
 
     def _demanded(self, tokens: int, length: int) -> Counter[Kind]:
         demand: Counter[Kind] = Counter()

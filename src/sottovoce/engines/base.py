@@ -32,12 +32,14 @@ class EngineOptions:
     """What both parties must agree on before anything else is sent; part of the handshake.
 
     engine: 'hybrid' or 'clear'; kv: 'ciphertext', 'masked' or 'none' (hybrid only); arithmetic: 'float' or
-    'fixed' (clear only).
+    'fixed' (clear only). correlations (hybrid only): 'pair' makes them between the two parties, 'dealer' has
+    a third one that both must trust not to collude.
     """
 
     engine: str = "hybrid"
     kv: str = "ciphertext"
     arithmetic: str = "float"
+    correlations: str = "pair"
 
 
 _NOTHING_TO_PREPARE = "this engine has nothing to prepare; serve with the engine hybrid"
@@ -47,9 +49,11 @@ class ModelParty(ABC):
     """The server's half of a session: isolated state, one per connection.
 
     shelf: where its half of the client's pool of prepared material is; set before `setup`, None for none.
+    dealer: connects to the dealer, where the options name one; set before `setup`.
     """
 
     shelf: Shelf | None = None
+    dealer: Callable[[], Channel] | None = None
 
     @abstractmethod
     def setup(self, channel: Channel, progress: Progress | None = None) -> None:
@@ -85,9 +89,11 @@ class DataParty(ABC):
     """The client's half of a session.
 
     shelf: where its pool of prepared material is; set before `setup`, None for none.
+    dealer: connects to the dealer, where the options name one; set before `setup`.
     """
 
     shelf: Shelf | None = None
+    dealer: Callable[[], Channel] | None = None
 
     @abstractmethod
     def setup(self, channel: Channel, progress: Progress | None = None) -> None:

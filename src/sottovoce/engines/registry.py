@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 ENGINES = ("hybrid", "clear")
 KV_STRATEGIES = ("ciphertext", "masked", "none")
 ARITHMETICS = ("float", "fixed")
+CORRELATIONS = ("pair", "dealer")
 
 
 def check_options(options: EngineOptions) -> None:
@@ -22,6 +23,7 @@ def check_options(options: EngineOptions) -> None:
         ("engine", options.engine, ENGINES),
         ("KV strategy", options.kv, KV_STRATEGIES),
         ("arithmetic", options.arithmetic, ARITHMETICS),
+        ("source of correlations", options.correlations, CORRELATIONS),
     ):
         if value not in known:
             raise ParameterMismatchError(f"unknown {name} {value!r}; this version knows {', '.join(known)}")

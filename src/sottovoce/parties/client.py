@@ -1,7 +1,7 @@
 """The client: connects, checks what the server offers, and drives the engine's client half step by step."""
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,8 +63,13 @@ class Client:
         identity: Identity | None = None,
         cards: CardCache | None = None,
         pools: Pools | None = None,
+        dealer: Callable[[], Channel] | None = None,
     ) -> None:
-        """Handshake over an open channel. pools: where prepared material is kept, None to go without."""
+        """Handshake over an open channel.
+
+        pools: where prepared material is kept, None to go without. dealer: connects to the dealer, for a wish
+        with its correlations.
+        """
         self.channel = channel
         self.identity = identity
         with self.ledger.phase("setup"), self.ledger.operation("handshake"):
@@ -75,6 +80,7 @@ class Client:
             except BaseException as error:
                 channel.abort(error)
                 raise
+        self._party.dealer = dealer
         if pools is not None:
             server = "no certificate" if identity is None else identity.fingerprint
             self._party.shelf = pools.shelf(server, self.welcome)
@@ -89,18 +95,19 @@ class Client:
         cards: CardCache | None = None,
         timeout: float = _CONNECT_TIMEOUT,
         pools: Pools | None = None,
+        dealer: Callable[[], Channel] | None = None,
     ) -> "Client":
         """Connect, check the certificate, shake hands.
 
         pin: known hosts, a fingerprint, or None for no TLS at all. cards: where model cards are kept.
         """
-        sock = _open_socket(address, timeout)
+        sock = open_socket(address, timeout)
         identity = None
         if pin is not None:
             sock, fingerprint, first_use = wrap_client(sock, address.host, address.port, pin, timeout)
             identity = Identity(fingerprint, first_use)
         channel = SocketChannel(Role.CLIENT, sock, timeout=_HANDSHAKE_TIMEOUT)
-        client = cls(channel, wish, identity, cards, pools)
+        client = cls(channel, wish, identity, cards, pools, dealer)
         # From here on the server may compute for minutes between two frames; keepalive notices a dead host.
         channel.timeout = None
         return client
@@ -222,7 +229,8 @@ class Client:
             raise
 
 
-def _open_socket(address: Address, timeout: float) -> socket.socket:
+def open_socket(address: Address, timeout: float, program: str = "sottovoce serve") -> socket.socket:
+    """A TCP connection; PeerConnectionError says why there is none. program: what should listen there."""
     try:
         return socket.create_connection((address.host, address.port), timeout)
     except TimeoutError:
@@ -234,5 +242,5 @@ def _open_socket(address: Address, timeout: float) -> socket.socket:
     except OSError as error:
         why = error.strerror or "it cannot be reached"
     raise PeerConnectionError(
-        f"cannot connect to {address}: {why}; check the address, and that `sottovoce serve` is running there"
+        f"cannot connect to {address}: {why}; check the address, and that `{program}` is running there"
     )

@@ -61,12 +61,14 @@ def parameters_digest() -> str:
 class Wish:
     """What a client accepts; None means that any value is fine.
 
-    The engine has no "any": a server must not be able to talk a client into one without cryptography.
+    The engine has no "any", nor have the correlations: a server must not be able to talk a client into going
+    without cryptography, or into trusting a third party.
     """
 
     engine: str = "hybrid"
     kv: str | None = None
     arithmetic: str | None = None
+    correlations: str = "pair"
     model: str | None = None  # commitment (hex SHA-256) or the beginning of one
 
 
@@ -97,7 +99,7 @@ def client_handshake(channel: Channel, wish: Wish, cards: "CardCache | None" = N
         fields = _load(channel.recv_message(MAX_WELCOME), {"protocol", "release", "parameters", "offer"})
         _check_peer(fields)
         offer = _entries(fields["offer"], {"options", "public", "model", "card"})
-        options = _entries(offer["options"], {"engine", "kv", "arithmetic"})
+        options = _entries(offer["options"], {"engine", "kv", "arithmetic", "correlations"})
         if not all(isinstance(value, str) for value in (*options.values(), offer["model"], offer["card"])):
             raise ProtocolError("the server's handshake is malformed")
         agreed, public = EngineOptions(**options), _object(offer["public"])
@@ -122,8 +124,9 @@ def server_handshake(channel: Channel, welcome: Welcome) -> None:
     """The server's side; on a mismatch both sides get the reason."""
     fields = _load(channel.recv_message(MAX_HELLO), {"protocol", "release", "parameters", "wish"})
     _check_peer(fields)
-    wish = _entries(fields["wish"], {"engine", "kv", "arithmetic", "model"})
-    if not isinstance(wish["engine"], str) or not all(v is None or isinstance(v, str) for v in wish.values()):
+    wish = _entries(fields["wish"], {"engine", "kv", "arithmetic", "correlations", "model"})
+    named = [wish["engine"], wish["correlations"], *(value for value in wish.values() if value is not None)]
+    if not all(isinstance(value, str) for value in named):
         raise ProtocolError("the client's handshake is malformed")
     card = welcome.card
     _check_wish(Wish(**wish), welcome.options, card.model_digest)
@@ -230,13 +233,17 @@ def _check_peer(fields: dict[str, Any]) -> None:
         )
 
 
+# Where the flag has another name than what it chooses.
+_FLAGS = {"correlations": "--insecure-dealer"}
+
+
 def _check_wish(wish: Wish, options: EngineOptions, commitment: str) -> None:
-    for name in ("engine", "kv", "arithmetic"):
+    for name in ("engine", "kv", "arithmetic", "correlations"):
         wanted, offered = getattr(wish, name), getattr(options, name)
         if wanted is not None and wanted != offered:
             raise ParameterMismatchError(
                 f"the client wants {name} {wanted!r:.40}, the server runs {offered!r:.40}; "
-                f"start the client or the server with the other --{name}"
+                f"start the client or the server with the other {_FLAGS.get(name, '--' + name)}"
             )
     if wish.model is not None and not (len(wish.model) >= 8 and commitment.startswith(wish.model)):
         raise ModelMismatchError(

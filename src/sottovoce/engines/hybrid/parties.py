@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sottovoce.correlations import PairSource
+from sottovoce.correlations.dealer import DealerSource, new_token
 from sottovoce.correlations.hints import HintShelf, ModelHints
 from sottovoce.correlations.shelf import ClientShelf, NoShelf, Shelf
 from sottovoce.engines.base import DataParty, Engine, EngineOptions, Logits, ModelParty, Progress
@@ -20,6 +21,7 @@ from sottovoce.engines.hybrid.prepared import PreparedLinears, model_hints
 from sottovoce.engines.hybrid.provisions import Provisions
 from sottovoce.engines.hybrid.rehearsal import Rehearsal
 from sottovoce.engines.public import PublicModel
+from sottovoce.errors import UsageError
 from sottovoce.models.quantize import public_keys_values, quantize
 from sottovoce.mpc.linear import rotation_steps
 from sottovoce.net import Channel, Role
@@ -102,13 +104,18 @@ def _open(
     options: EngineOptions,
     engine: HybridEngine | None,
     shelf: Shelf | None,
+    dealer: Callable[[], Channel] | None,
 ) -> tuple[Execution, Provisions | None]:
     """Setup of a session, in lockstep: keys, base OTs, pool. `engine` at the server only."""
     ledger = channel.ledger
     with ledger.operation("keys"):
         side = exchange_keys(channel, rotation_steps(matrix_shapes(public.config).values()), PARAMETERS)
-    with ledger.operation("oblivious transfer"):
-        live = PairSource(channel, side)
+    live: PairSource | DealerSource
+    if options.correlations == "dealer":
+        live = _dealt(channel, dealer)
+    else:
+        with ledger.operation("oblivious transfer"):
+            live = PairSource(channel, side)
     fixed = None if engine is None else engine.fixed
     encoded = None if engine is None else engine.encoded
     hints = _hints(shelf) if engine is None else engine.hints
@@ -116,7 +123,7 @@ def _open(
     linears = PreparedLinears(channel, public.config, online, encoded, hints)
     with ledger.operation("pool"):
         pool = (shelf or NoShelf()).borrow(channel)
-    provisions = None
+    provisions: Provisions | None = None
     if pool is not None:
         profile = Rehearsal(public, channel.role) if engine is None else engine.rehearsal
         provisions = Provisions(channel, live, pool, profile, linears)
@@ -131,6 +138,13 @@ def _open(
         options.kv,
     )
     return execution, provisions
+
+
+def _dealt(channel: Channel, dealer: Callable[[], Channel] | None) -> DealerSource:
+    if dealer is None:
+        raise UsageError("this session needs a dealer, and none was named; see --insecure-dealer")
+    with channel.ledger.operation("dealer"):
+        return DealerSource(channel, dealer(), new_token(channel))
 
 
 def _hints(shelf: Shelf | None) -> HintShelf | None:
@@ -150,7 +164,7 @@ class HybridModelParty(ModelParty):
         assert self.engine.fixed is not None
         public = PublicModel.of(self.engine.fixed)
         self._execution, self._provisions = _open(
-            channel, public, self.engine.options, self.engine, self.shelf
+            channel, public, self.engine.options, self.engine, self.shelf, self.dealer
         )
 
     def prepare(self, tokens: int, progress: Progress | None = None) -> None:
@@ -175,9 +189,9 @@ class HybridModelParty(ModelParty):
         self.execution.truncate(length)
 
     def close(self) -> None:
+        if self._execution is not None:
+            self._execution.source.close()
         self._execution = None
-        if self._provisions is not None:
-            self._provisions.close()
 
     @property
     def execution(self) -> Execution:
@@ -195,7 +209,9 @@ class HybridDataParty(DataParty):
         self._provisions: Provisions | None = None
 
     def setup(self, channel: Channel, progress: Progress | None = None) -> None:
-        self._execution, self._provisions = _open(channel, self.public, self.options, None, self.shelf)
+        self._execution, self._provisions = _open(
+            channel, self.public, self.options, None, self.shelf, self.dealer
+        )
 
     def prepare(self, tokens: int, progress: Progress | None = None) -> None:
         if self._provisions is None:
@@ -229,9 +245,9 @@ class HybridDataParty(DataParty):
         self.execution.truncate(length)
 
     def close(self) -> None:
+        if self._execution is not None:
+            self._execution.source.close()
         self._execution = None
-        if self._provisions is not None:
-            self._provisions.close()
 
     @property
     def execution(self) -> Execution:

@@ -61,6 +61,3 @@ class Provisions:
 
     def ready(self, most: int) -> int:
         return self.source.ready(most)
-
-    def close(self) -> None:
-        self.source.pool.close()

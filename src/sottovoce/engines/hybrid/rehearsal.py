@@ -22,8 +22,9 @@ from sottovoce.mpc.requests import Share
 from sottovoce.mpc.two_party import TwoPartyArithmetic
 from sottovoce.net import Channel, Role
 
-# Demands are found for contexts of these lengths, and for multiples of the last; a shorter one takes less.
-_LENGTHS = (8, 32, 64, 128)
+# Demands are found for contexts of these lengths, and for one less than multiples of 128; a shorter one takes
+# less of the same kinds. (Which kinds a reciprocal of a sum of n terms takes changes at powers of 4.)
+_LENGTHS = (3, 15, 31, 63, 127, 255)
 
 
 class Rehearsal:
@@ -63,8 +64,7 @@ class Rehearsal:
 
 
 def _rounded(context: int) -> int:
-    last = _LENGTHS[-1]
-    return next((n for n in _LENGTHS if n >= context), -(-context // last) * last)
+    return next((n for n in _LENGTHS if n >= context), -(-(context + 1) // 128) * 128 - 1)
 
 
 class _Nobody(Channel):
@@ -94,6 +94,10 @@ class _Counting(StockedSource):
     def __init__(self, role: Role) -> None:
         super().__init__(role)
         self.counted: Counter[Kind] = Counter()
+
+    @staticmethod
+    def _rounded(length: int) -> int:
+        return length  # whoever uses the count rounds
 
     def make(self, key: Kind, n: int) -> Arrays:
         self.counted[key] += n
