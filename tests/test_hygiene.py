@@ -8,11 +8,15 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 import models_common as common
+from sottovoce.bgv import SIMD, SecretKey
 from sottovoce.cli.generate import harmless
 from sottovoce.cli.serve import Journal, Recorder
+from sottovoce.correlations.coefficients import CoefficientKey
+from sottovoce.correlations.matrix import MatrixItems
 from sottovoce.engines.base import EngineOptions
 from sottovoce.engines.hybrid import HybridEngine, parties
 from sottovoce.models import public_keys_values, quantize
+from sottovoce.ot import FoldedPads
 from sottovoce.parties.session import SessionReport
 
 
@@ -60,3 +64,19 @@ def test_the_cache_of_prefixes_is_bounded_and_shared_by_threads(monkeypatch):
     assert len(engine._prefixes) <= 8
     engine.prefix([5] * 17)
     assert tuple([5] * 17) not in engine._prefixes
+
+
+def test_secrets_do_not_print():
+    """What ends up in a traceback or a debugger's log by accident."""
+    secret = 0x1234567890ABCDEF
+    words = np.full((4, 2), secret, np.uint64)
+    shown = [
+        FoldedPads(words, words[0], np.zeros(16, np.uint8), 0, 1, 1),
+        MatrixItems(secret.to_bytes(32, "little"), 0, 1, words.view(np.uint8)),
+        CoefficientKey.generate(),
+        SecretKey.generate(SIMD),
+    ]
+    for item in shown:
+        text = repr(item)
+        assert str(secret) not in text and "\\xef\\xcd" not in text and "decoding" not in text
+        assert "coefficients=" not in text

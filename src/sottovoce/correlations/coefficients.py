@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -53,7 +53,7 @@ class CoefficientKey:
 
     secret: SecretKey
     public: PublicKey
-    decoding: Words  # (1, N): the secret modulo the decoding prime, NTT form
+    decoding: Words = field(repr=False)  # (1, N): the secret modulo the decoding prime, NTT form
 
     @classmethod
     def generate(cls, parameters: Parameters = COEFFICIENTS) -> CoefficientKey:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -45,10 +45,10 @@ class MatrixItems:
     words of which U is made; None at the server.
     """
 
-    seed: bytes
+    seed: bytes = field(repr=False)
     first: int
     count: int
-    phases: U8 | None = None
+    phases: U8 | None = field(default=None, repr=False)
 
     def split(self, count: int) -> tuple[MatrixItems, MatrixItems]:
         """The first `count` slots and the rest, without a copy."""

@@ -1,6 +1,6 @@
 """The sender's pads of 1-of-2^m transfers before they are hashed: 16 bytes each instead of 8·2^m·words."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +20,8 @@ class FoldedPads:
     of entries 00, 01, 10, 11 would cancel.) Secret as a whole: rows and Δ give every pad.
     """
 
-    rows: U64  # (n, 2) combined rows Q
-    delta: U64  # (2,)
+    rows: U64 = field(repr=False)  # (n, 2) combined rows Q
+    delta: U64 = field(repr=False)  # (2,)
     hash_key: U8  # (16,) of this session and direction; public
     first: int  # index of the first row's hash; row r has first + r
     m_bits: int
