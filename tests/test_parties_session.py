@@ -233,12 +233,15 @@ def test_other_arithmetic(hosted):
         hosted.client(Wish(engine="clear", arithmetic="fixed"))
 
 
+WISH = {"engine": "clear", "kv": None, "arithmetic": None, "correlations": "pair", "model": None}
+
+
 def hello(channel, **changes):
     fields = {
         "protocol": protocol_module.PROTOCOL,
         "release": "9.9",
         "parameters": protocol_module.parameters_digest(),
-        "wish": {"engine": "clear", "kv": None, "arithmetic": None, "model": None},
+        "wish": WISH,
     }
     channel.send(json.dumps({**fields, **changes}).encode())
 
@@ -254,7 +257,9 @@ def raw_channel(host):
         ({"protocol": 99, "wish": None}, VersionMismatchError),
         ({"parameters": "0" * 64}, ParameterMismatchError),
         ({"wish": {"engine": "clear"}}, ProtocolError),
-        ({"wish": {"engine": 3, "kv": None, "arithmetic": None, "model": None}}, ProtocolError),
+        ({"wish": {**WISH, "engine": 3}}, ProtocolError),
+        ({"wish": {**WISH, "correlations": None}}, ProtocolError),
+        ({"wish": {**WISH, "correlations": "dealer"}}, ParameterMismatchError),
         ({"wish": []}, ProtocolError),
         ({"more": 1}, ProtocolError),
     ],

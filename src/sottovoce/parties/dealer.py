@@ -9,7 +9,6 @@ from threading import Event, Lock, Thread
 
 from ..correlations.dealer import deal, read_hello
 from ..errors import (
-    PeerConnectionError,
     PeerGoneError,
     ProtocolError,
     RefusedError,
