@@ -12,7 +12,8 @@ from click.testing import CliRunner
 from models_common import FIXTURES, tiny
 from sottovoce.bench import agreement, e2e, gpt2_block, growth, network, peers
 from sottovoce.bench.cost import by_operation, per_token
-from sottovoce.bench.session import Fill, Forward, Generate, Hints, Job, Open, Pass, Prepare, run_job
+from sottovoce.bench.session import run_job
+from sottovoce.bench.steps import Fill, Forward, Generate, Hints, Job, Open, Pass, Prepare
 from sottovoce.bench.text import STORY, sample_tokens
 from sottovoce.cli.root import cli
 from sottovoce.engines.base import EngineOptions

@@ -16,7 +16,8 @@ from sottovoce.bench.cost import agreement
 from sottovoce.bench.e2e import BATCH
 from sottovoce.bench.machine import header
 from sottovoce.bench.prompts import PROMPTS
-from sottovoce.bench.session import (
+from sottovoce.bench.session import run_job
+from sottovoce.bench.steps import (
     Forward,
     Generate,
     Hints,
@@ -26,7 +27,6 @@ from sottovoce.bench.session import (
     Prepare,
     Step,
     Truncate,
-    run_job,
 )
 from sottovoce.engines.base import EngineOptions, Progress
 from sottovoce.errors import UsageError

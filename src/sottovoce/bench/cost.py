@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sottovoce.bench.quality import log_softmax
-from sottovoce.bench.session import Pass
+from sottovoce.bench.steps import Pass
 from sottovoce.net import LedgerRow
 from sottovoce.net.ledger import total
 

@@ -15,7 +15,8 @@ import numpy as np
 
 from sottovoce.bench.cost import agreement, by_operation, per_token, size
 from sottovoce.bench.machine import header
-from sottovoce.bench.session import (
+from sottovoce.bench.session import run_job
+from sottovoce.bench.steps import (
     Fill,
     Forward,
     Hints,
@@ -26,7 +27,6 @@ from sottovoce.bench.session import (
     Prepare,
     Step,
     passes_of,
-    run_job,
 )
 from sottovoce.bench.text import sample_tokens
 from sottovoce.engines.base import EngineOptions, Progress

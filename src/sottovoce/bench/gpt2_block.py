@@ -14,7 +14,9 @@ import numpy.typing as npt
 
 from sottovoce.bench.cost import by_operation, per_token
 from sottovoce.bench.e2e import BATCH, POINT, batch_at, opening
-from sottovoce.bench.session import Call, Fill, Job, Party, Prepare, Step, passes_of, run_job
+from sottovoce.bench.parties import Party
+from sottovoce.bench.session import run_job
+from sottovoce.bench.steps import Call, Fill, Job, Prepare, Step, passes_of
 from sottovoce.engines.base import EngineOptions, Progress
 from sottovoce.engines.hybrid.linears import NAMES
 from sottovoce.models import Model

@@ -11,7 +11,8 @@ from typing import Any
 
 from sottovoce.bench.e2e import check_room, cost_at, decode_steps, opening
 from sottovoce.bench.machine import header
-from sottovoce.bench.session import Job, Outcome, Step, passes_of, run_job
+from sottovoce.bench.session import run_job
+from sottovoce.bench.steps import Job, Outcome, Step, passes_of
 from sottovoce.bench.text import sample_tokens
 from sottovoce.engines.base import EngineOptions, Progress
 from sottovoce.errors import UsageError

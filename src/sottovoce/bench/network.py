@@ -6,8 +6,9 @@ from typing import Any
 
 from sottovoce.bench.e2e import check_room, cost_at, decode_steps, opening
 from sottovoce.bench.machine import header
-from sottovoce.bench.session import Job, Shape, run_job
+from sottovoce.bench.session import run_job
 from sottovoce.bench.shaped import NETWORKS, Network
+from sottovoce.bench.steps import Job, Shape
 from sottovoce.bench.text import sample_tokens
 from sottovoce.engines.base import EngineOptions, Progress
 from sottovoce.models import load_model
