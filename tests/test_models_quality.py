@@ -121,6 +121,16 @@ def test_an_encrypted_sample_takes_the_shortest_passages(lambada: Path) -> None:
     assert two["kl"] < 1e-6 and two["accuracy"] in (0.0, 0.5, 1.0)
 
 
+@pytest.mark.parametrize("kv", ["ciphertext", "masked"])
+def test_the_hybrid_engine_is_sampled(text: Path, lambada: Path, kv: str) -> None:
+    sample = run(text, 20, engine="hybrid", kv=kv, sample=2)["encrypted"]
+    assert (sample["engine"], sample["kv"], sample["tokens"]) == ("hybrid", kv, 2)
+    assert sample["ppl"] == pytest.approx(sample["ppl_plain"], rel=0.05) and 0 < sample["kl"] < 0.02
+    if kv == "masked":  # several tokens with logits in one pass
+        sample = run(lambada, engine="hybrid", kv=kv, sample=1)["encrypted"]
+        assert sample["passages"] == 1 and 0 < sample["kl"] < 0.05
+
+
 def test_as_many_whole_passages_as_fit(lambada: Path) -> None:
     tokenizer = common.stories().card.tokenizer
     content = passages.read(lambada, 1000)

@@ -167,7 +167,8 @@ def encrypted(
     fixed = quantize(model)
     total = sum(len(part.tokens) - 1 for part in parts)
     for number, part in enumerate(parts):
-        reader = _Reader(public, part, progress, len(score.same), total)
+        done = sum(len(before.tokens) - 1 for before in parts[:number])
+        reader = _Reader(public, part, progress, done, total)
         rows = drive(engine, reader.by_chunks if part.word else reader.token_by_token)
         targets = part.tokens[-len(rows) :]
         reference = model.forward([*public, *part.tokens[:-1]])[-len(rows) :]
@@ -207,21 +208,22 @@ class _Reader:
     def token_by_token(self, session: Driver) -> Logits:
         tokens = self.part.tokens[:-1]
         ahead = min(_SAMPLE_PREFILL, len(tokens))
-        self._take(session.prefill(self.public, tokens[:ahead])[None])
+        self._take(session.prefill(self.public, tokens[:ahead])[None], ahead)
         for token in tokens[ahead:]:
-            self._take(session.decode(token)[None])
+            self._take(session.decode(token)[None], 1)
         return np.concatenate(self.rows)
 
     def by_chunks(self, session: Driver) -> Logits:
         first, rest = self.part.tokens[:1], self.part.tokens[1:-1]
-        self._take(session.prefill(self.public, first)[None])
+        self._take(session.prefill(self.public, first)[None], 1)
         for i in range(0, len(rest), _ENCRYPTED_CHUNK):
-            self._take(session.verify(rest[i : i + _ENCRYPTED_CHUNK]))
+            chunk = rest[i : i + _ENCRYPTED_CHUNK]
+            self._take(session.verify(chunk), len(chunk))
         return np.concatenate(self.rows)
 
-    def _take(self, logits: Logits) -> None:
+    def _take(self, logits: Logits, tokens: int) -> None:
         self.rows.append(logits)
-        self.done += len(logits)
+        self.done += tokens
         self.progress(self.done, self.total, "encrypted tokens")
 
 
