@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import queue
+import signal
 import socket
 import tempfile
 import time
@@ -85,7 +86,10 @@ def _next(results: Any, parties: list[Any]) -> tuple[Role, str, Any]:
             role, kind, value = results.get(timeout=1.0)
             return Role(role), kind, value
         except queue.Empty:
-            if any(process.exitcode not in (None, 0) for process in parties):
+            codes = [process.exitcode for process in parties if process.exitcode]
+            if -signal.SIGKILL in codes:
+                raise UsageError("a benchmark's process was killed; most likely memory ran out") from None
+            if codes:
                 raise UsageError("a benchmark's process died; its own message is above") from None
 
 
