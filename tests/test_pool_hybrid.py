@@ -24,7 +24,10 @@ def engine():
 @pytest.fixture
 def session(engine, tmp_path):
     """session(client_fn, server_fn) over pools in tmp_path -> (client's result, its ledger)."""
+    return sessions(engine, tmp_path)
 
+
+def sessions(engine, tmp_path):
     def run(client_fn, server_fn):
         channels = memory_pair()
 
@@ -69,6 +72,25 @@ def answer(tokens):
             party.decode()
 
     return client, server
+
+
+@pytest.fixture(scope="module")
+def masked_engine():
+    made = HybridEngine(EngineOptions(kv="masked"), tiny_model())
+    made.prepare()
+    return made
+
+
+def test_attention_of_a_masked_cache_comes_from_the_pool(masked_engine, tmp_path):
+    run = sessions(masked_engine, tmp_path)
+    run(prepare(14), prepare(14))
+    for number in range(2):
+        (logits, on_the_spot, _), ledger = run(*answer([5, 6]))
+        assert np.abs(np.array(logits) - plain([5, 6])).max() < 0.05
+        made = [row for row in ledger.rows() if row.operation.endswith("correlations/attention")]
+        assert on_the_spot == {}
+        # One block was prepared: the second session makes its own.
+        assert bool(made and made[0].bytes_up) == (number == 1)
 
 
 def plain(tokens):

@@ -84,6 +84,24 @@ class AttentionSource:
             self._hold(block.keys, block.values)
             self._blocks.append(block)
 
+    @property
+    def is_fresh(self) -> bool:
+        """Whether no counter has a mask yet: a session's first block may then come from elsewhere."""
+        return not self._made
+
+    def first_block(self, tokens: int) -> Block:
+        """The first block of some later session, for `adopt`; this session's counters are not touched."""
+        shape = self.shape
+        none = np.zeros((shape.layers, 0, shape.kv_heads, shape.head_dim), np.uint64)
+        return self._maker.make(0, tokens, np.zeros(0, np.int64), none, none)
+
+    def adopt(self, block: Block) -> None:
+        """Begin with a block that was made before, by `first_block`, and that nobody else adopts."""
+        if self._made or block.first:
+            raise ProtocolError("attention: only a fresh session can take up a block made before")
+        self._hold(block.keys, block.values)
+        self._blocks.append(block)
+
     def prepare_bytes(self, tokens: int) -> int:
         """Bytes each way of `prepare`, keys not counted."""
         total, ready, slots, count = 0, self.ready, self._slots().size, self._block_size(tokens)

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sottovoce.correlations.mask_products import MOST_ROWS, MaskProducts, products_bytes
+from sottovoce.correlations.records import Record
 from sottovoce.errors import ParameterError, ProtocolError
 from sottovoce.net import Channel
 from sottovoce.ring.primes import P_FIELD
@@ -20,6 +21,8 @@ from sottovoce.ring.sampling import Stream
 Words = npt.NDArray[np.uint64]
 Indices = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
+
+_STORED = ("queries", "scores", "weights", "mixes")  # of `Material`, in its order
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,24 @@ class Block:
     def end(self) -> int:
         """The first counter after the block."""
         return self.first + len(self)
+
+    def to_record(self) -> Record:
+        """One row of a pool on disk; only of a block of which nothing was handed out."""
+        arrays = [self.keys, self.values]
+        for name in _STORED:
+            arrays.append(np.stack([getattr(layer, name) for layer in self.layers]))
+        return Record(tuple(array[None] for array in arrays), granule=1)
+
+    @classmethod
+    def from_record(cls, record: Record) -> Block:
+        """A block of counters from 0 on that looks at its own slots only."""
+        keys, values, *stored = (array[0] for array in record.arrays)
+        count = keys.shape[1]
+        layers = [
+            Material(q, s, w, m, np.zeros(count, np.bool_), np.zeros(count, np.bool_))
+            for q, s, w, m in zip(*stored, strict=True)
+        ]
+        return cls(0, np.arange(count), keys, values, layers)
 
     def questions(self, layer: int, counters: Indices) -> Questions | None:
         """Those of these counters that are the block's, if any."""

@@ -1,8 +1,10 @@
 """A source that spends what a pool holds and makes the rest on the spot."""
 
+from __future__ import annotations
+
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from sottovoce.correlations.pool import Pool
@@ -15,28 +17,22 @@ from sottovoce.ot import FoldedPads
 
 
 class Customer(Protocol):
-    """Something else that spends what the pool holds, and is served together with the source.
-
-    batch: tokens at most that are made together.
-    """
-
-    batch: int
-
-    @property
-    def streams(self) -> Collection[str]:
-        """Its own, with a row for each token."""
-        ...
+    """Something else that spends what the pool holds, and is served together with the source."""
 
     def wants(self, tokens: int) -> dict[str, int]:
         """Rows of streams that the next `tokens` tokens need and that are not there yet."""
         ...
 
     def receive(self, taken: Mapping[str, list[Record]]) -> None:
-        """What the pool gave, its own streams among others."""
+        """What the pool gave, streams of others among it."""
         ...
 
-    def make(self, tokens: int) -> dict[str, Record]:
-        """Material for so many tokens, for the pool."""
+    def ready(self, available: Available, most: int) -> int:
+        """Tokens of a new conversation for which the pool has all that this one wants, counted to `most`."""
+        ...
+
+    def make(self, available: Available, upto: int) -> Iterator[dict[str, Record]]:
+        """Batches for the pool, until it is ready for `upto` tokens."""
         ...
 
 
@@ -44,6 +40,7 @@ class Customer(Protocol):
 Profile = Callable[[int, int], Mapping[Kind, int]]
 
 Report = Callable[[int, int, str], None]
+Available = Callable[[str], int]  # stream -> rows
 
 # Tokens whose material is made and stored together: several, because a batch has a fixed cost in messages;
 # few, because it lies in memory until it is stored (30 MB a token), and is lost if the program is stopped.
@@ -73,7 +70,7 @@ class PooledSource(StockedSource):
         self.made_on_the_spot: Counter[str] = Counter()
         self._channel = channel
         self._live = live
-        self._customers = customers
+        self.customers = list(customers)
 
     def bind(self, channel: Channel) -> None:
         self._live.bind(channel)
@@ -105,12 +102,10 @@ class PooledSource(StockedSource):
         UsageError if it does not fit; what was stored before stays. progress(done, total, what). Cost: as
         making it, and `store` for every batch.
         """
-        have = self.ready(upto)
-        for customer in self._customers:
-            present = min(self.pool.available(stream) for stream in customer.streams)
-            for first in range(present, upto, customer.batch):
-                store(self._channel, self.pool, customer.make(min(customer.batch, upto - first)))
-        for done in range(have, upto, BATCH):
+        for customer in self.customers:
+            for records in customer.make(self.pool.available, upto):
+                store(self._channel, self.pool, records)
+        for done in range(self.ready(upto), upto, BATCH):
             if progress is not None:
                 progress(done, upto, "preparing tokens")
             records = make_records(self._live, self._lacking(min(upto, done + BATCH)))
@@ -121,8 +116,8 @@ class PooledSource(StockedSource):
 
     def ready(self, most: int) -> int:
         """How many tokens of a new conversation the pool holds everything for, counting to `most`."""
-        for customer in self._customers:
-            most = min(most, *(self.pool.available(stream) for stream in customer.streams))
+        for customer in self.customers:
+            most = customer.ready(self.pool.available, most)
         left = {name: self.pool.available(name) for name in self.pool.streams()}
         for i in range(most):
             for key, n in self._demanded(1, i).items():
@@ -168,10 +163,10 @@ class PooledSource(StockedSource):
                 left[name] -= share
                 shares.setdefault(name, []).append((key, share))
         rows = {name: sum(n for _, n in parts) for name, parts in shares.items()}
-        for customer in self._customers:
+        for customer in self.customers:
             rows.update(customer.wants(tokens))
         taken = pool.take(rows)
-        for customer in self._customers:
+        for customer in self.customers:
             customer.receive(taken)
         for name, parts in shares.items():
             for key, items in _dealt(taken[name], parts):

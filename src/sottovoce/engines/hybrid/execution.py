@@ -92,6 +92,8 @@ class Execution:
 
     def append_public(self, n: int, prefix: Prefix | None) -> None:
         """n public tokens at the beginning; their keys and values are the server's (None at the client)."""
+        with self.channel.ledger.operation("correlations"):
+            self.source.expect(0, 0)
         for i, cache in enumerate(self.caches):
             cache.append_public(n, *((None, None) if prefix is None else (prefix[0][i], prefix[1][i])))
         self.length = n

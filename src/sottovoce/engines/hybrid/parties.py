@@ -137,6 +137,8 @@ def _open(
         None if fixed is None else fixed.positions,
         options.kv,
     )
+    if provisions is not None:
+        provisions.attach(execution.caches)
     return execution, provisions
 
 

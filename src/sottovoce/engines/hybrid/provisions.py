@@ -1,17 +1,25 @@
-"""What a session of the hybrid engine takes from its pool: correlations, and prepared matrix products."""
+"""What a session of the hybrid engine takes from its pool: correlations, matrix products, attention."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
+from sottovoce.correlations.attention import AttentionSource
+from sottovoce.correlations.attention_blocks import Block
 from sottovoce.correlations.hints import MatrixKey
 from sottovoce.correlations.matrix import MatrixItems
 from sottovoce.correlations.pool import Pool
-from sottovoce.correlations.pooled import PooledSource, Profile, Report
+from sottovoce.correlations.pooled import Available, PooledSource, Profile, Report
 from sottovoce.correlations.records import Record
 from sottovoce.correlations.stocked import StockedSource
+from sottovoce.engines.decoder import Cache
 from sottovoce.engines.hybrid.prepared import PreparedLinears
+from sottovoce.kvcache import MaskedCache
 from sottovoce.net import Channel
+
+# Tokens at least of the first block of a conversation's attention material. What is longer goes on online;
+# what is shorter wastes the rest, because masks are bound to the slots of one conversation.
+FIRST_BLOCK = 128
 
 
 class MatrixProvisions:
@@ -20,24 +28,56 @@ class MatrixProvisions:
     def __init__(self, linears: PreparedLinears) -> None:
         self.progress: Report | None = None
         self._maker, self._stock = linears.maker, linears.stock
-        self.batch = linears.maker.parameters.block
-        self.streams: dict[str, MatrixKey] = {
+        self._streams: dict[str, MatrixKey] = {
             f"matrix {name} {layer}": (name, layer) for name, layer in linears.stock.shapes
         }
 
     def wants(self, tokens: int) -> dict[str, int]:
-        lacks = {name: tokens - self._stock.available(key) for name, key in self.streams.items()}
+        lacks = {name: tokens - self._stock.available(key) for name, key in self._streams.items()}
         return {name: n for name, n in lacks.items() if n > 0}
 
     def receive(self, taken: Mapping[str, list[Record]]) -> None:
-        for name, key in self.streams.items():
+        for name, key in self._streams.items():
             for record in taken.get(name, ()):
                 self._stock.put(key, MatrixItems.from_record(record, self._stock.role))
 
-    def make(self, tokens: int) -> dict[str, Record]:
-        names = {key: name for name, key in self.streams.items()}
-        made = self._maker.make(tokens, list(names), self.progress)
-        return {names[key]: items.to_record() for key, items in made}
+    def ready(self, available: Available, most: int) -> int:
+        return min(most, *(available(name) for name in self._streams))
+
+    def make(self, available: Available, upto: int) -> Iterator[dict[str, Record]]:
+        names = {key: name for name, key in self._streams.items()}
+        batch = self._maker.parameters.block
+        for first in range(self.ready(available, upto), upto, batch):
+            made = self._maker.make(min(batch, upto - first), list(names), self.progress)
+            yield {names[key]: items.to_record() for key, items in made}
+
+
+class AttentionProvisions:
+    """First blocks of the masked cache's material: one row each, one for each conversation in a session of
+    its own."""
+
+    def __init__(self, source: AttentionSource) -> None:
+        self.progress: Report | None = None
+        self._source = source
+        self._block = source.shape.block_size(FIRST_BLOCK)
+        self._stream = f"attention {self._block}"
+
+    def wants(self, tokens: int) -> dict[str, int]:
+        return {self._stream: 1} if self._source.is_fresh else {}
+
+    def receive(self, taken: Mapping[str, list[Record]]) -> None:
+        for record in taken.get(self._stream, ()):
+            self._source.adopt(Block.from_record(record))
+
+    def ready(self, available: Available, most: int) -> int:
+        return most if available(self._stream) else 0
+
+    def make(self, available: Available, upto: int) -> Iterator[dict[str, Record]]:
+        total = -(-upto // self._block)
+        for done in range(available(self._stream), total):
+            if self.progress is not None:
+                self.progress(done, total, "preparing attention")
+            yield {self._stream: self._source.first_block(self._block).to_record()}
 
 
 class Provisions:
@@ -51,12 +91,21 @@ class Provisions:
         profile: Profile,
         linears: PreparedLinears,
     ) -> None:
-        self._matrices = MatrixProvisions(linears)
-        self.source = PooledSource(channel, live, pool, profile, [self._matrices])
+        self._parts: list[MatrixProvisions | AttentionProvisions] = [MatrixProvisions(linears)]
+        self.source = PooledSource(channel, live, pool, profile, self._parts)
+
+    def attach(self, caches: Sequence[Cache]) -> None:
+        """Provide for the caches as well, if they are masked."""
+        first = caches[0]
+        if isinstance(first, MaskedCache):
+            part = AttentionProvisions(first.source)
+            self._parts.append(part)
+            self.source.customers.append(part)
 
     def fill(self, tokens: int, progress: Report | None = None) -> None:
         """Make and store what the pool lacks for `tokens` tokens. UsageError if it does not fit."""
-        self._matrices.progress = progress
+        for part in self._parts:
+            part.progress = progress
         self.source.fill(tokens, progress)
 
     def ready(self, most: int) -> int:
