@@ -3,6 +3,7 @@
 import os
 import shutil
 import stat
+import threading
 from dataclasses import replace
 from itertools import product
 
@@ -228,6 +229,7 @@ class Home:
     """A client's and a server's place on one machine."""
 
     def __init__(self, path, **limits):
+        limits.setdefault("patience", 0.0)
         self.path = path
         self.client = ClientShelf(path / "client", make=True)
         self.server = ServerShelf(path / "server", **limits)
@@ -347,6 +349,15 @@ def test_a_cloned_pool_is_refused_in_and_after_the_original_session(home, tmp_pa
         clone.meet(spend(8))
     mine, _ = home.meet(spend(8))
     assert mine == list(rows(16, 5)[8:])
+
+
+def test_a_session_waits_for_one_that_is_about_to_end(home):
+    home.meet(fill)
+    home.server.patience = 5.0
+    held = home.server.find(id_of(home))
+    threading.Timer(0.2, held.close).start()
+    mine, _ = home.meet(spend(8))
+    assert len(mine) == 8
 
 
 def test_a_pool_that_the_server_forgot_is_deleted_and_made_anew(home):

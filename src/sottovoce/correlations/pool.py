@@ -14,6 +14,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,10 @@ _TAG = (
     "CACHEDIR.TAG",
     "Signature: 8a477f597d28d172789f06886806bc55\nOne-time secrets; worthless in a backup.\n",
 )
+
+
+class PoolBusyError(RefusedError):
+    """Another session uses the pool."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +209,8 @@ class Pool:
             self.marks.close()
             for name in (_TAG[0], _LEDGER + "-wal", _LEDGER + "-shm", _LEDGER):
                 _erase(self.directory / name)
-            os.rmdir(self.directory)
+            with suppress(OSError):  # something of somebody else's in it
+                os.rmdir(self.directory)
             os.close(self._lock)
             self._lock = -1
 
@@ -291,7 +297,7 @@ def _lock(directory: Path) -> int:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
-        raise RefusedError(
+        raise PoolBusyError(
             "the correlation pool is in use by another session; wait until it ends, or use --no-pool"
         ) from None
     if not info.st_nlink or not directory.exists():  # deleted while we were about to lock it

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from sottovoce.correlations.agreement import KEY_BYTES, Answer, Wish, admit, join
 from sottovoce.correlations.marks import ID_BYTES
-from sottovoce.correlations.pool import DEFAULT_LIMIT, Pool
+from sottovoce.correlations.pool import DEFAULT_LIMIT, Pool, PoolBusyError
 from sottovoce.errors import CorruptFileError, RefusedError, SottovoceError, UsageError
 from sottovoce.net import Channel, Role
 
@@ -116,7 +116,7 @@ class ServerShelf:
 
     limit: bytes a client. total: bytes of all together. most: pools. max_idle: seconds after which a pool
     that nobody opened may go; the client's half goes when the client next asks for it and hears that the
-    server's is gone.
+    server's is gone. patience: seconds that a session waits for a pool that is in use.
     """
 
     def __init__(
@@ -126,9 +126,10 @@ class ServerShelf:
         total: int = 64 << 30,
         most: int = 256,
         max_idle: float = 30 * DAY,
+        patience: float = 3.0,
     ) -> None:
         self.directory, self.limit, self.total = directory, limit, total
-        self.most, self.max_idle = most, max_idle
+        self.most, self.max_idle, self.patience = most, max_idle, patience
 
     def borrow(self, channel: Channel) -> Pool | None:
         """The pool of a session that begins, agreed on with the client; None if it goes without."""
@@ -139,12 +140,20 @@ class ServerShelf:
         path = self._path(id)
         if not path.exists():
             return None
-        try:
-            pool = Pool(path, self._room(path))
-        except UsageError:
-            return None
-        os.utime(path)
-        return pool
+        deadline = time.monotonic() + self.patience
+        while True:
+            try:
+                pool = Pool(path, self._room(path))
+            except UsageError:
+                return None
+            except PoolBusyError:
+                # Perhaps a session of the same client that broke off, and is about to notice.
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+                continue
+            os.utime(path)
+            return pool
 
     def create(self, id: bytes, secret: bytes) -> Pool:
         """A new pool; idle ones make place for it. RefusedError if there is still none."""
