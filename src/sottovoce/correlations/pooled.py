@@ -19,8 +19,8 @@ from sottovoce.ot import FoldedPads
 class Customer(Protocol):
     """Something else that spends what the pool holds, and is served together with the source."""
 
-    def wants(self, tokens: int) -> dict[str, int]:
-        """Rows of streams that the next `tokens` tokens need and that are not there yet."""
+    def wants(self, available: Available, tokens: int) -> dict[str, int]:
+        """Rows of streams that the next `tokens` tokens need and that this one does not have yet."""
         ...
 
     def receive(self, taken: Mapping[str, list[Record]]) -> None:
@@ -164,7 +164,7 @@ class PooledSource(StockedSource):
                 shares.setdefault(name, []).append((key, share))
         rows = {name: sum(n for _, n in parts) for name, parts in shares.items()}
         for customer in self.customers:
-            rows.update(customer.wants(tokens))
+            rows.update(customer.wants(pool.available, tokens))
         taken = pool.take(rows)
         for customer in self.customers:
             customer.receive(taken)

@@ -17,9 +17,11 @@ from sottovoce.engines.hybrid.prepared import PreparedLinears
 from sottovoce.kvcache import MaskedCache
 from sottovoce.net import Channel
 
-# Tokens at least of the first block of a conversation's attention material. What is longer goes on online;
-# what is shorter wastes the rest, because masks are bound to the slots of one conversation.
-FIRST_BLOCK = 128
+# Tokens of first blocks of attention material: prompt and answer, and the public prefix, whose slots are in
+# the block as well. A conversation that is longer goes on online; one that is shorter wastes the rest,
+# because masks are bound to the slots of one conversation.
+FIRST_BLOCKS = (48, 160)
+_PREFIX = 32
 
 
 class MatrixProvisions:
@@ -32,7 +34,7 @@ class MatrixProvisions:
             f"matrix {name} {layer}": (name, layer) for name, layer in linears.stock.shapes
         }
 
-    def wants(self, tokens: int) -> dict[str, int]:
+    def wants(self, available: Available, tokens: int) -> dict[str, int]:
         lacks = {name: tokens - self._stock.available(key) for name, key in self._streams.items()}
         return {name: n for name, n in lacks.items() if n > 0}
 
@@ -59,25 +61,37 @@ class AttentionProvisions:
     def __init__(self, source: AttentionSource) -> None:
         self.progress: Report | None = None
         self._source = source
-        self._block = source.shape.block_size(FIRST_BLOCK)
-        self._stream = f"attention {self._block}"
+        self._sizes = sorted({source.shape.block_size(tokens) for tokens in FIRST_BLOCKS})
 
-    def wants(self, tokens: int) -> dict[str, int]:
-        return {self._stream: 1} if self._source.is_fresh else {}
+    def wants(self, available: Available, tokens: int) -> dict[str, int]:
+        if not self._source.is_fresh:
+            return {}
+        present = [size for size in self._sizes if available(_attention(size))]
+        return {_attention(present[-1]): 1} if present else {}
 
     def receive(self, taken: Mapping[str, list[Record]]) -> None:
-        for record in taken.get(self._stream, ()):
-            self._source.adopt(Block.from_record(record))
+        for size in self._sizes:
+            for record in taken.get(_attention(size), ()):
+                self._source.adopt(Block.from_record(record))
 
     def ready(self, available: Available, most: int) -> int:
-        return most if available(self._stream) else 0
+        return most if any(available(_attention(size)) for size in self._fitting(most)) else 0
 
     def make(self, available: Available, upto: int) -> Iterator[dict[str, Record]]:
-        total = -(-upto // self._block)
-        for done in range(available(self._stream), total):
+        sizes = self._fitting(upto)
+        total = -(-upto // sizes[0])
+        for done in range(sum(available(_attention(size)) for size in sizes), total):
             if self.progress is not None:
                 self.progress(done, total, "preparing attention")
-            yield {self._stream: self._source.first_block(self._block).to_record()}
+            yield {_attention(sizes[0]): self._source.first_block(sizes[0]).to_record()}
+
+    def _fitting(self, tokens: int) -> list[int]:
+        """Sizes that hold a conversation of so many tokens; the largest in any case."""
+        return [size for size in self._sizes if size >= tokens + _PREFIX] or self._sizes[-1:]
+
+
+def _attention(size: int) -> str:
+    return f"attention {size}"
 
 
 class Provisions:
