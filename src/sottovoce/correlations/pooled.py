@@ -28,11 +28,11 @@ class Customer(Protocol):
         ...
 
     def ready(self, available: Available, most: int) -> int:
-        """Tokens of a new conversation for which the pool has all that this one wants, counted to `most`."""
+        """Tokens for which the pool has all that this one wants, counted to `most`."""
         ...
 
-    def make(self, available: Available, upto: int) -> Iterator[dict[str, Record]]:
-        """Batches for the pool, until it is ready for `upto` tokens."""
+    def make(self, available: Available, upto: int) -> dict[str, Record]:
+        """One batch of what the pool lacks for `upto` tokens, some seconds of work; empty if nothing."""
         ...
 
 
@@ -96,31 +96,37 @@ class PooledSource(StockedSource):
                 if key[0] not in ("ands", "ots"):
                     self._stocks.setdefault(key, Stock()).put(self.make(key, n))
 
-    def fill(self, upto: int, progress: Report | None = None) -> None:
-        """Make what the pool lacks for the first `upto` tokens of a new conversation, and store it.
+    def step(self, upto: int, first: int = 0, progress: Report | None = None) -> bool:
+        """Make and store one batch of what the pool lacks for `upto` tokens behind `first` others.
 
-        UsageError if it does not fit; what was stored before stays. progress(done, total, what). Cost: as
-        making it, and `store` for every batch.
+        False if it lacks nothing. UsageError if the batch does not fit; what was stored before stays.
+        progress(done, total, what). Cost: as making it, and `store`.
         """
         for customer in self.customers:
-            for records in customer.make(self.pool.available, upto):
-                store(self._channel, self.pool, records)
-        for done in range(self.ready(upto), upto, BATCH):
-            if progress is not None:
-                progress(done, upto, "preparing tokens")
-            records = make_records(self._live, self._lacking(min(upto, done + BATCH)))
+            records = customer.make(self.pool.available, upto)
             if records:
                 store(self._channel, self.pool, records)
+                return True
+        done = self.ready(upto, first)
         if progress is not None:
-            progress(upto, upto, "preparing tokens")
+            progress(done, upto, "preparing tokens")
+        if done < upto:
+            lacking = self._lacking(min(upto, done + BATCH), first)
+            store(self._channel, self.pool, make_records(self._live, lacking))
+        return done < upto
 
-    def ready(self, most: int) -> int:
-        """How many tokens of a new conversation the pool holds everything for, counting to `most`."""
+    def fill(self, upto: int, first: int = 0, progress: Report | None = None) -> None:
+        """All steps."""
+        while self.step(upto, first, progress):
+            pass
+
+    def ready(self, most: int, first: int = 0) -> int:
+        """For how many tokens behind `first` others the pool holds everything, counted to `most`."""
         for customer in self.customers:
             most = customer.ready(self.pool.available, most)
         left = {name: self.pool.available(name) for name in self.pool.streams()}
         for i in range(most):
-            for key, n in self._demanded(1, i).items():
+            for key, n in self._demanded(1, first + i).items():
                 for name, share in list(_split(key, n, left)):
                     left[name] -= share
                     n -= share
@@ -128,10 +134,10 @@ class PooledSource(StockedSource):
                     return i
         return most
 
-    def _lacking(self, upto: int) -> dict[Kind, int]:
+    def _lacking(self, upto: int, first: int) -> dict[Kind, int]:
         demand: Counter[Kind] = Counter()
         for i in range(upto):
-            demand.update(self._demanded(1, i))
+            demand.update(self._demanded(1, first + i))
         for key in demand:
             demand[key] += _SPARE if key[0] != "scalars" else 0
         return {key: n - self.pool.available(stream_of(key)) for key, n in demand.items()}

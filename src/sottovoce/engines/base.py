@@ -81,6 +81,11 @@ class ModelParty(ABC):
         one."""
         raise UsageError(_NOTHING_TO_PREPARE)
 
+    def prepare_step(self, tokens: int, progress: Progress | None = None) -> bool:
+        """A part of `prepare`, some seconds long; whether more is left."""
+        self.prepare(tokens, progress)
+        return False
+
     def close(self) -> None:  # noqa: B027  (a hook: not every engine holds something)
         """Release the session's keys and cache."""
 
@@ -128,13 +133,18 @@ class DataParty(ABC):
         one."""
         raise UsageError(_NOTHING_TO_PREPARE)
 
+    def prepare_step(self, tokens: int, progress: Progress | None = None) -> bool:
+        """A part of `prepare`, some seconds long; whether more is left."""
+        self.prepare(tokens, progress)
+        return False
+
     @property
     def has_pool(self) -> bool:
         """Whether this session takes prepared material from a pool that outlives it."""
         return False
 
     def ready(self, most: int) -> int:
-        """How many tokens of a new conversation the pool is ready for, counted to `most`."""
+        """For how many tokens to come the pool has everything, counted to `most`."""
         return 0
 
     def close(self) -> None:  # noqa: B027  (a hook)

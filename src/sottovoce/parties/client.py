@@ -127,16 +127,21 @@ class Client:
             self._guarded(self._party.setup, self.channel, progress)
 
     def prepare(self, tokens: int, progress: Progress | None = None) -> None:
-        """Fill the pool for `tokens` tokens of a conversation, or make that much ahead for this session.
+        """Fill the pool for the next `tokens` tokens, or make that much ahead for this session.
 
         UsageError if the engine has nothing to prepare, or a pool has no room. The server learns the number.
         """
+        while self.prepare_step(tokens, progress):
+            pass
+
+    def prepare_step(self, tokens: int, progress: Progress | None = None) -> bool:
+        """A part of it, some seconds long; whether more is left."""
         limit = self.card.config.context_length
         if not 1 <= tokens <= limit:
             raise UsageError(f"tokens are prepared for up to the model's context of {limit}, not {tokens}")
         with self.ledger.phase("prepare"):
             self._order(Command(Verb.PREPARE, tokens))
-            self._guarded(self._party.prepare, tokens, progress)
+            return bool(self._guarded(self._party.prepare_step, tokens, progress))
 
     @property
     def has_pool(self) -> bool:
@@ -144,7 +149,7 @@ class Client:
         return self._party.has_pool
 
     def ready(self, most: int) -> int:
-        """Tokens of a new conversation for which everything is prepared, counted to `most`."""
+        """For how many tokens to come everything is prepared, counted to `most`."""
         return self._party.ready(most)
 
     def prefill(

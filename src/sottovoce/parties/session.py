@@ -148,7 +148,7 @@ class ServerSession:
             self._length += command.n
             self.report.private_tokens += command.n
         elif command.verb == Verb.PREPARE:
-            party.prepare(command.n)
+            party.prepare_step(command.n)
         else:
             party.truncate(command.n)
             self._length = command.n

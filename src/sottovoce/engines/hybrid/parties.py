@@ -170,10 +170,14 @@ class HybridModelParty(ModelParty):
         )
 
     def prepare(self, tokens: int, progress: Progress | None = None) -> None:
+        while self.prepare_step(tokens, progress):
+            pass
+
+    def prepare_step(self, tokens: int, progress: Progress | None = None) -> bool:
         if self._provisions is None:
             self.execution.prepare(tokens, progress)
-        else:
-            self._provisions.fill(tokens, progress)
+            return False
+        return self._provisions.step(tokens, self.execution.length, progress)
 
     def prefill(self, public_tokens: Sequence[int], n_private: int) -> None:
         if public_tokens:
@@ -216,17 +220,23 @@ class HybridDataParty(DataParty):
         )
 
     def prepare(self, tokens: int, progress: Progress | None = None) -> None:
+        while self.prepare_step(tokens, progress):
+            pass
+
+    def prepare_step(self, tokens: int, progress: Progress | None = None) -> bool:
         if self._provisions is None:
             self.execution.prepare(tokens, progress)
-        else:
-            self._provisions.fill(tokens, progress)
+            return False
+        return self._provisions.step(tokens, self.execution.length, progress)
 
     @property
     def has_pool(self) -> bool:
         return self._provisions is not None
 
     def ready(self, most: int) -> int:
-        return 0 if self._provisions is None else self._provisions.ready(most)
+        if self._provisions is None:
+            return 0
+        return self._provisions.source.ready(most, self.execution.length)
 
     def prefill(
         self, public_tokens: Sequence[int], private_tokens: Sequence[int], progress: Progress | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from sottovoce.correlations.attention import AttentionSource
 from sottovoce.correlations.attention_blocks import Block
@@ -22,6 +22,10 @@ from sottovoce.net import Channel
 # because masks are bound to the slots of one conversation.
 FIRST_BLOCKS = (48, 160)
 _PREFIX = 32
+# Inputs and outputs of the matrices that are prepared together, and for how many tokens at least: a batch
+# costs almost the same for one as for hundreds.
+_MATRIX_BATCH = 50_000
+_MATRIX_TOKENS = 64
 
 
 class MatrixProvisions:
@@ -46,12 +50,24 @@ class MatrixProvisions:
     def ready(self, available: Available, most: int) -> int:
         return min(most, *(available(name) for name in self._streams))
 
-    def make(self, available: Available, upto: int) -> Iterator[dict[str, Record]]:
+    def make(self, available: Available, upto: int) -> dict[str, Record]:
+        """A few matrices at a time."""
+        present = {key: available(name) for name, key in self._streams.items()}
+        lacking = [key for key, rows in present.items() if rows < upto]
+        if self.progress is not None and lacking:
+            self.progress(len(present) - len(lacking), len(present), "preparing matrices")
+        chosen: list[MatrixKey] = []
+        size = 0
+        for key in lacking:
+            size += sum(self._stock.shapes[key])
+            if chosen and (size > _MATRIX_BATCH or present[key] != present[chosen[0]]):
+                break
+            chosen.append(key)
+        if not chosen:
+            return {}
+        tokens = min(self._maker.parameters.block, max(upto - present[chosen[0]], _MATRIX_TOKENS))
         names = {key: name for name, key in self._streams.items()}
-        batch = self._maker.parameters.block
-        for first in range(self.ready(available, upto), upto, batch):
-            made = self._maker.make(min(batch, upto - first), list(names), self.progress)
-            yield {names[key]: items.to_record() for key, items in made}
+        return {names[key]: items.to_record() for key, items in self._maker.make(tokens, chosen)}
 
 
 class AttentionProvisions:
@@ -75,15 +91,18 @@ class AttentionProvisions:
                 self._source.adopt(Block.from_record(record))
 
     def ready(self, available: Available, most: int) -> int:
+        if not self._source.is_fresh:
+            return most
         return most if any(available(_attention(size)) for size in self._fitting(most)) else 0
 
-    def make(self, available: Available, upto: int) -> Iterator[dict[str, Record]]:
+    def make(self, available: Available, upto: int) -> dict[str, Record]:
+        """A block for a conversation of so many tokens; none in the middle of one."""
         sizes = self._fitting(upto)
-        total = -(-upto // sizes[0])
-        for done in range(sum(available(_attention(size)) for size in sizes), total):
-            if self.progress is not None:
-                self.progress(done, total, "preparing attention")
-            yield {_attention(sizes[0]): self._source.first_block(sizes[0]).to_record()}
+        if not self._source.is_fresh or any(available(_attention(size)) for size in sizes):
+            return {}
+        if self.progress is not None:
+            self.progress(0, 1, "preparing attention")
+        return {_attention(sizes[0]): self._source.first_block(sizes[0]).to_record()}
 
     def _fitting(self, tokens: int) -> list[int]:
         """Sizes that hold a conversation of so many tokens; the largest in any case."""
@@ -116,11 +135,9 @@ class Provisions:
             self._parts.append(part)
             self.source.customers.append(part)
 
-    def fill(self, tokens: int, progress: Report | None = None) -> None:
-        """Make and store what the pool lacks for `tokens` tokens. UsageError if it does not fit."""
+    def step(self, tokens: int, first: int, progress: Report | None = None) -> bool:
+        """Make and store one batch of what the pool lacks for `tokens` tokens behind `first` others; False
+        if it lacks nothing. UsageError if the batch does not fit."""
         for part in self._parts:
             part.progress = progress
-        self.source.fill(tokens, progress)
-
-    def ready(self, most: int) -> int:
-        return self.source.ready(most)
+        return self.source.step(tokens, first, progress)
