@@ -93,3 +93,12 @@ def test_score_out_of_range_is_refused_and_named() -> None:
 def test_sharp_rows_sum_to_one() -> None:
     scores = np.random.default_rng(6).normal(0, 12, (30, 9, 64))
     assert np.abs(run(scores, scores.max(axis=-1) + 4.3).sum(-1) - 1).max() < 4e-3
+
+
+@pytest.mark.parametrize("columns", [255, 256, 1023, 1024, 1025, 4095])
+def test_every_number_of_columns_has_its_windows(columns: int) -> None:
+    """From 1,024 columns on, a window whose reciprocal is below 1 must exist although no row reaches it."""
+    rng = np.random.default_rng(7)
+    scores = rng.normal(0.0, 3.0, (2, columns))
+    p = run(scores, scores.max(axis=-1))
+    assert np.abs(p - softmax_reference(scores)).max() < 2e-3

@@ -70,8 +70,11 @@ class InversePower:
 
     @cached_property
     def kept_bits(self) -> tuple[int, ...]:
-        """Fractional bits that each window's spline keeps; the rest of its exponent is multiplied back."""
-        return tuple(max(0, min(SIGNIFICANT_BITS, exponent)) for exponent in self.exponents)
+        """Fractional bits that each window's spline keeps; the rest of its exponent is multiplied back.
+
+        Negative where the result is below 1: a window that only absurd inputs reach, and that must exist.
+        """
+        return tuple(min(SIGNIFICANT_BITS, exponent) for exponent in self.exponents)
 
     @cached_property
     def runs(self) -> tuple[tuple[int, int, int], ...]:
