@@ -1,23 +1,24 @@
 """One tree of errors. A message says what happened, why, and what to do; it never contains a secret.
 
-    SottovoceError
-    ├── UsageError              exit 2: the command or its input cannot work as given
-    │   ├── UnknownModelError
-    │   ├── UnsupportedModelError
-    │   ├── CorruptFileError
-    │   └── PromptTooLongError
-    ├── PeerConnectionError     exit 3: the other party cannot be reached, or is gone
-    │   └── PeerGoneError
-    ├── RefusedError            exit 4: a policy says no; nothing is silently downgraded
-    │   ├── VersionMismatchError
-    │   ├── ParameterMismatchError
-    │   ├── ModelMismatchError
-    │   └── CertificateChangedError
-    ├── ProtocolError           exit 5: the other party sent what the protocol does not allow
-    │   ├── FrameError
-    │   └── IntegrityError
-    ├── ParameterError          cryptographic parameters that are not secure or not consistent
-    └── RangeError              a value outside the range its representation can hold
+SottovoceError
+├── UsageError              exit 2: the command or its input cannot work as given
+│   ├── UnknownModelError
+│   ├── UnsupportedModelError
+│   ├── CorruptFileError
+│   ├── PoolFullError
+│   └── PromptTooLongError
+├── PeerConnectionError     exit 3: the other party cannot be reached, or is gone
+│   └── PeerGoneError
+├── RefusedError            exit 4: a policy says no; nothing is silently downgraded
+│   ├── VersionMismatchError
+│   ├── ParameterMismatchError
+│   ├── ModelMismatchError
+│   └── CertificateChangedError
+├── ProtocolError           exit 5: the other party sent what the protocol does not allow
+│   ├── FrameError
+│   └── IntegrityError
+├── ParameterError          cryptographic parameters that are not secure or not consistent
+└── RangeError              a value outside the range its representation can hold
 """
 
 
@@ -41,6 +42,10 @@ class UnsupportedModelError(UsageError):
 
 class CorruptFileError(UsageError):
     """A file's bytes contradict its format."""
+
+
+class PoolFullError(UsageError):
+    """Prepared material does not fit a pool; both parties notice together, and the session goes on."""
 
 
 class PromptTooLongError(UsageError):

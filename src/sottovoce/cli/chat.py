@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from .generate import connection_options, draft_options, pool_option, prompt_options, sampling_options
-from .options import quiet_option
+from .options import option, quiet_option
 
 HELP = """\
 /public FILE  before the first message: text that the server MAY READ
@@ -28,8 +28,14 @@ Ctrl-C stops an answer after the token it is at; twice leaves at once."""
 @draft_options
 @connection_options
 @pool_option
+@option(
+    "--keep-ready",
+    type=click.IntRange(0),
+    default=64,
+    help="Tokens to keep prepared while you read and type, if `sottovoce prepare` has made a pool.",
+)
 @quiet_option
-def chat(server: str, quiet: bool, **flags: Any) -> int:
+def chat(server: str, keep_ready: int, quiet: bool, **flags: Any) -> int:
     """Talk with the model of SERVER (host:port), which never sees a word.
 
     Lines of input are messages; /help lists the commands. Later messages build on what the server keeps under
@@ -51,13 +57,14 @@ def chat(server: str, quiet: bool, **flags: Any) -> int:
         speculation = build_speculation(console, flags, client.card)
         client.setup(console.progress)
         say_ready(console, client, options.max_tokens)
-        return Chat(console, talk, options, speculation).run()
+        return Chat(console, talk, options, speculation, keep_ready).run()
 
 
 class Chat:
     """Reads lines, answers them, obeys commands."""
 
-    def __init__(self, console: Any, talk: Any, options: Any, speculation: Any) -> None:
+    def __init__(self, console: Any, talk: Any, options: Any, speculation: Any, keep_ready: int = 0) -> None:
+        self.keep_ready = keep_ready
         self.console, self.talk, self.options, self.speculation = console, talk, options, speculation
         self.interactive = sys.stdin.isatty()
         self.answers: list[Any] = []
@@ -87,9 +94,13 @@ class Chat:
             return
         import readline  # noqa: F401  (line editing and history, in memory only)
 
+        from ..parties import IdleFiller
+
         while True:
             try:
-                yield input("> ")
+                with IdleFiller(self.talk.client, self.keep_ready):
+                    line = input("> ")
+                yield line
             except EOFError:
                 return
             except KeyboardInterrupt:

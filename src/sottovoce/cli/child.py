@@ -54,7 +54,7 @@ class ServerProcess:
             raise
 
     def connect(self, pools: bool = False) -> Any:
-        """A client that has shaken hands, pinned in the temporary directory, with a pool there if asked for."""
+        """A client that has shaken hands, pinned in the temporary directory; with a pool there if asked."""
         from ..parties import Address, Client, Pools, Wish
 
         info = json.loads(self._ready.read_text())

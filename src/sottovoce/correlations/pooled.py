@@ -99,7 +99,7 @@ class PooledSource(StockedSource):
     def step(self, upto: int, first: int = 0, progress: Report | None = None) -> bool:
         """Make and store one batch of what the pool lacks for `upto` tokens behind `first` others.
 
-        False if it lacks nothing. UsageError if the batch does not fit; what was stored before stays.
+        False if it lacks nothing. PoolFullError if the batch does not fit; what was stored before stays.
         progress(done, total, what). Cost: as making it, and `store`.
         """
         for customer in self.customers:

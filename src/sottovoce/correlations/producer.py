@@ -10,7 +10,7 @@ from sottovoce.correlations.pool import Pool
 from sottovoce.correlations.records import GRANULE, Record
 from sottovoce.correlations.stock import Arrays
 from sottovoce.correlations.stocked import Kind, StockedSource
-from sottovoce.errors import ParameterError, ProtocolError, UsageError
+from sottovoce.errors import ParameterError, PoolFullError, ProtocolError
 from sottovoce.net import Channel
 from sottovoce.ot import FoldedPads
 
@@ -55,7 +55,7 @@ def from_record(key: Kind, record: Record) -> Arrays | FoldedPads:
 def store(channel: Channel, pool: Pool, records: Mapping[str, Record]) -> None:
     """Store a batch at both parties, or at none. Cost: one exchange of 33 bytes.
 
-    UsageError if it exceeds the limit of either pool. If a party is killed in between, the other one drops
+    PoolFullError if it exceeds the limit of either pool. If a party is killed in between, the other one drops
     the batch when they meet again.
     """
     if not records:
@@ -68,7 +68,7 @@ def store(channel: Channel, pool: Pool, records: Mapping[str, Record]) -> None:
         if staged is not None:
             pool.discard(staged)
         whose = "this machine" if staged is None else "the other side"
-        raise UsageError(
+        raise PoolFullError(
             f"the correlation pool of {whose} is full ({pool.size / 1e6:.0f} MB here, limit"
             f" {pool.limit / 1e6:.0f} MB); use prepared tokens first, prepare fewer, or raise --pool-limit"
         )

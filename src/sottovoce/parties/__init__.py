@@ -6,6 +6,7 @@ from .client import DEFAULT_PORT, Address, Client, Identity
 from .conversation import Conversation
 from .draft import Drafter, ModelDrafter, NgramDrafter, Proposal, make_drafter
 from .generation import Completion, GenerationOptions, Usage, generate
+from .idle import IdleFiller
 from .pools import Pools, server_shelf
 from .protocol import PROTOCOL, CardCache, Welcome, Wish
 from .sampling import Sampler, SamplingOptions
@@ -25,6 +26,7 @@ __all__ = [
     "Drafter",
     "GenerationOptions",
     "Identity",
+    "IdleFiller",
     "ModelDrafter",
     "NgramDrafter",
     "Pools",

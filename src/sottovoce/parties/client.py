@@ -7,7 +7,7 @@ from typing import Any
 
 from ..engines.base import DataParty, Logits, Progress
 from ..engines.registry import make_data_party
-from ..errors import PeerConnectionError, PromptTooLongError, UsageError
+from ..errors import PeerConnectionError, PoolFullError, PromptTooLongError, UsageError
 from ..net import Channel, Ledger, Role, SocketChannel
 from ..net.tls import KnownHosts, wrap_client
 from .pools import Pools
@@ -141,7 +141,13 @@ class Client:
             raise UsageError(f"tokens are prepared for up to the model's context of {limit}, not {tokens}")
         with self.ledger.phase("prepare"):
             self._order(Command(Verb.PREPARE, tokens))
-            return bool(self._guarded(self._party.prepare_step, tokens, progress))
+            try:
+                return self._party.prepare_step(tokens, progress)
+            except PoolFullError:
+                raise  # at both parties, between two steps
+            except BaseException as error:
+                self.channel.abort(error)
+                raise
 
     @property
     def has_pool(self) -> bool:

@@ -5,13 +5,13 @@ import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from threading import Event
 from typing import Any
 
 from ..engines.base import ModelParty
-from ..errors import PeerGoneError, ProtocolError, SottovoceError
+from ..errors import PeerGoneError, PoolFullError, ProtocolError, SottovoceError
 from ..net import Channel, Role
 from .protocol import MAX_COMMAND, MAX_VERIFY, Command, Verb, Welcome, server_handshake
 
@@ -148,7 +148,8 @@ class ServerSession:
             self._length += command.n
             self.report.private_tokens += command.n
         elif command.verb == Verb.PREPARE:
-            party.prepare_step(command.n)
+            with suppress(PoolFullError):  # the client has heard it as well
+                party.prepare_step(command.n)
         else:
             party.truncate(command.n)
             self._length = command.n

@@ -137,7 +137,7 @@ class Provisions:
 
     def step(self, tokens: int, first: int, progress: Report | None = None) -> bool:
         """Make and store one batch of what the pool lacks for `tokens` tokens behind `first` others; False
-        if it lacks nothing. UsageError if the batch does not fit."""
+        if it lacks nothing. PoolFullError if the batch does not fit."""
         for part in self._parts:
             part.progress = progress
         return self.source.step(tokens, first, progress)
