@@ -156,7 +156,7 @@ class MaskProducts:
         is encrypted, or masked over all of Z_Q.
         """
         own, peer = self.keys()
-        layouts = [MaskLayout.plan(*x.shape[1:], y.shape[2]) for x, y in pairs]
+        layouts = [MaskLayout.plan(x.shape[1], x.shape[2], y.shape[2]) for x, y in pairs]
         jobs = [
             (layout, left, right)
             for layout, (x, y) in zip(layouts, pairs, strict=True)
