@@ -1,16 +1,18 @@
-"""Sessions of the hybrid engine whose matrix products are prepared: the same answers, one message a matrix."""
+"""Sessions of the hybrid engine whose matrix products are prepared.
+
+The same answers, one message a matrix.
+"""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from hybrid_sessions import prepared as prepared_engine
 from sottovoce.engines.hybrid import HybridDataParty
 from sottovoce.engines.hybrid.prepared import EMBEDDING, HEAD, model_shapes
 from sottovoce.models import load_model
 from sottovoce.net import Channel, memory_pair, run_pair
-
-from hybrid_sessions import prepared as prepared_engine
 
 FIXTURES = Path(__file__).parent / "fixtures"
 PUBLIC, PRIVATE, DECODED = [1, 5], [7, 3, 9], [4, 11]
