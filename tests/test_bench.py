@@ -226,10 +226,10 @@ def test_the_runner_gets_the_shape_and_its_answer_is_found(tmp_path):
         "import json, sys\n"
         "job = json.loads(sys.argv[2])\n"
         "print('[log] {not json'); print(json.dumps({'seconds': [job['context']], 'bytes': None,"
-        " 'max_error': 0.0, 'version': job['width']})); print('[log] end')"
+        " 'cpu_seconds': [1], 'max_error': 0.0, 'version': job['width']})); print('[log] end')"
     )
     found = peers.spu_block(fake_python(tmp_path, body), 33, 1, lambda *step: None)
-    assert found == {"seconds": [33], "bytes": None, "max_error": 0.0, "version": 576}
+    assert found == {"seconds": [33], "cpu_seconds": [1], "bytes": None, "max_error": 0.0, "version": 576}
 
 
 def test_a_runner_that_fails_is_quoted(tmp_path):
@@ -246,15 +246,23 @@ def test_the_result_compares_both_sides(monkeypatch):
         "rounds_per_token": 9,
         "max_error": 0.0,
         "preparation_batch": 1,
+        "cpu_seconds_per_token": {"client": 0.25, "server": 0.25},
         "by_operation": [],
     }
     primitive = {"ours_s": 1.0, "peer_s": None, "ratio": None}
     monkeypatch.setattr(peers.gpt2_block, "measure", lambda *a: block)
     monkeypatch.setattr(peers.he, "run", lambda: {key: primitive for key in peers._HE_KEYS})
-    answer = {"seconds": [4.0, 5.0, 9.0], "bytes": [9000, 8000, 8500], "max_error": 0.0, "version": "x"}
+    answer = {
+        "seconds": [4.0, 5.0, 9.0],
+        "bytes": [9000, 8000, 8500],
+        "cpu_seconds": [6.0],
+        "max_error": 0.0,
+        "version": "x",
+    }
     monkeypatch.setattr(peers, "spu_block", lambda *a: answer)
     both = peers.run()["spu_block"]
     assert both["ratio"] == 10.0 and both["bytes_ratio"] == 8.5 and both["peer_s"] == 5.0
+    assert both["cpu_ratio"] == 12.0
     monkeypatch.setattr(peers, "spu_block", lambda *a: None)
     alone = peers.run()
     assert alone["spu_block"]["ratio"] is None and alone["he"]["ntt"] == primitive

@@ -13,12 +13,13 @@ from sottovoce.ring.primes import P_FIELD
 
 
 def machine() -> dict[str, Any]:
-    """CPU name, instruction set in use, cores this process may run on, memory in bytes."""
+    """CPU name, instruction set in use, cores this process may run on, memory in bytes, load average."""
     return {
         "cpu": _cpu_name(),
         "isa": _native.active_isa(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "load": round(os.getloadavg()[0], 1),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
     }

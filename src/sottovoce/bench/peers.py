@@ -39,12 +39,16 @@ def run(
 ) -> dict[str, Any]:
     """Medians; our preparation is counted. Without SPU or TenSEAL the peer's figures are null.
 
+    CPU seconds, of both parties together, hardly depend on what else the machine does.
+
     prepared: as for `bench e2e`.
     """
     peer = spu_block(spu_python, context, spu_repeat, progress)
     ours = gpt2_block.measure(kv, context, repeat, progress, prepared)
     peer_s = median(peer["seconds"]) if peer else None
     peer_bytes = median(peer["bytes"]) if peer and peer["bytes"] else None
+    peer_cpu = median(peer["cpu_seconds"]) if peer else None
+    ours_cpu = sum(ours["cpu_seconds_per_token"].values())
     lattice = he.run()
     return {
         **header(),
@@ -59,6 +63,9 @@ def run(
             "ours_bytes": ours["bytes_per_token"],
             "peer_bytes": peer_bytes,
             "bytes_ratio": peer_bytes / ours["bytes_per_token"] if peer_bytes else None,
+            "ours_cpu_s": ours_cpu,
+            "peer_cpu_s": peer_cpu,
+            "cpu_ratio": peer_cpu / ours_cpu if peer_cpu else None,
             "ours_rounds": ours["rounds_per_token"],
             "ours_online_s": ours["online_seconds_per_token"],
             "ours_max_error": ours["max_error"],
@@ -71,7 +78,10 @@ def run(
 
 
 def spu_block(python: str | None, context: int, repeat: int, progress: Progress) -> dict[str, Any] | None:
-    """`seconds` and `bytes` of every repetition, `max_error`, `version`; None if no interpreter is given."""
+    """`seconds`, `cpu_seconds`, `bytes` of every repetition, `max_error`, `version`.
+
+    None if no interpreter is given.
+    """
     python = python or os.environ.get(SPU_VARIABLE)
     if not python:
         progress(1, 1, f"SPU is skipped: give --spu-python, or set {SPU_VARIABLE}")
@@ -102,7 +112,7 @@ def parse(output: str, messages: str) -> dict[str, Any]:
     """The JSON object among the lines of the runner's output; SPU writes its log between them."""
     try:
         result = json.loads([line for line in output.splitlines() if line.startswith("{")][-1])
-        return {key: result[key] for key in ("seconds", "bytes", "max_error", "version")}
+        return {key: result[key] for key in ("seconds", "bytes", "cpu_seconds", "max_error", "version")}
     except (IndexError, ValueError, KeyError, TypeError):
         raise UsageError(f"the SPU runner failed; its last words: {messages.strip()[-800:]}") from None
 

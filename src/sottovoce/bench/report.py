@@ -148,9 +148,11 @@ def origin(run: Run) -> str:
     """Date, command, version and machine of a run, in one line."""
     machine = run["machine"]
     memory = machine["memory_bytes"] / 2**30
+    # The load at the end of a run, its own processes included (two), says whether others were there too.
+    busy = f", load {machine['load']}" if "load" in machine else ""
     return (
         f"{run['date']}, `{run['command']}`, version {run['version']}, {machine['cpu']} ({machine['isa']}), "
-        f"{machine['cores']} cores for both parties, {memory:.0f} GiB"
+        f"{machine['cores']} cores for both parties, {memory:.0f} GiB{busy}"
     )
 
 

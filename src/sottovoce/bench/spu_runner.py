@@ -2,7 +2,7 @@
 
 A script: run by the Python of an environment that holds SPU, never imported here. Two processes over
 loopback; rank 0 owns the weights, rank 1 the input, the cached keys and values are shared. Prints one JSON
-object: seconds of every repetition, and bytes if it runs in a network namespace of its own, where nobody
+object: seconds and CPU seconds of both parties for every repetition, and bytes if it runs in a network namespace of its own, where nobody
 else uses the loopback interface.
 
     python spu_runner.py '{"width": 576, "heads": 4, "ffn": 1536, "context": 64, "repeat": 3,
@@ -92,15 +92,16 @@ def party(rank: int, job: dict[str, Any], program: bytes, shares: list[Any], res
         executable.ParseFromString(program)
         for name, share in zip(executable.input_names, shares, strict=True):
             runtime.set_var(name, share)
-        seconds, sizes = [], []
+        seconds, sizes, busy = [], [], []
         for _ in range(job["repeat"] + 1):  # the first one warms up
             link.barrier()
-            before, start = loopback_bytes(), time.perf_counter()
+            before, start, cpu = loopback_bytes(), time.perf_counter(), time.process_time()
             runtime.run(executable)
             link.barrier()
             seconds.append(time.perf_counter() - start)
+            busy.append(time.process_time() - cpu)
             sizes.append(loopback_bytes() - before)
-        results.put((rank, seconds[1:], sizes[1:], runtime.get_var(executable.output_names[0])))
+        results.put((rank, seconds[1:], (sizes[1:], busy[1:]), runtime.get_var(executable.output_names[0])))
         time.sleep(1.0)  # the other party may still be in its last barrier
     except Exception:
         results.put((rank, traceback.format_exc(), None, None))
@@ -157,19 +158,20 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     try:
         reports: dict[int, Any] = {}
         while len(reports) < 2:
-            rank, seconds, sizes, output = results.get(timeout=_PATIENCE_MS / 1000)
-            if sizes is None:
+            rank, seconds, counted, output = results.get(timeout=_PATIENCE_MS / 1000)
+            if counted is None:
                 raise RuntimeError(seconds)
-            reports[rank] = (seconds, sizes, output)
+            reports[rank] = (seconds, *counted, output)
     finally:
         for process in processes:
             process.join(5.0)
             process.terminate()
-    found = np.asarray(io.reconstruct([reports[r][2] for r in range(2)]))
+    found = np.asarray(io.reconstruct([reports[r][3] for r in range(2)]))
     return {
         "version": getattr(spu, "__version__", None),
         "seconds": reports[SERVER][0],
         "bytes": reports[SERVER][1] if job["private"] else None,
+        "cpu_seconds": [sum(both) for both in zip(reports[SERVER][2], reports[CLIENT][2], strict=True)],
         "max_error": float(np.abs(found - np.asarray(forward(*arrays))).max()),
     }
 

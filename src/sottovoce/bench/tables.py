@@ -151,17 +151,8 @@ def network(runs: Sequence[Run]) -> list[str]:
 
 
 def peers(runs: Sequence[Run]) -> list[str]:
-    headers = (
-        "cache",
-        "context",
-        "prepared for",
-        "ours s",
-        "SPU Cheetah s",
-        "ratio",
-        "ours MB",
-        "SPU Cheetah MB",
-        "ratio",
-    )
+    headers = ["cache", "context", "prepared for", "ours s", "SPU Cheetah s", "ratio"]
+    headers += ["ours CPU s", "SPU CPU s", "ratio", "ours MB", "SPU MB", "ratio"]
     rows = []
     for run in runs:
         b = run["spu_block"]
@@ -173,6 +164,9 @@ def peers(runs: Sequence[Run]) -> list[str]:
                 number(b["ours_s"]),
                 number(b["peer_s"]),
                 times(b["ratio"]),
+                number(b.get("ours_cpu_s")),
+                number(b.get("peer_cpu_s")),
+                times(b.get("cpu_ratio")),
                 megabytes(b["ours_bytes"]),
                 megabytes(b["peer_bytes"]),
                 times(b["bytes_ratio"]),
