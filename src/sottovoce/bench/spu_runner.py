@@ -2,8 +2,8 @@
 
 A script: run by the Python of an environment that holds SPU, never imported here. Two processes over
 loopback; rank 0 owns the weights, rank 1 the input, the cached keys and values are shared. Prints one JSON
-object: seconds and CPU seconds of both parties for every repetition, and bytes if it runs in a network namespace of its own, where nobody
-else uses the loopback interface.
+object: seconds and CPU seconds (of both parties) of every repetition, and bytes if it runs in a network
+namespace of its own, where nobody else uses the loopback interface.
 
     python spu_runner.py '{"width": 576, "heads": 4, "ffn": 1536, "context": 64, "repeat": 3,
                            "private": false}'
