@@ -86,8 +86,8 @@ KINDS = {
         "Against SPU Cheetah",
         ("kv", "context", "prepared"),
         "One decoder block shaped like GPT-2's (width 576, FFN 1,536, 4 heads, random weights), one token, "
-        "from shares of its input to shares of its output; our preparation is counted. CPU seconds are of both "
-        "parties together; on a busy machine they compare better than seconds.",
+        "from shares of its input to shares of its output; our preparation is counted. CPU seconds are of "
+        "both parties together; on a busy machine they compare better than seconds.",
     ),
     "quality": Kind(
         "Quality of text",
