@@ -88,6 +88,13 @@ def test_perplexity_is_the_reference_models(text: Path) -> None:
     assert result["encrypted"] is None
 
 
+def test_text_starts_behind_what_separated_documents_in_training() -> None:
+    assert quality._start(common.stories()) == (1,)
+    model = common.smollm2()
+    (first,) = quality._start(model)
+    assert model.card.tokenizer.token(first) == "<|endoftext|>"
+
+
 def test_a_short_text_is_used_whole_unless_more_is_asked_for(text: Path) -> None:
     whole = len(common.stories().card.tokenizer.encode(TEXT))
     assert run(text, sample=0)["tokens"] == whole

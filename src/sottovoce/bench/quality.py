@@ -2,7 +2,7 @@
 
 `plain` is the float32 reference, `fixed` the hybrid engine's arithmetic without its cryptography,
 `encrypted` the engine itself on a short sample. Running text is cut into windows; each starts behind the
-model's constant first token and every token of it is predicted from those before. A passage of LAMBADA is a
+token that separates documents and every token of it is predicted from those before. A passage of LAMBADA is a
 window of its own, and its last word counts as guessed if each of its tokens is the most likely one, which
 is when greedy decoding writes that word. Instead of reading a text the model can also write one (`chain`).
 KL is of the plain distribution from the other, in nats; top-1 the share of positions whose most likely token
@@ -34,6 +34,7 @@ CHAINS = "free-running answers"  # what stands for the name of a text when there
 _TOKENS, _WINDOW = 1024, 512
 _CHUNK = 64  # tokens that go through a model at a time: bounds the memory that logits take
 _ENCRYPTED_CHUNK = 16
+_SEPARATOR = "<|endoftext|>"
 _SAMPLE_PREFILL = 8
 
 
@@ -66,7 +67,7 @@ def run(
     wanted = _TOKENS if tokens is None else tokens
     content = read(Path(text), wanted)
     plain = load_model(model)
-    public = plain.card.plain("a").public
+    public = _start(plain)
     window = _window(plain, window, len(public))
     parts = content.tokenize(plain.card.tokenizer, wanted, window, exact=tokens is not None)
     scores = _Scores(plain, public, progress).read(parts)
@@ -76,6 +77,7 @@ def run(
         "text": Path(text).name,
         "tokens": sum(len(part.tokens) for part in parts),
         "window": window,
+        "behind": plain.card.tokenizer.decode(public, keep_special=True),
         **scores,
         "encrypted": _sample(plain, public, parts, options, sample, progress) if sample else None,
     }
@@ -304,6 +306,16 @@ def _plain_steps(
     for i in range(0, len(part) - 1, _CHUNK):
         inputs, targets = list(part[:-1][i : i + _CHUNK]), list(part[i + 1 : i + 1 + _CHUNK])
         yield inputs, targets, model.forward(inputs, cache)
+
+
+def _start(model: Model) -> tuple[int, ...]:
+    """The public token that text begins behind: what stood between documents in training, if it is known.
+
+    A chat model's own first token is followed by a role and by nothing else. Behind it, every eighth
+    beginning of a text is so odd to SmolLM2 that attention scores leave the range of the static shift.
+    """
+    separator = model.card.tokenizer.id_of(_SEPARATOR)
+    return model.card.plain("a").public if separator is None else (separator,)
 
 
 def _window(model: Model, asked: int | None, public: int) -> int:
