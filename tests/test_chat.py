@@ -283,7 +283,7 @@ def test_the_command_line(serving, environment):  # noqa: F811
         input="hello\n/cost\nhello\n/quit\n",
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
     )
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) >= 2 and "guesses by ngram" in done.stderr
@@ -295,7 +295,7 @@ def test_draft_flags(serving, environment, model_path):  # noqa: F811
     base = [*BASE, "generate", serving.address, "abcabcabc", "--insecure-clear", "-n", "12", "--json"]
 
     def run(*flags):
-        return subprocess.run([*base, *flags], env=environment, capture_output=True, text=True, timeout=60)
+        return subprocess.run([*base, *flags], env=environment, capture_output=True, text=True, timeout=240)
 
     import json
 
@@ -316,7 +316,7 @@ def test_demo_with_guesses(environment, model_path):  # noqa: F811
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
     )
     assert done.returncode == 0, done.stderr
     assert "guesses (" in done.stderr and "how many were right" in done.stderr

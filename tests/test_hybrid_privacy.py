@@ -134,7 +134,7 @@ def test_the_servers_process_holds_no_secret_key_and_no_token():
         public = prepared(tiny("llama")).public()
         party = HybridDataParty(EngineOptions(), public)
         _drive(SocketChannel(Role.CLIENT, client), party)
-        found = answer.get(timeout=60)
+        found = answer.get(timeout=240)
     finally:
         process.join(10)
         process.terminate()

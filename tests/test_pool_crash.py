@@ -23,7 +23,7 @@ from sottovoce.correlations.shelf import ClientShelf, ServerShelf
 from sottovoce.errors import PeerConnectionError
 from sottovoce.net import Role, SocketChannel
 
-TRIALS = 260
+KILLS = 200  # not every trial kills: a session can end before its point is reached
 WATCHED = {module.__file__ for module in (agreement, marks, pool, producer, records, shelf)}
 STREAMS = {"a": 24, "b": 16, "large": 3}
 
@@ -47,7 +47,7 @@ def play(role, sock, home, trial, kill_at):
     """One session of one party; `kill_at`: the executed line at which it kills itself, None for never."""
     if kill_at is not None:
         sys.settrace(tracer(kill_at))
-    channel = SocketChannel(role, sock, timeout=20.0)
+    channel = SocketChannel(role, sock, timeout=120.0)
     script = random.Random(trial)
     place = ClientShelf(home / "client", make=True) if role == Role.CLIENT else ServerShelf(home / "server")
     mine = place.borrow(channel)
@@ -159,8 +159,9 @@ def test_kill_at_any_point_hands_nothing_out_twice(tmp_path):
     start = time.perf_counter()
     ran(home, 2)
     duration = time.perf_counter() - start
-    killed = 0
-    for trial in range(3, 3 + TRIALS):
+    killed, trial = 0, 2
+    while killed < KILLS:
+        trial += 1
         victim, by_line = pick.randrange(2), pick.random() < 0.6
         kill_at = pick.randrange(length) if by_line else None
         delay = None if by_line else pick.uniform(0, duration)
@@ -177,7 +178,6 @@ def test_kill_at_any_point_hands_nothing_out_twice(tmp_path):
     ran(home, 20_000)
     assert_exactly_once(home)
     assert_wiped(home)
-    assert killed >= 200
 
 
 def measured_lines(tmp_path):

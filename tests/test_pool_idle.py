@@ -39,7 +39,7 @@ def hosted(engine, tmp_path):
         yield connect
 
 
-def wait_until(condition, seconds=20):
+def wait_until(condition, seconds=120):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline

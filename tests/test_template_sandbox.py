@@ -1,6 +1,5 @@
 """Chat templates come from the server and run at the client: they see little, and they end."""
 
-import time
 
 import pytest
 
@@ -25,12 +24,11 @@ ENDLESS = (
 )
 
 
+@pytest.mark.timeout(60)  # endless is what they would be
 @pytest.mark.parametrize("source", ENDLESS)
 def test_templates_end(source):
-    start = time.monotonic()
     with pytest.raises(UnsupportedModelError):
         ChatTemplate(source).render([{"role": "user", "content": "x"}])
-    assert time.monotonic() - start < 5
 
 
 def test_loops_keep_their_meaning():
