@@ -1,6 +1,5 @@
 """Chat templates come from the server and run at the client: they see little, and they end."""
 
-
 import pytest
 
 import models_common as common
