@@ -80,8 +80,12 @@ def sample(name):
             },
             "matrix": {
                 "rows": [{"batch": 64, "core_seconds": 0.1, "bytes": 1e6}],
-                "online": None,
+                "online": {"core_seconds": 2.0, "bytes": 4e7},
                 "hint": {"core_seconds": 1.0, "bytes": 2e9},
+                "crossover_tokens": {
+                    "core_seconds": {"batch": 1.5, "with_hint": 13.0},
+                    "bytes": {"batch": 0.0, "with_hint": None},
+                },
             },
             "growth": growth("none", (8, 16), 1.0),
             "he": {"ntt": PRIMITIVE, "rotate": PRIMITIVE | {"peer_s": None, "ratio": None}},

@@ -49,7 +49,7 @@ def run() -> dict[str, Any]:
 
 
 def matrix_products(
-    batches: Sequence[int] = (64, 256, 512, 2048),
+    batches: Sequence[int] = (2, 8, 32, 128, 512),
     config: Config = SMOLLM2,
     parameters: DenseParameters = DENSE,
     kernel_threads: int = 1,

@@ -136,11 +136,11 @@ def render(name: str, folder: Path) -> None:
     lines += ["## Made by", "", *(f"- {origin(run)}" for run in runs), ""]
     lines += [f"Generated from `{name}.json`; do not edit."]
     (folder / f"{name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    if name == "growth":
+    if name in ("growth", "matrix") and runs:
         from sottovoce.bench import plot
 
         try:
-            plot.growth(runs, folder / "growth.svg")
+            getattr(plot, name)(runs, folder / f"{name}.svg")
         except UsageError:
             pass  # without matplotlib the plot stays as it is
 

@@ -224,7 +224,22 @@ def matrix(runs: Sequence[Run]) -> list[str]:
         entries.append(("the hint, once for a client", run["hint"]))
         rows = [(name, number(row["core_seconds"]), megabytes(row["bytes"])) for name, row in entries]
         lines += table(("all matrices of one token", "core seconds, both parties", "MB"), rows)
-    return lines
+        lines += _crossovers(run["crossover_tokens"])
+    return [*lines, "![cost over the number of tokens](matrix.svg)", ""]
+
+
+def _crossovers(found: dict[str, dict[str, float | None]] | None) -> list[str]:
+    """From how many tokens on it pays to prepare."""
+    if found is None:
+        return []
+    rows = [
+        (
+            what,
+            *(number(v) if (v := found[key][name]) is not None else "–" for key in ("core_seconds", "bytes")),
+        )
+        for what, name in (("one prepared batch", "batch"), ("the hint as well", "with_hint"))
+    ]
+    return table(("cheaper than online from so many tokens on", "core seconds", "MB"), rows)
 
 
 def agreement(runs: Sequence[Run]) -> list[str]:
