@@ -261,7 +261,7 @@ def test_benchmark_finds_where_preparation_pays():
     # Straight lines: 3 per batch and 1 per token, against 4 online.
     rows = [{"batch": n, "core_seconds": 1 + 3 / n, "bytes": 2.0} for n in (3, 12)]
     found = crossover({"core_seconds": 10.0, "bytes": 100.0}, rows, {"core_seconds": 4.0, "bytes": 1.0})
-    assert found["core_seconds"] == {"batch": 1.0, "with_hint": 5.0}
+    assert found["core_seconds"] == {"batch": 1.0, "with_hint": 10 / 2.75}
     assert found["bytes"] == {"batch": None, "with_hint": None}
 
 

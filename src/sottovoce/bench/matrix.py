@@ -86,7 +86,7 @@ def crossover(hint: dict[str, Any], rows: list[dict[str, Any]], online: dict[str
     """From how many tokens on a prepared batch is cheaper than online products, in core seconds and in bytes.
 
     `batch`: of a single batch once the hint is there, by a straight line through the smallest and the largest
-    batch. `with_hint`: tokens after which the hint has paid for itself, in batches of the smallest size.
+    batch. `with_hint`: tokens after which the hint has paid for itself, in batches of the largest size.
     """
     small, large = rows[0], max(rows, key=lambda row: row["batch"])
     result: dict[str, Any] = {}
@@ -94,7 +94,7 @@ def crossover(hint: dict[str, Any], rows: list[dict[str, Any]], online: dict[str
         a, b = small["batch"], large["batch"]
         slope = (large[name] * b - small[name] * a) / (b - a) if b > a else small[name]
         fixed = max(0.0, (small[name] - slope) * a)
-        gain = online[name] - small[name]
+        gain = online[name] - large[name]
         result[name] = {
             "batch": fixed / (online[name] - slope) if online[name] > slope else None,
             "with_hint": hint[name] / gain if gain > 0 else None,
