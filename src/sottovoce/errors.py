@@ -10,6 +10,7 @@ SottovoceError
 ├── PeerConnectionError     exit 3: the other party cannot be reached, or is gone
 │   └── PeerGoneError
 ├── RefusedError            exit 4: a policy says no; nothing is silently downgraded
+│   ├── ServerBusyError
 │   ├── VersionMismatchError
 │   ├── ParameterMismatchError
 │   ├── ModelMismatchError
@@ -64,6 +65,14 @@ class RefusedError(SottovoceError):
     exit_code = 4
 
 
+class ServerBusyError(RefusedError):
+    """The server has no place for another session now. retry_after: seconds after which it may have one."""
+
+    def __init__(self, message: str, retry_after: int | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
 class VersionMismatchError(RefusedError):
     """The peers speak different versions of the protocol."""
 
@@ -94,6 +103,22 @@ class IntegrityError(ProtocolError):
 
 class ParameterError(SottovoceError):
     """Cryptographic parameters that are not secure, or contradict each other."""
+
+
+class MissingKeyError(ParameterError):
+    """An operation on ciphertexts needs a key that was not generated, or only for a lower level."""
+
+
+class ForeignKeyError(ParameterError):
+    """A ciphertext or key belongs to another secret key than the rest."""
+
+
+class LevelError(ParameterError):
+    """A ciphertext has no levels left for an operation, or is at the wrong one."""
+
+
+class ScaleError(ParameterError):
+    """Ciphertexts or plaintexts of different scales were to be added."""
 
 
 class RangeError(SottovoceError):

@@ -25,9 +25,21 @@ _SOURCE = (
     "classical, uniform ternary secret, as used by the lattice estimator"
 )
 
-LIMITS = tuple(
-    SecurityLimit(n, "ternary", log_qp, 128, _SOURCE)
-    for n, log_qp in ((2048, 53), (4096, 106), (8192, 214), (16384, 430), (32768, 868), (65536, 1747))
+_SPARSE_SOURCE = (
+    "no standard table covers sparse secrets; practice of published bootstrapping sets (Bossuat et al., "
+    "Bootstrapping for Approximate Homomorphic Encryption with Negligible Failure-Probability by Using "
+    "Sparse-Secret Encapsulation, ACNS 2022), hybrid dual and meet-in-the-middle attacks included"
+)
+
+# "sparse-192": 192 coefficients are ±1; "ephemeral-32": 32, the secret inside a bootstrap, under which only
+# the lowest modulus and one special prime are ever used.
+LIMITS = (
+    *(
+        SecurityLimit(n, "ternary", log_qp, 128, _SOURCE)
+        for n, log_qp in ((2048, 53), (4096, 106), (8192, 214), (16384, 430), (32768, 868), (65536, 1747))
+    ),
+    SecurityLimit(65536, "sparse-192", 1546, 128, _SPARSE_SOURCE),
+    SecurityLimit(65536, "ephemeral-32", 121, 128, _SPARSE_SOURCE),
 )
 
 
@@ -37,9 +49,9 @@ def limit(n: int, secret: str = "ternary") -> SecurityLimit:
     for row in LIMITS:
         if row.n == n and row.secret == secret:
             return row
+    degrees = ", ".join(str(row.n) for row in LIMITS if row.secret == secret)
     raise ParameterError(
-        f"the security table has no row for degree {n} with a {secret} secret: "
-        f"use a degree of {', '.join(str(row.n) for row in LIMITS)}"
+        f"the security table has no row for degree {n} with a {secret} secret: use a degree of {degrees}"
     )
 
 

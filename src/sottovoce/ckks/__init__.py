@@ -1,0 +1,61 @@
+"""CKKS: approximate arithmetic on vectors of complex numbers under encryption; the `fhe` engine's scheme.
+
+Shapes: slots are complex128 or float64 (n,), n ≤ N/2 a power of two, and stand for a vector of N/2 slots of
+period n. Slot j is the value at ζ^(5^j), ζ = exp(iπ/N). Polynomials are ``np.uint64`` (L, N) in NTT form. A
+ciphertext at *level* l has the limbs of primes q_0..q_l; every ciphertext and plaintext carries its exact
+scale (a float): phase = scale · message + error. Nothing rescales or drops levels unless it says so.
+
+    BOOT16, ENGINE16, FULL16, LEVELED13, LEVELED14, LEVELED15: Parameters (128 bits); SMALL: tests, unchecked
+    ParametersSpec(degree, primes, special, scale, secret, security).checked() -> Parameters
+      .degree .slots .levels .top .primes .special .alpha .scale .ring(level) .wide_ring(level) .digits(level)
+    chain(degree, bits) -> primes, one per entry of bits, alternating around 2^bits, all ≡ 1 mod 2N
+
+    KeyGenerator(parameters, secret=None)
+      .secret_key .public_key() .relinearization_key(level=top)
+      .galois_keys({step: level} | steps, level=top); CONJUGATE = -1 is a step too
+      .encapsulation_keys() -> EncapsulationKeys: .down (at q_0·p_0 only), .up
+    every key: .to_bytes(), .from_bytes(parameters, data), .key_id
+
+    Encoder(parameters)
+      .encode(values, level=top, scale=parameters.scale, wide=False) -> Plaintext
+      .decode(plaintext, slots=None) -> complex128 (n,)
+    Encryptor(parameters, SecretKey | PublicKey).encrypt(plaintext) -> Ciphertext
+    Decryptor(parameters, SecretKey).decrypt(ct) -> Plaintext; .decrypt_slots(ct) -> complex128 (n,)
+
+    Evaluator(parameters, relinearization_key=None, galois_keys=None)
+      add sub negate add_plain sub_plain add_scalar                   levels and scales must agree
+      mul_plain mul_scalar mul_integer mul_by_i mul square relinearize rescale drop_to match
+      rotate rotate_hoisted conjugate
+      lazily, modulo Q·P: decompose rotate_wide widen mul_plain_wide add_wide mod_down
+"""
+
+from sottovoce.ckks.ciphertext import Ciphertext, Digits, Plaintext, Wide
+from sottovoce.ckks.parameters import (
+    BOOT16,
+    ENGINE16,
+    FULL16,
+    LEVELED13,
+    LEVELED14,
+    LEVELED15,
+    SMALL,
+    Parameters,
+    ParametersSpec,
+    chain,
+)
+
+__all__ = [
+    "BOOT16",
+    "Ciphertext",
+    "Digits",
+    "ENGINE16",
+    "FULL16",
+    "LEVELED13",
+    "LEVELED14",
+    "LEVELED15",
+    "Parameters",
+    "ParametersSpec",
+    "Plaintext",
+    "SMALL",
+    "Wide",
+    "chain",
+]

@@ -1,0 +1,95 @@
+"""Plaintexts and ciphertexts: arrays with their level, exact scale and period."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from sottovoce.ckks.parameters import Parameters
+from sottovoce.errors import ParameterError
+
+Words = npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True, eq=False)
+class Plaintext:
+    """A polynomial in X^r, r = N/M, times a scale.
+
+    data: (L, M) NTT form of the polynomial in Y = X^r (every value stands for r neighbours at length N); L =
+    level + 1, or level + 1 + α if `wide` (the residues modulo the special primes follow). slots: the period n
+    of the vector, M ≥ 2n unless the plaintext is constant.
+    """
+
+    parameters: Parameters
+    data: Words = field(repr=False)
+    level: int
+    scale: float
+    slots: int
+    wide: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Ciphertext:
+    """Components c_0, c_1 (and c_2 after a product) with Σ c_i·s^i = scale·m + e modulo Q_level.
+
+    data: (S, level + 1, N) NTT form, S = 2 or 3; the last two axes are contiguous. slots: the period n of
+    the message. key_id: eight bytes that name the secret key.
+    """
+
+    parameters: Parameters
+    data: Words = field(repr=False)
+    scale: float
+    slots: int
+    key_id: bytes
+
+    @property
+    def size(self) -> int:
+        """The number of components, 2 or 3."""
+        return int(self.data.shape[0])
+
+    @property
+    def level(self) -> int:
+        """One less than the number of limbs; each rescaling takes one."""
+        return int(self.data.shape[1]) - 1
+
+    def with_slots(self, slots: int) -> Ciphertext:
+        """The same ciphertext, its message read with another period."""
+        if slots < 1 or slots & (slots - 1) or slots > self.parameters.slots:
+            raise ParameterError(f"a period is a power of two up to {self.parameters.slots}, not {slots}")
+        return replace(self, slots=slots)
+
+    def with_scale(self, scale: float) -> Ciphertext:
+        """The same ciphertext, its message divided by scale / self.scale: free."""
+        return replace(self, scale=float(scale))
+
+
+@dataclass(frozen=True, eq=False)
+class Digits:
+    """A ciphertext of two components with the digits of c_1, for any number of rotations.
+
+    data: (D, level + 1 + α, N) NTT form: digit d, centred, modulo every prime of Q·P.
+    """
+
+    ciphertext: Ciphertext
+    data: Words = field(repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Wide:
+    """A ciphertext modulo Q_level·P whose phase is P·scale·m: what lazy sums are made of.
+
+    data: (2, level + 1 + α, N) NTT form.
+    """
+
+    parameters: Parameters
+    data: Words = field(repr=False)
+    scale: float
+    slots: int
+    key_id: bytes
+
+    @property
+    def level(self) -> int:
+        """The level of the ciphertext that `Evaluator.mod_down` makes of it (before any rescaling)."""
+        return int(self.data.shape[1]) - 1 - self.parameters.alpha
