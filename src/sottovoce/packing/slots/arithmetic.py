@@ -1,0 +1,122 @@
+"""What a program on slots may do: rotate, multiply, add, evaluate a polynomial, refresh.
+
+Layouts, attention and the decoder of the `fhe` engine are written on this interface once. Three things run
+it: `PlainSlots` (numbers in NumPy: the reference, and the simulation of approximation and noise),
+`CountingSlots` (no numbers, only how many operations at which level: the planner), and the CKKS evaluator.
+
+A value is a vector of n complex slots at a level: the number of products that it can still pass. `rotate` is
+a left rotation, rotate(x, k)[j] = x[(j + k) mod n]. Products of values at different levels happen at the
+lower one.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from sottovoce.packing.slots.polynomial import Chebyshev
+
+V = TypeVar("V")
+Vector = npt.NDArray[Any]
+# A plaintext is made when it is needed: counting needs none, and a large model has too many to keep.
+Plain = Callable[[], Vector]
+
+
+def constant(values: Vector) -> Plain:
+    """A plaintext that is there already."""
+    return lambda: values
+
+
+class SlotArithmetic(ABC, Generic[V]):
+    """n slots; `top` is the level after a bootstrap."""
+
+    n: int
+    top: int
+
+    @abstractmethod
+    def level(self, x: V) -> int: ...
+
+    @abstractmethod
+    def drop(self, x: V, level: int) -> V:
+        """The same value at a lower level, where everything is cheaper. No-op if it is there already."""
+
+    @abstractmethod
+    def rotate_many(self, x: V, steps: Sequence[int]) -> list[V]:
+        """Rotations of one value; implementations share what they can. A step of 0 is free."""
+
+    @abstractmethod
+    def conjugate(self, x: V) -> V: ...
+
+    @abstractmethod
+    def times_i(self, x: V) -> V:
+        """x·i: free, no level."""
+
+    @abstractmethod
+    def add(self, x: V, y: V) -> V: ...
+
+    @abstractmethod
+    def sub(self, x: V, y: V) -> V: ...
+
+    @abstractmethod
+    def add_plain(self, x: V, p: Plain) -> V: ...
+
+    @abstractmethod
+    def sum_plain(self, terms: Sequence[tuple[V, Plain]]) -> V:
+        """Σ x·p: one level, one rescaling for all terms."""
+
+    @abstractmethod
+    def sum_products(self, terms: Sequence[tuple[V, V]]) -> V:
+        """Σ x·y: one level, one relinearisation for all terms."""
+
+    @abstractmethod
+    def polynomial(self, x: V, p: Chebyshev) -> V:
+        """p in every slot; takes p.depth levels. The real parts must lie in p's domain, the imaginary ones
+        be 0."""
+
+    @abstractmethod
+    def bootstrap(self, x: V, bound: float) -> V:
+        """x at the top level. bound: on the mean of |slots|; the refresh scales by it to stay in its
+        range."""
+
+    def rotate(self, x: V, k: int) -> V:
+        return self.rotate_many(x, [k])[0]
+
+    def mul_plain(self, x: V, p: Plain) -> V:
+        return self.sum_plain([(x, p)])
+
+    def mul(self, x: V, y: V) -> V:
+        return self.sum_products([(x, y)])
+
+    def fold(self, x: V, step: int, count: int) -> V:
+        """Σ over i < count of rotate(x, i·step); count a power of two, log2 rotations."""
+        while count > 1:
+            count //= 2
+            x = self.add(x, self.rotate(x, step * count))
+        return x
+
+    def spread(self, x: V, count: int) -> V:
+        """Copies of a value whose slots j are zero unless count divides j: to the `count` slots from j
+        on."""
+        return self.fold(x, -1, count)
+
+    def real_imaginary(self, x: V) -> tuple[V, V]:
+        """(2·Re x, 2·Im x): one conjugation. The factor stays, so that no level is spent on it."""
+        other = self.conjugate(x)
+        turned = self.times_i(self.sub(other, x))
+        return self.add(x, other), turned
+
+
+def power_of_two(value: int) -> int:
+    """The smallest power of two that is not below."""
+    return 1 << max(value - 1, 0).bit_length()
+
+
+def every(n: int, step: int, count: int | None = None, value: float = 1.0) -> Vector:
+    """`value` at the first `count` (default all) multiples of step, else 0."""
+    out = np.zeros(n)
+    out[: n if count is None else step * count : step] = value
+    return out

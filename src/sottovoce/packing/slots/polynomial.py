@@ -1,0 +1,112 @@
+"""Polynomials in Chebyshev form on an interval, and their fits to the functions of a decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from numpy.polynomial import chebyshev
+
+Array = npt.NDArray[Any]
+
+# Non-scalar products of Paterson–Stockmeyer in the Chebyshev basis, by the depth of the polynomial.
+_PRODUCTS = {1: 1, 2: 2, 3: 4, 4: 7, 5: 11, 6: 16, 7: 25, 8: 38}
+
+
+@dataclass(frozen=True)
+class Chebyshev:
+    """Σ c_k·T_k(y), y = x mapped from [low, high] to [-1, 1]. Outside the interval it explodes."""
+
+    low: float
+    high: float
+    coefficients: tuple[float, ...]
+
+    @property
+    def degree(self) -> int:
+        return len(self.coefficients) - 1
+
+    @property
+    def depth(self) -> int:
+        """Levels that an evaluation takes: 7 / 15 / 31 / 63 -> 3 / 4 / 5 / 6."""
+        return self.degree.bit_length()
+
+    @property
+    def products(self) -> int:
+        """Products of values that an evaluation takes."""
+        return _PRODUCTS[self.depth]
+
+    def __call__(self, x: Array) -> Array:
+        y = (2.0 * x - (self.low + self.high)) / (self.high - self.low)
+        return np.asarray(chebyshev.chebval(y, self.coefficients))
+
+    def scaled(self, factor: float) -> Chebyshev:
+        """factor·p(x)."""
+        return Chebyshev(self.low, self.high, tuple(c * factor for c in self.coefficients))
+
+    def stretched(self, factor: float) -> Chebyshev:
+        """p(x / factor): the same values when the argument comes multiplied."""
+        return Chebyshev(self.low * factor, self.high * factor, self.coefficients)
+
+
+def fit(
+    function: Callable[[Array], Array],
+    low: float,
+    high: float,
+    degree: int,
+    weight: Callable[[Array], Array] | None = None,
+    rounds: int = 40,
+) -> Chebyshev:
+    """The polynomial of least largest weighted error, to a few per cent.
+
+    weight: 1/|f| gives the relative error. Lawson's iteration: least squares, with more weight where the
+    error is largest.
+    """
+    count = max(16 * degree, 512)
+    y = np.cos(np.pi * (np.arange(count) + 0.5) / count)
+    x = low + (high - low) * (y + 1) / 2
+    basis, target = chebyshev.chebvander(y, degree), function(x)
+    outer = np.ones(count) if weight is None else weight(x)
+    basis, target = basis * outer[:, None], target * outer
+    inner = np.full(count, 1.0 / count)
+    best, least = np.zeros(degree + 1), np.inf
+    for _ in range(rounds):
+        root = np.sqrt(inner)
+        found = np.linalg.lstsq(basis * root[:, None], target * root, rcond=None)[0]
+        error = np.abs(basis @ found - target)
+        if error.max() < least:
+            best, least = found, float(error.max())
+        inner = inner * (error + 1e-3 * error.max() + 1e-300)
+        inner /= inner.sum()
+    return Chebyshev(low, high, tuple(float(c) for c in best))
+
+
+def exponential(low: float, degree: int, high: float = 0.0) -> Chebyshev:
+    """exp on [low, high], relative error."""
+    return fit(np.exp, low, high, degree, lambda x: np.exp(-x))
+
+
+def reciprocal(low: float, high: float, degree: int) -> Chebyshev:
+    """1/x on [low, high], relative error."""
+    return fit(lambda x: 1 / x, low, high, degree, lambda x: x)
+
+
+def inverse_root(low: float, high: float, degree: int, eps: float = 0.0) -> Chebyshev:
+    """1/√(x + eps) on [low, high], relative error."""
+    return fit(lambda x: 1 / np.sqrt(x + eps), low, high, degree, lambda x: np.sqrt(x + eps))
+
+
+def silu(bound: float, degree: int) -> Chebyshev:
+    """x·sigmoid(x) on ±bound, absolute error."""
+    return fit(lambda x: 0.5 * x * (1 + np.tanh(0.5 * x)), -bound, bound, degree)
+
+
+def gelu(bound: float, degree: int) -> Chebyshev:
+    """GELU (its tanh form) on ±bound, absolute error."""
+
+    def function(x: Array) -> Array:
+        return np.asarray(0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))))
+
+    return fit(function, -bound, bound, degree)
