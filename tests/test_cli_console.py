@@ -7,8 +7,8 @@ import pytest
 from sottovoce.cli.bench import describe
 from sottovoce.cli.console import Console, condense, format_table, ledger_rows, seconds_text, size_text
 from sottovoce.cli.errors import run_guarded
-from sottovoce.cli.explain import who_learns_what
 from sottovoce.engines.base import EngineOptions
+from sottovoce.engines.explain import who_learns_what
 from sottovoce.net import LedgerRow
 
 

@@ -6,8 +6,8 @@ import time
 import numpy as np
 import pytest
 
-from sottovoce.cli.explain import DEALER_BANNER, engine_line, what_the_server_sees
 from sottovoce.engines.base import EngineOptions
+from sottovoce.engines.explain import DEALER_BANNER, engine_line, what_the_server_sees
 from sottovoce.engines.hybrid import HybridEngine
 from sottovoce.errors import ParameterMismatchError, PeerConnectionError, PeerGoneError, ProtocolError
 from sottovoce.net.tls import Certificate

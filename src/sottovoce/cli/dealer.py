@@ -20,11 +20,11 @@ def dealer(host: str, port: int, ready_file: str | None, quiet: bool) -> None:
     """
     from pathlib import Path
 
+    from ..engines.explain import DEALER_BANNER
     from ..net.tls import Certificate
     from ..parties.dealer import Dealer
     from ..parties.paths import config_dir
     from .console import Console
-    from .explain import DEALER_BANNER
     from .serve import stop_on_signals, write_ready
 
     console = Console(quiet)

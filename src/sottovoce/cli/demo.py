@@ -135,7 +135,7 @@ def _show_received(console: Any, received: list[dict[str, Any]]) -> None:
 
 
 def _show_who_learns(console: Any, options: Any, done: Any, prompt: Any) -> None:
-    from .explain import who_learns_what
+    from ..engines.explain import who_learns_what
 
     rows = who_learns_what(options, len(prompt.public), len(prompt.private), len(done.token_ids))
     if done.usage.drafted_tokens:

@@ -127,10 +127,16 @@ def build_speculation(console: Any, flags: dict[str, Any], card: Any) -> Any:
 
 def open_client(console: Any, server: str, flags: dict[str, Any], pools: Any = None) -> Any:
     """Connect and shake hands, saying who answered and who will see what. pools: None for what is there."""
+    from ..engines.explain import (
+        CLEAR_BANNER,
+        DEALER_BANNER,
+        PLAINTEXT_BANNER,
+        engine_line,
+        what_the_server_sees,
+    )
     from ..net.tls import KnownHosts
     from ..parties import Address, CardCache, Client, Pools, Wish
     from ..parties.paths import card_cache_dir, known_hosts_path, pools_dir
-    from .explain import CLEAR_BANNER, DEALER_BANNER, PLAINTEXT_BANNER, engine_line, what_the_server_sees
 
     address = Address.parse(server)
     dealer = connector(flags["insecure_dealer"])

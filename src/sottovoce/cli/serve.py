@@ -188,10 +188,16 @@ class _Hosted:
         journal: "Journal",
         recorder: "Recorder",
     ) -> Any:
+        from ..engines.explain import (
+            CLEAR_BANNER,
+            DEALER_BANNER,
+            PLAINTEXT_BANNER,
+            engine_line,
+            what_the_server_sees,
+        )
         from ..net.tls import Certificate
         from ..parties import Server
         from ..parties.paths import server_key_dir
-        from .explain import CLEAR_BANNER, DEALER_BANNER, PLAINTEXT_BANNER, engine_line, what_the_server_sees
 
         note = self.console.note
         certificate = None if plaintext else Certificate(server_key_dir())

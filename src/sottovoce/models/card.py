@@ -55,13 +55,17 @@ class ModelCard:
             )
         return self.tokenizer_or_none
 
-    def chat(self, messages: str | Sequence[Message], *, public_system: bool = False) -> Prompt:
+    def chat(
+        self, messages: str | Sequence[Message], *, public_system: bool = False, public_messages: int = 0
+    ) -> Prompt:
         """A chat (or one user message) as tokens; the template's constant beginning is public."""
         if self.template is None:
             raise UnsupportedModelError(f"model {self.name} has no chat template; use a plain prompt")
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
-        return self.template.prompt(self.tokenizer, messages, public_system=public_system)
+        return self.template.prompt(
+            self.tokenizer, messages, public_system=public_system, public_messages=public_messages
+        )
 
     def plain(self, text: str) -> Prompt:
         """Text as it stands, behind the model's constant first token, which is public."""

@@ -9,6 +9,7 @@ its own, so even the place where the public tokens end says nothing about it.
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -65,25 +66,50 @@ class ChatTemplate:
         except Exception as error:  # a template is a program that somebody else wrote: it can fail in any way
             raise UnsupportedModelError(f"the model's chat template fails: {error}") from error
 
-    def constant_beginning(self, messages: Sequence[Message], *, public_system: bool = False) -> str:
+    def constant_beginning(
+        self, messages: Sequence[Message], *, public_system: bool = False, public_messages: int = 0
+    ) -> str:
         """The text that every chat with messages of these roles begins with.
 
-        With `public_system` the system message's text counts as constant, i.e. the user agreed to publish it.
+        With `public_system` the system message's text counts as constant, i.e. the user agreed to publish it;
+        so does the text of the first `public_messages` messages.
         """
 
         def masked(placeholder: str) -> str:
             kept = ("system",) if public_system else ()
-            return self.render([m if m["role"] in kept else {**m, "content": placeholder} for m in messages])
+            return self.render(
+                [
+                    m if m["role"] in kept or i < public_messages else {**m, "content": placeholder}
+                    for i, m in enumerate(messages)
+                ]
+            )
 
         return os.path.commonprefix([masked(placeholder) for placeholder in _PLACEHOLDERS])
 
+    def behind_answer(self, earlier: Sequence[Message], more: Sequence[Message]) -> str | None:
+        """The text from the end of an answer to `earlier` to where the answer to `more` begins.
+
+        None if the template writes earlier messages differently once more follow.
+        """
+        mark = secrets.token_hex(16)  # stands for the answer
+        rendered = self.render([*earlier, {"role": "assistant", "content": mark}, *more])
+        before, found, behind = rendered.partition(mark)
+        return behind if found and mark not in behind and before == self.render(earlier) else None
+
     def prompt(
-        self, tokenizer: Tokenizer, messages: Sequence[Message], *, public_system: bool = False
+        self,
+        tokenizer: Tokenizer,
+        messages: Sequence[Message],
+        *,
+        public_system: bool = False,
+        public_messages: int = 0,
     ) -> Prompt:
         """Tokens of a chat, split into the template's constant beginning and the private rest."""
         _check_messages(messages)
         text = self.render(messages)
-        constant = self.constant_beginning(messages, public_system=public_system)
+        constant = self.constant_beginning(
+            messages, public_system=public_system, public_messages=public_messages
+        )
         if not text.startswith(constant):
             raise UnsupportedModelError(
                 "the model's chat template changes its beginning with the message, so no part of it can be "

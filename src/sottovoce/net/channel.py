@@ -6,7 +6,7 @@ not data.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -28,11 +28,25 @@ def as_bytes(payload: Payload) -> memoryview:
     return view if view.format == "B" and view.ndim == 1 else view.cast("B")
 
 
+class Turn(Protocol):
+    """What a party holds while it computes, and gives back while it waits; see `parties.fair`."""
+
+    def pause(self) -> None:
+        """Give it back."""
+        ...
+
+    def resume(self) -> None:
+        """Wait for it."""
+        ...
+
+
 class Channel(ABC):
     """One connection to the other party. Not thread-safe: one thread owns it (`close` may come from any).
 
     `tap`, if set, is called with every payload received, before it is used: tests and `demo` look through it
-    at what this party gets to see.
+    at what this party gets to see. `tap_sent`, if set, is called with every
+    payload before it is sent: what the other party gets to see. `turn`, if set, is given back during every
+    wait for the other party.
     """
 
     is_network = True
@@ -41,12 +55,14 @@ class Channel(ABC):
         self.role = role
         self.ledger = Ledger()
         self.tap: Callable[[memoryview], None] | None = None
+        self.tap_sent: Callable[[memoryview], None] | None = None
+        self.turn: Turn | None = None
 
     def send(self, payload: Payload) -> None:
         """Send one frame. Cost: one message of len(payload) bytes."""
         view = as_bytes(payload)
         self.ledger.message(self.role, len(view))
-        self._write(view)
+        self._send(view)
 
     def recv(self, size: int) -> memoryview:
         """Receive one frame of exactly `size` bytes, as writable memory that the caller owns.
@@ -83,7 +99,7 @@ class Channel(ABC):
             self.ledger.exchange(len(view), size)
         else:
             self.ledger.exchange(size, len(view))
-        self._write(view)
+        self._send(view)
         return self._received(self._read(size, size))
 
     def flush(self) -> None:  # noqa: B027  (nothing is held back by the channels that exist today)
@@ -109,6 +125,11 @@ class Channel(ABC):
     def _read(self, minimum: int, maximum: int) -> memoryview:
         """Receive one data frame of a size within the bounds."""
 
+    def _send(self, view: memoryview) -> None:
+        if self.tap_sent is not None:
+            self.tap_sent(view)
+        self._write(view)
+
     def _received(self, view: memoryview) -> memoryview:
         if self.tap is not None:
             self.tap(view)
@@ -123,4 +144,4 @@ class Channel(ABC):
         self.close()
 
 
-__all__ = ["MAX_PAYLOAD", "Channel", "Payload", "as_bytes"]
+__all__ = ["MAX_PAYLOAD", "Channel", "Payload", "Turn", "as_bytes"]

@@ -6,7 +6,6 @@ holds is computed twice. Where a template rewrites earlier turns, the longest co
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable
 
 from ..engines.base import Progress
@@ -109,16 +108,8 @@ class Conversation:
 
     def _continued(self, template: ChatTemplate, text: str) -> tuple[int, ...]:
         """The text that the template puts behind the last answer, in tokens of its own."""
-        mark = secrets.token_hex(16)  # stands for the answer, whose tokens are known already
-        *earlier, question, _ = self._said
-        stand_in: Message = {"role": "assistant", "content": mark}
-        rendered = template.render([*self._messages(), *earlier, question, stand_in, _user(text)])
-        before, found, behind = rendered.partition(mark)
-        if (
-            found
-            and mark not in behind
-            and before == template.render([*self._messages(), *earlier, question])
-        ):
+        behind = template.behind_answer([*self._messages(), *self._said[:-1]], [_user(text)])
+        if behind is not None:
             return (*self._tokens, *self.client.card.tokenizer.encode(behind))
         whole = [*self._messages(), *self._said, _user(text)]
         return self.client.card.chat(whole, public_system=bool(self._public)).tokens

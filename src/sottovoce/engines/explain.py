@@ -1,6 +1,6 @@
 """Who could learn what, in words: shown before anything private is sent."""
 
-from ..engines.base import EngineOptions
+from sottovoce.engines.base import EngineOptions
 
 CLEAR_BANNER = (
     "engine 'clear' has NO cryptography: the server sees every token. It is for comparisons, not for secrets"
