@@ -252,6 +252,7 @@ def hello(channel, **changes):
         "release": "9.9",
         "parameters": protocol_module.parameters_digest(),
         "wish": WISH,
+        "caller": {"purpose": "session", "api_key": None},
     }
     channel.send(json.dumps({**fields, **changes}).encode())
 
@@ -285,12 +286,12 @@ def test_refused_hello(open_host, changes, error):
 def test_client_refuses_a_server_of_another_version():
     """The server, too, is told why."""
     client_end, server_end = socket_pair()
-    answer = {"protocol": 2, "release": "2.0", "parameters": "", "offer": {}}
+    answer = {"protocol": 99, "release": "2.0", "parameters": "", "offer": {}}
     server_end.send(json.dumps(answer).encode())
 
     def server(channel):
         channel.recv_message(1 << 14)
-        with pytest.raises(VersionMismatchError, match="protocol version 1"):
+        with pytest.raises(VersionMismatchError, match=f"protocol version {protocol_module.PROTOCOL}"):
             channel.recv(33)
 
     def client(channel):

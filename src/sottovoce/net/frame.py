@@ -92,6 +92,7 @@ _SENDABLE = {
         errors.PeerConnectionError,
         errors.PeerGoneError,
         errors.RefusedError,
+        errors.ServerBusyError,
         errors.VersionMismatchError,
         errors.ParameterMismatchError,
         errors.ModelMismatchError,
@@ -125,7 +126,10 @@ def pack_error(error: BaseException) -> bytes:
         name, reason = "PeerGoneError", "the other side was interrupted by its user"
     else:
         name, reason = "ProtocolError", "the other side failed internally; its own log says why"
-    return json.dumps({"error": name, "reason": reason}).encode()[:MAX_ERROR_PAYLOAD]
+    fields: dict[str, object] = {"error": name, "reason": reason}
+    if isinstance(error, errors.ServerBusyError) and error.retry_after is not None:
+        fields["retry_after"] = error.retry_after
+    return json.dumps(fields).encode()[:MAX_ERROR_PAYLOAD]
 
 
 def parse_error(payload: bytes | bytearray | memoryview) -> errors.SottovoceError:
@@ -133,8 +137,12 @@ def parse_error(payload: bytes | bytearray | memoryview) -> errors.SottovoceErro
     try:
         fields = json.loads(bytes(payload).decode())
         cls, reason = _SENDABLE[fields["error"]], fields["reason"]
-        if not isinstance(reason, str):
+        after = fields.get("retry_after")
+        if not isinstance(reason, str) or not (after is None or type(after) is int and 0 <= after < 1 << 31):
             raise TypeError
     except (ValueError, KeyError, TypeError, RecursionError):
         return errors.FrameError("the other side ended the session with an unreadable error frame")
-    return cls(_printable(reason))
+    error = cls(_printable(reason))
+    if isinstance(error, errors.ServerBusyError):
+        error.retry_after = after
+    return error

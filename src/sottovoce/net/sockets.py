@@ -8,7 +8,7 @@ frames.
 import select
 import socket
 import ssl
-from time import perf_counter
+from time import monotonic, perf_counter
 
 import numpy as np
 
@@ -31,7 +31,8 @@ class SocketChannel(Channel):
     """One end of a TCP connection.
 
     `timeout`: seconds the other side may stay silent while we wait for it, None for no limit. A host that
-    vanished is noticed by TCP keepalive within about a minute.
+    vanished is noticed by TCP keepalive within about a minute. `deadline`: a moment of `time.monotonic` after
+    which no wait goes on, however often a byte arrives; None for no such moment.
     """
 
     def __init__(self, role: Role, sock: socket.socket, timeout: float | None = None) -> None:
@@ -39,6 +40,7 @@ class SocketChannel(Channel):
         sock.setblocking(False)
         _tune(sock)
         self.timeout = timeout
+        self.deadline: float | None = None
         self._sock = sock
         self._tls = isinstance(sock, ssl.SSLSocket)
         self._readable = select.poll()
@@ -110,7 +112,7 @@ class SocketChannel(Channel):
         full = len(self._early) >= _MAX_EARLY
         poller = select.poll()
         poller.register(self._sock, select.POLLOUT if full else select.POLLOUT | select.POLLIN)
-        if not poller.poll(self._milliseconds()):
+        if not self._polled(poller):
             raise self._silent()
         if not full:
             self._take_early()
@@ -186,17 +188,32 @@ class SocketChannel(Channel):
         if self._eof:
             return
         try:
-            ready = self._readable.poll(self._milliseconds())
+            ready = self._polled(self._readable)
         except ValueError as error:
             raise self._gone(error) from None
         self.ledger.waited(perf_counter() - start)
         if not ready:
             raise self._silent()
 
+    def _polled(self, poller: select.poll) -> bool:
+        """Wait, without a turn on the processor, for as long as the bounds allow."""
+        if self.turn is not None:
+            self.turn.pause()
+        try:
+            return bool(poller.poll(self._milliseconds()))
+        finally:
+            if self.turn is not None:
+                self.turn.resume()
+
     def _milliseconds(self) -> float | None:
-        return None if self.timeout is None else self.timeout * 1000
+        bounds = [] if self.timeout is None else [self.timeout]
+        if self.deadline is not None:
+            bounds.append(max(0.0, self.deadline - monotonic()))
+        return min(bounds) * 1000 if bounds else None
 
     def _silent(self) -> PeerGoneError:
+        if self.deadline is not None and monotonic() >= self.deadline:
+            return PeerGoneError("the other side was too slow to begin a session; try again")
         return PeerGoneError(
             f"the other side sent nothing for {self.timeout:g} seconds; try again with a new session"
         )

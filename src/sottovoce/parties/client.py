@@ -64,6 +64,8 @@ class Client:
         cards: CardCache | None = None,
         pools: Pools | None = None,
         dealer: Callable[[], Channel] | None = None,
+        *,
+        api_key: str | None = None,
     ) -> None:
         """Handshake over an open channel.
 
@@ -73,7 +75,7 @@ class Client:
         self.channel = channel
         self.identity = identity
         with self.ledger.phase("setup"), self.ledger.operation("handshake"):
-            self.welcome: Welcome = client_handshake(channel, wish, cards)
+            self.welcome: Welcome = client_handshake(channel, wish, cards, api_key)
             self.card = self.welcome.card
             try:
                 self._party: DataParty = make_data_party(self.welcome.options, self.welcome.public)
@@ -96,10 +98,13 @@ class Client:
         timeout: float = _CONNECT_TIMEOUT,
         pools: Pools | None = None,
         dealer: Callable[[], Channel] | None = None,
+        *,
+        api_key: str | None = None,
     ) -> "Client":
         """Connect, check the certificate, shake hands.
 
         pin: known hosts, a fingerprint, or None for no TLS at all. cards: where model cards are kept.
+        api_key: for a server that wants one; it travels inside TLS, after the certificate was checked.
         """
         sock = open_socket(address, timeout)
         identity = None
@@ -107,7 +112,7 @@ class Client:
             sock, fingerprint, first_use = wrap_client(sock, address.host, address.port, pin, timeout)
             identity = Identity(fingerprint, first_use)
         channel = SocketChannel(Role.CLIENT, sock, timeout=_HANDSHAKE_TIMEOUT)
-        client = cls(channel, wish, identity, cards, pools, dealer)
+        client = cls(channel, wish, identity, cards, pools, dealer, api_key=api_key)
         # From here on the server may compute for minutes between two frames; keepalive notices a dead host.
         channel.timeout = None
         return client
@@ -120,6 +125,11 @@ class Client:
     def length(self) -> int:
         """Tokens in the session's cache."""
         return len(self.tokens)
+
+    @property
+    def context_length(self) -> int:
+        """Tokens that the session may hold: the model's bound, or the server's."""
+        return self.welcome.context_length
 
     def setup(self, progress: Progress | None = None) -> None:
         """Exchange keys and base OTs: once a session."""
@@ -136,9 +146,9 @@ class Client:
 
     def prepare_step(self, tokens: int, progress: Progress | None = None) -> bool:
         """A part of it, some seconds long; whether more is left."""
-        limit = self.card.config.context_length
+        limit = self.context_length
         if not 1 <= tokens <= limit:
-            raise UsageError(f"tokens are prepared for up to the model's context of {limit}, not {tokens}")
+            raise UsageError(f"tokens are prepared for up to the session's context of {limit}, not {tokens}")
         with self.ledger.phase("prepare"):
             self._order(Command(Verb.PREPARE, tokens))
             try:
@@ -219,10 +229,10 @@ class Client:
         self.close(error)
 
     def _check_room(self, tokens: int) -> None:
-        if self.length + tokens > self.card.config.context_length:
+        if self.length + tokens > self.context_length:
             raise PromptTooLongError(
                 f"{self.length + tokens} tokens do not fit the model's context of "
-                f"{self.card.config.context_length}; use a shorter prompt or ask for fewer new tokens"
+                f"{self.context_length} at this server; use a shorter prompt or ask for fewer new tokens"
             )
 
     def _order(self, command: Command) -> None:

@@ -76,7 +76,7 @@ class Completion:
 
 def check_room(client: Client, prompt: Prompt, options: GenerationOptions) -> None:
     """PromptTooLongError unless prompt and answer fit the model's context. Nothing is sent."""
-    limit = client.card.config.context_length
+    limit = client.context_length
     needed = client.length + len(prompt) + options.max_tokens
     if needed > limit:
         raise PromptTooLongError(

@@ -24,7 +24,7 @@ class IdleFiller:
         self._thread: Thread | None = None
 
     def __enter__(self) -> "IdleFiller":
-        room = self.client.card.config.context_length - self.client.length
+        room = self.client.context_length - self.client.length
         wanted = min(self.tokens, room)
         if self.client.has_pool and wanted > 0:
             self._thread = Thread(target=self._fill, args=(wanted,), name="idle-filler", daemon=True)

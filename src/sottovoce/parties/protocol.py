@@ -2,23 +2,25 @@
 
     client                                   server
     hello    protocol, wanted engine,   -->  refuses, or
-             wanted model               <--  welcome  options, public description, model card
+             wanted model, API key      <--  welcome  options, public description, model card
     accept   digest of what was agreed  -->  compares
                                         <--  model card (tokenizer, chat template), if the client has not
                                         got it
 
-then, as often as the client likes, one command before each engine call; the engines' own messages follow it.
+A client that only wants to see the offer, `verify`, leaves after the welcome. The others may come back to a
+saved session (`resume.py`); then, as often as the client likes, one command before each engine call; the
+engines' own messages follow it.
 
-Everything the handshake carries is public. A peer that wants something else is refused with the reason, on
-both sides; nothing falls back to a weaker choice.
+Everything the handshake carries but the API key is public. A peer that wants something else is refused with
+the reason, on both sides; nothing falls back to a weaker choice.
 """
 
 import hashlib
 import json
 import re
 import struct
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
@@ -41,7 +43,7 @@ from ..ring import primes
 
 # Counts changes of the handshake, the commands, and the engines' messages: two releases with the same
 # number work together.
-PROTOCOL = 1
+PROTOCOL = 2
 
 MAX_HELLO = 1 << 14
 MAX_WELCOME = 1 << 20
@@ -73,42 +75,85 @@ class Wish:
 
 
 @dataclass(frozen=True)
+class Caller:
+    """Who asks the server, and for what. purpose: 'session', or 'describe' for the offer alone."""
+
+    purpose: str = "session"
+    api_key: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
 class Welcome:
-    """What the server offers: the options, the engine's public description, the model's card."""
+    """What the server offers: the options, the engine's public description, the model's card.
+
+    context: tokens that a session may hold, None for the model's own bound.
+    """
 
     options: EngineOptions
     public: dict[str, Any]
     card: ModelCard
+    context: int | None = None
+
+    @property
+    def context_length(self) -> int:
+        """Tokens that a session may hold."""
+        own = self.card.config.context_length
+        return own if self.context is None else min(own, self.context)
 
     def digest(self) -> bytes:
         return _agreement(self.options, self.public, self.card.digest)
 
 
-def client_handshake(channel: Channel, wish: Wish, cards: "CardCache | None" = None) -> Welcome:
-    """The client's side. Raises the RefusedError that fits; the server gets the same reason. Cost: 4
-    messages.
-    """
+@dataclass(frozen=True)
+class Offer:
+    """A server's welcome before its model card is there: what `sottovoce verify` shows."""
+
+    options: EngineOptions
+    public: dict[str, Any]
+    model: str  # commitment to the weights
+    card: str  # digest of the card
+    context: int | None
+    release: str
+
+
+def ask_offer(channel: Channel, wish: Wish, caller: Caller) -> Offer:
+    """The client's first message and the server's answer. Nothing is accepted by it. Cost: 2 messages."""
     hello = {
         "protocol": PROTOCOL,
         "release": __version__,
         "parameters": parameters_digest(),
         "wish": asdict(wish),
+        "caller": asdict(caller),
     }
     channel.send(json.dumps(hello).encode())
+    fields = _load(channel.recv_message(MAX_WELCOME), {"protocol", "release", "parameters", "offer"})
+    _check_peer(fields)
+    offer = _entries(fields["offer"], {"options", "public", "model", "card", "context"})
+    options = _entries(offer["options"], {"engine", "kv", "arithmetic", "correlations"})
+    strings, context = (*options.values(), offer["model"], offer["card"]), offer["context"]
+    if not all(isinstance(value, str) for value in strings):
+        raise ProtocolError("the server's handshake is malformed")
+    if not (context is None or (type(context) is int and context >= 1)):
+        raise ProtocolError("the server's handshake is malformed")
+    release = f"{fields['release']!s:.40}"
+    public = _object(offer["public"])
+    return Offer(EngineOptions(**options), public, offer["model"], offer["card"], context, release)
+
+
+def client_handshake(
+    channel: Channel, wish: Wish, cards: "CardCache | None" = None, api_key: str | None = None
+) -> Welcome:
+    """The client's side. Raises the RefusedError that fits; the server gets the same reason. Cost: 4
+    messages.
+    """
     try:
-        fields = _load(channel.recv_message(MAX_WELCOME), {"protocol", "release", "parameters", "offer"})
-        _check_peer(fields)
-        offer = _entries(fields["offer"], {"options", "public", "model", "card"})
-        options = _entries(offer["options"], {"engine", "kv", "arithmetic", "correlations"})
-        if not all(isinstance(value, str) for value in (*options.values(), offer["model"], offer["card"])):
-            raise ProtocolError("the server's handshake is malformed")
-        agreed, public = EngineOptions(**options), _object(offer["public"])
-        _check_wish(wish, agreed, offer["model"])
-        card = None if cards is None else cards.load(offer["card"])
-        channel.send(_ACCEPT.pack(_agreement(agreed, public, offer["card"]), card is None))
+        offer = ask_offer(channel, wish, Caller(api_key=api_key))
+        _check_wish(wish, offer.options, offer.model)
+        card = None if cards is None else cards.load(offer.card)
+        channel.send(_ACCEPT.pack(_agreement(offer.options, offer.public, offer.card), card is None))
         if card is None:
             card = ModelCard.from_bytes(channel.recv_message(MAX_CARD))
-        if card.digest != offer["card"] or card.model_digest != offer["model"]:
+        if card.digest != offer.card or card.model_digest != offer.model:
             raise ModelMismatchError(
                 "the server sent another model card than it announced; do not trust this server"
             )
@@ -117,27 +162,39 @@ def client_handshake(channel: Channel, wish: Wish, cards: "CardCache | None" = N
     except Exception as error:
         channel.abort(error)
         raise
-    return Welcome(agreed, public, card)
+    return Welcome(offer.options, offer.public, card, offer.context)
 
 
-def server_handshake(channel: Channel, welcome: Welcome) -> None:
-    """The server's side; on a mismatch both sides get the reason."""
-    fields = _load(channel.recv_message(MAX_HELLO), {"protocol", "release", "parameters", "wish"})
+def server_handshake(
+    channel: Channel, welcome: Welcome, admit: Callable[[Caller], int | None] = lambda caller: None
+) -> bool:
+    """The server's side; on a mismatch both sides get the reason. False if the client wants no session.
+
+    admit: called with who asks before anything is offered; raises a RefusedError, or returns how many tokens
+    the session may hold (None: the model's bound).
+    """
+    keys = {"protocol", "release", "parameters", "wish", "caller"}
+    fields = _load(channel.recv_message(MAX_HELLO), keys)
     _check_peer(fields)
+    caller = _caller(fields["caller"])
     wish = _entries(fields["wish"], {"engine", "kv", "arithmetic", "correlations", "model"})
     named = [wish["engine"], wish["correlations"], *(value for value in wish.values() if value is not None)]
     if not all(isinstance(value, str) for value in named):
         raise ProtocolError("the client's handshake is malformed")
     card = welcome.card
-    _check_wish(Wish(**wish), welcome.options, card.model_digest)
+    if caller.purpose == "session":
+        _check_wish(Wish(**wish), welcome.options, card.model_digest)
     offer = {
         "options": asdict(welcome.options),
         "public": welcome.public,
         "model": card.model_digest,
         "card": card.digest,
+        "context": admit(caller),
     }
     mine = {"protocol": PROTOCOL, "release": __version__, "parameters": parameters_digest(), "offer": offer}
     channel.send(json.dumps(mine).encode())
+    if caller.purpose == "describe":
+        return False
     agreed, wants_card = _ACCEPT.unpack(channel.recv(_ACCEPT.size))
     if agreed != welcome.digest():
         raise ParameterMismatchError(
@@ -145,6 +202,15 @@ def server_handshake(channel: Channel, welcome: Welcome) -> None:
         )
     if wants_card:
         channel.send(card.to_bytes())
+    return True
+
+
+def _caller(value: Any) -> Caller:
+    fields = _entries(value, {"purpose", "api_key"})
+    purpose, api_key = fields["purpose"], fields["api_key"]
+    if purpose not in ("session", "describe") or not (api_key is None or isinstance(api_key, str)):
+        raise ProtocolError("the client's handshake is malformed")
+    return Caller(purpose, api_key)
 
 
 class CardCache:

@@ -7,16 +7,17 @@ from collections.abc import Callable
 from threading import Event, Lock, Thread
 
 from ..engines.base import ModelParty
-from ..errors import PeerConnectionError, RefusedError, UsageError
+from ..errors import PeerConnectionError, UsageError
 from ..net import Channel, Role, SocketChannel
 from ..net.tls import wrap_server
+from .admission import Admission
+from .fair import FairGate
+from .observer import Observer
 from .protocol import Welcome
 from .session import ServerSession, SessionReport
 
 _POLL = 0.25
 _HANDSHAKE_TIMEOUT = 15.0
-# A client that is silent this long inside a protocol step is taken for dead.
-_STEP_TIMEOUT = 600.0
 
 Tap = Callable[[str, memoryview], None]
 
@@ -42,11 +43,17 @@ class Server:
         on_open: Callable[[ServerSession], None] = lambda session: None,
         on_close: Callable[[SessionReport], None] = lambda report: None,
         tap: Tap | None = None,
+        admission: Admission | None = None,
+        observer: Observer | None = None,
+        gate: FairGate | None = None,
     ) -> None:
+        """admission: instead of `max_sessions` places for everybody and no queue. gate: how many sessions
+        compute at the same time; None leaves it to the operating system."""
         self._open_party = open_party
         self._welcome = welcome
         self._tls = tls
-        self._max_sessions = max_sessions
+        self.admission = Admission(max_sessions) if admission is None else admission
+        self._observer, self._gate = observer or Observer(), gate
         self._idle_timeout = idle_timeout
         self._on_open, self._on_close, self._tap = on_open, on_close, tap
         self._stopping = Event()
@@ -76,7 +83,7 @@ class Server:
                     # others.
                     time.sleep(_POLL)
                     continue
-                if self.sessions >= 4 * self._max_sessions:
+                if self.sessions >= 4 * (self.admission.places + self.admission.waiting):
                     # Not even a handshake: connections that never get to one must not pile up threads.
                     sock.close()
                     continue
@@ -89,6 +96,7 @@ class Server:
     def stop(self) -> None:
         """Accept nothing more; idle sessions end at once, busy ones after the token they are at."""
         self._stopping.set()
+        self.admission.close()
 
     def wait(self, grace: float) -> bool:
         """After `stop`: give sessions `grace` seconds, then cut them. Whether all ended by themselves."""
@@ -130,17 +138,13 @@ class Server:
             if self._tls is not None:
                 sock = wrap_server(sock, self._tls)
             channel = SocketChannel(Role.SERVER, sock, timeout=_HANDSHAKE_TIMEOUT)
+            # However slowly its bytes drip, a connection gets to its session in time or ends.
+            channel.deadline = time.monotonic() + _HANDSHAKE_TIMEOUT + self.admission.patience
             with self._lock:
                 self._channels[me] = channel
-                full = len(self._channels) > self._max_sessions
-            if full:
-                channel.abort(
-                    RefusedError(f"the server is full ({self._max_sessions} sessions); try again later")
-                )
-                return
             self._run(channel, peer)
         except PeerConnectionError as error:
-            self._on_close(SessionReport(id="-", peer=peer, ended=str(error)))
+            self._closed(SessionReport(id="-", peer=peer, ended=str(error)))
         finally:
             with self._lock:
                 del self._channels[me]
@@ -153,13 +157,15 @@ class Server:
             peer=peer,
             idle_timeout=self._idle_timeout,
             stopping=self._stopping,
+            admission=self.admission,
+            observer=self._observer,
+            turn=None if self._gate is None else self._gate.member(),
         )
         tap = self._tap
         if tap is not None:
             channel.tap = lambda view: tap(session.report.id, view)
+        self._closed(session.run(self._on_open))
 
-        def ready(opened: ServerSession) -> None:
-            channel.timeout = _STEP_TIMEOUT
-            self._on_open(opened)
-
-        self._on_close(session.run(ready))
+    def _closed(self, report: SessionReport) -> None:
+        self._observer.closed(report)
+        self._on_close(report)

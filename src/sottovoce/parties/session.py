@@ -5,17 +5,22 @@ import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from threading import Event
 from typing import Any
 
 from ..engines.base import ModelParty
 from ..errors import PeerGoneError, PoolFullError, ProtocolError, SottovoceError
-from ..net import Channel, Role
-from .protocol import MAX_COMMAND, MAX_VERIFY, Command, Verb, Welcome, server_handshake
+from ..net import Channel, Role, SocketChannel
+from ..net.channel import Turn
+from .admission import Account, Admission
+from .observer import Observer
+from .protocol import MAX_COMMAND, MAX_VERIFY, Caller, Command, Verb, Welcome, server_handshake
 
 _POLL = 0.25
+# A client that is silent this long inside a protocol step is taken for dead.
+_STEP_TIMEOUT = 600.0
 
 
 @dataclass
@@ -24,6 +29,7 @@ class SessionReport:
 
     id: str
     peer: str
+    account: str = ""  # name of the API key, or the client's address
     ended: str = "client left"
     private_tokens: int = 0
     public_tokens: int = 0
@@ -45,31 +51,29 @@ class ServerSession:
         peer: str = "",
         idle_timeout: float = 1800.0,
         stopping: Event | None = None,
+        admission: Admission | None = None,
+        observer: Observer | None = None,
+        turn: Turn | None = None,
     ) -> None:
+        """admission: who gets a place, None for everybody. turn: this session's on the processors."""
         self.channel = channel
+        self._admission, self._observer, self._turn = admission, observer or Observer(), turn
         self.report = SessionReport(id=secrets.token_hex(4), peer=peer)
         self._open_party = open_party
         self._welcome = welcome
         self._idle_timeout = idle_timeout
         self._stopping = stopping or Event()
         self._length = 0
-        config = welcome.card.config
-        self._limit, self._vocab = config.context_length, config.vocab_size
+        self._limit, self._vocab = welcome.context_length, welcome.card.config.vocab_size
 
     def run(self, on_ready: Callable[["ServerSession"], None] = lambda session: None) -> SessionReport:
         """Serve until the client ends the session or something fails; never raises. `on_ready`: after
         setup.
         """
         start, cpu = time.monotonic(), time.thread_time()
-        party: ModelParty | None = None
         try:
-            with self.channel.ledger.phase("setup"):
-                with self.channel.ledger.operation("handshake"):
-                    server_handshake(self.channel, self._welcome)
-                party = self._open_party()
-                party.setup(self.channel)
-            on_ready(self)
-            self._obey(party)
+            with ExitStack() as held:
+                self._serve(held, on_ready)
         except SottovoceError as error:
             self.report.ended = f"{type(error).__name__}: {error}"
             self.channel.abort(error)
@@ -78,14 +82,50 @@ class ServerSession:
             self.report.ended = f"internal error ({type(error).__name__} in {_where(error)})"
             self.channel.abort(error)
         finally:
-            if party is not None:
-                party.close()
             self.channel.close()
             self.report.seconds = time.monotonic() - start
             self.report.cpu_seconds = time.thread_time() - cpu
             self.report.peak_memory_bytes = peak_memory_bytes()
             self.report.ledger = self.channel.ledger.to_json()
         return self.report
+
+    def _serve(self, held: ExitStack, on_ready: Callable[["ServerSession"], None]) -> None:
+        """All of it. held: what is given back at the end, the last thing first."""
+        ledger = self.channel.ledger
+        with ledger.phase("setup"), ledger.operation("handshake"):
+            if not server_handshake(self.channel, self._welcome, lambda caller: self._admit(held, caller)):
+                self.report.ended = "described"
+                return
+        self._take_turns(held)
+        with ledger.phase("setup"):
+            party = self._open_party()
+            held.callback(party.close)
+            party.setup(self.channel)
+        on_ready(self)
+        self._observer.opened(self)
+        self._obey(party)
+
+    def _admit(self, held: ExitStack, caller: Caller) -> int | None:
+        """A place for this client, held to the end; tokens that its session may hold."""
+        if self._admission is None:
+            return self._welcome.context
+        account = self._admission.account(caller.api_key, self.report.peer.rpartition(":")[0])
+        self.report.account = account.name
+        if caller.purpose == "session":
+            held.enter_context(self._admission.place(account))
+        return self._bounded(self._admission, account)
+
+    def _bounded(self, admission: Admission, account: Account) -> int:
+        self._limit = admission.context_for(account, self._limit)
+        return self._limit
+
+    def _take_turns(self, held: ExitStack) -> None:
+        if isinstance(self.channel, SocketChannel):
+            self.channel.timeout, self.channel.deadline = _STEP_TIMEOUT, None
+        if self._turn is not None:
+            self._turn.resume()
+            held.callback(self._turn.pause)
+            self.channel.turn = self._turn
 
     def _obey(self, party: ModelParty) -> None:
         while True:
@@ -96,12 +136,26 @@ class ServerSession:
             if command.verb == Verb.END:
                 return
             self._check(command)
+            before, start, length = self.channel.ledger.total(), time.perf_counter(), self._length
             with self._phase(command, len(raw)):
                 self._execute(party, command)
+            cost = self.channel.ledger.total()
+            cost.add(before, -1)
+            grown = max(0, self._length - length)
+            self._observer.step(self, command.verb, grown, time.perf_counter() - start, cost)
 
     def _wait(self) -> None:
         """Until the client wants something. A stopping server or a silent client ends the session here."""
         deadline = time.monotonic() + self._idle_timeout
+        if self._turn is not None:
+            self._turn.pause()
+        try:
+            self._wait_until(deadline)
+        finally:
+            if self._turn is not None:
+                self._turn.resume()
+
+    def _wait_until(self, deadline: float) -> None:
         while not self.channel.wait(_POLL):
             if self._stopping.is_set():
                 raise PeerGoneError("the server is shutting down; connect again later")
@@ -127,7 +181,9 @@ class ServerSession:
         grown = {Verb.PREFILL: command.n + len(public), Verb.DECODE: 1, Verb.VERIFY: command.n}
         grows = grown.get(command.verb, 0)
         if self._length + grows > self._limit:
-            raise ProtocolError(f"{self._length + grows} tokens exceed the model's context of {self._limit}")
+            raise ProtocolError(
+                f"{self._length + grows} tokens exceed this session's context of {self._limit}"
+            )
         if command.verb == Verb.PREPARE and not 1 <= command.n <= self._limit:
             raise ProtocolError(f"tokens are prepared for up to the model's context of {self._limit}")
         if command.verb == Verb.TRUNCATE and command.n > self._length:
