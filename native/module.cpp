@@ -18,4 +18,6 @@ NB_MODULE(_native, m) {
     register_field_matmul(m);
     register_bgv(m);
     register_dense(m);
+    register_ckks(m);
+    register_recycle(m);
 }

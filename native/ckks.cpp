@@ -1,0 +1,291 @@
+// Kernels of CKKS: hybrid key switching in its three steps, with keys whose uniform half is expanded on the fly. Inner
+// loops are in ckks_portable.cpp and ckks_avx512.cpp; those that BGV has too are taken from there.
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "aes.h"
+#include "bgv_kernels.h"
+#include "ckks_kernels.h"
+#include "module.h"
+#include "ring.h"
+
+namespace {
+
+// Rows of n words next to each other in the last two axes; leading axes may be strided (a ciphertext of a lower level).
+using View = nb::ndarray<const u64, nb::device::cpu>;
+using Bytes = nb::ndarray<const std::uint8_t, nb::c_contig, nb::device::cpu>;
+
+constexpr std::size_t kSeed = 16;                 // bytes of an expansion key
+constexpr u64 kRetry = u64{1} << 32;              // blocks between the words of one attempt and those of the next
+
+void require(bool ok, const char* what) {
+    if (!ok) throw std::invalid_argument(what);
+}
+
+bool rows_contiguous(const View& x) {
+    const std::size_t d = x.ndim();
+    return (x.shape(d - 1) == 1 || x.stride(d - 1) == 1) &&
+           (x.shape(d - 2) == 1 || x.stride(d - 2) == static_cast<i64>(x.shape(d - 1)));
+}
+
+u64* scratch(std::size_t words) {  // of the calling thread, kept: fresh pages would cost more than the work on them
+    thread_local AlignedWords held;
+    if (held.size() < words) held = AlignedWords(words);
+    return held.data();
+}
+
+std::vector<Modulus> moduli_of(const Ring& r, std::size_t first, std::size_t last) {
+    std::vector<Modulus> out;
+    for (std::size_t l = first; l < last; ++l) {
+        require(r.limbs[l]->m.bits <= 50, "key switching takes primes below 2^50");
+        out.push_back(r.limbs[l]->m);
+    }
+    return out;
+}
+
+std::size_t chunk_of(std::size_t n) { return std::min(n, kConvertChunk); }
+
+// One row of a conversion: y and v are complete.
+void convert_row(const CkksKernels& k, const BaseConversion& c, std::size_t target, const u64* y, const u64* v, u64* out,
+                 std::size_t n) {
+    const std::size_t step = chunk_of(n);
+    const u64* w = c.weights.data() + target * c.terms();
+    for (std::size_t at = 0; at < n; at += step)
+        k.convert(c.to[target], w, c.from.size(), y + at, n, v + at, out + at, step);
+}
+
+void overflow_row(const CkksKernels& k, const BaseConversion& c, const u64* y, u64* v, std::size_t n) {
+    const std::size_t step = chunk_of(n);
+    for (std::size_t at = 0; at < n; at += step) k.overflow(c, y + at, n, v + at, step);
+}
+
+// NTT form modulo p_i -> y_i = coefficients times (P/p_i)^-1.
+void to_fractions(const Ring& r, std::size_t limb, const BaseConversion::From& from, const u64* x, u64* y) {
+    const RingKernels& k = ring_kernels(from.m);
+    std::memcpy(y, x, r.n * sizeof(u64));
+    k.intt(y, *r.limbs[limb]);
+    k.mul_scalar(from.m, y, from.scale, y, r.n);
+}
+
+// x: (L, N) NTT form, the component to be switched. out: (D, L + K, N): digit d is x modulo the primes [d alpha, (d+1) alpha),
+// centred, modulo every prime of the ring (L chain primes, then K special ones).
+void decompose(const Ring& r, View x, std::size_t alpha, Words out, int threads) {
+    require(x.ndim() == 2 && x.shape(1) == r.n && rows_contiguous(x) && x.shape(0) < r.size() && alpha > 0,
+            "ckks_decompose: expected x (L, N), contiguous, and a ring with special primes");
+    const std::size_t limbs = x.shape(0), all = r.size(), n = r.n, digits = (limbs + alpha - 1) / alpha;
+    require(out.ndim() == 3 && out.shape(0) == digits && out.shape(1) == all && out.shape(2) == n,
+            "ckks_decompose: expected out (D, L + K, N)");
+    const CkksKernels& k = ckks_kernels(50, n);
+    const auto to = moduli_of(r, 0, all);
+    std::vector<BaseConversion> conversions;
+    for (std::size_t d = 0; d < digits; ++d)
+        conversions.emplace_back(moduli_of(r, d * alpha, std::min(limbs, (d + 1) * alpha)), to);
+    const u64* in = x.data();
+    u64* res = out.data();
+    nb::gil_scoped_release release;
+    u64* y = scratch((limbs + digits) * n);
+    u64* v = y + limbs * n;
+    parallel_for(limbs, threads, [&](std::size_t l) {
+        to_fractions(r, l, conversions[l / alpha].from[l % alpha], in + l * n, y + l * n);
+    });
+    parallel_for(digits, threads, [&](std::size_t d) { overflow_row(k, conversions[d], y + d * alpha * n, v + d * n, n); });
+    parallel_for(digits * all, threads, [&](std::size_t task) {
+        const std::size_t d = task / all, t = task % all;
+        u64* row = res + task * n;
+        if (t < limbs && t / alpha == d) {  // modulo its own primes the digit is x itself
+            std::memcpy(row, in + t * n, n * sizeof(u64));
+            return;
+        }
+        convert_row(k, conversions[d], t, y + d * alpha * n, v + d * n, row, n);
+        ring_kernels(to[t]).ntt(row, *r.limbs[t]);
+    });
+}
+
+// Uniform residues of positions [begin, begin + n) under an AES-128 key: word i of counter blocks 0, 1, ... modulo q, or, if
+// it lies in the last incomplete multiple of q below 2^64, word i of the blocks kRetry further, and so on.
+struct Expansion {
+    const Modulus& m;
+    const CkksKernels& k;
+    const std::uint8_t* key;
+
+    static void words(const std::uint8_t* key, u64 block, u64* out, std::size_t n) {
+        aes_kernels().ctr(key, 1, block, n / 2, reinterpret_cast<std::uint8_t*>(out));
+    }
+    u64 again(std::size_t i) const {
+        const u64 last = m.inv64 * m.q;
+        for (u64 attempt = 1;; ++attempt) {
+            u64 pair[2];
+            words(key, attempt * kRetry + i / 2, pair, 2);
+            if (pair[i % 2] < last) return m.reduce64(pair[i % 2]);
+        }
+    }
+    void fill(std::size_t begin, u64* out, std::size_t n) const {
+        alignas(64) u64 raw[kConvertChunk];
+        words(key, begin / 2, raw, n);
+        if (!k.reduce_words(m, raw, out, n)) return;
+        const u64 last = m.inv64 * m.q;
+        for (std::size_t i = 0; i < n; ++i)
+            if (raw[i] >= last) out[i] = again(begin + i);
+    }
+};
+
+// keys: (R, 16), out: (R, N); row r modulo primes[r mod count].
+void expand(Bytes keys, const std::vector<u64>& primes, Words out, int threads) {
+    require(keys.ndim() == 2 && keys.shape(1) == kSeed && out.ndim() == 2 && out.shape(0) == keys.shape(0) &&
+                !primes.empty() && out.shape(1) % 2 == 0 && (out.shape(1) & (out.shape(1) - 1)) == 0,
+            "ckks_expand: expected keys (R, 16) and out (R, N), N a power of two");
+    std::vector<Modulus> moduli;
+    for (u64 q : primes) {
+        require(q > 2 && q < u64{1} << 50, "ckks_expand: every prime must be below 2^50");
+        moduli.emplace_back(q);
+    }
+    const std::size_t rows = keys.shape(0), n = out.shape(1), step = chunk_of(n);
+    const CkksKernels& k = ckks_kernels(50, n);
+    const std::uint8_t* key = keys.data();
+    u64* res = out.data();
+    nb::gil_scoped_release release;
+    parallel_for(rows, threads, [&](std::size_t r) {
+        const Expansion e{moduli[r % moduli.size()], k, key + r * kSeed};
+        for (std::size_t at = 0; at < n; at += step) e.fill(at, res + r * n + at, step);
+    });
+}
+
+// digits: (D, L + K, N) at a level of L chain primes. b: (D', L' + K, N), the key's stored half at level L' >= L. a: keys of
+// its uniform half, (D', L' + K, 16). out: (2, L + K, N) = (accumulate ? out : 0) + sum_d digit_d * (b_d, a_d).
+void key_product(const Ring& r, Source digits, Source b, Bytes a, std::size_t special, bool accumulate, Words out, int threads) {
+    require(digits.ndim() == 3 && digits.shape(1) == r.size() && digits.shape(2) == r.n && special < r.size(),
+            "ckks_key_product: expected digits (D, L + K, N)");
+    const std::size_t count = digits.shape(0), all = r.size(), n = r.n, limbs = all - special;
+    require(b.ndim() == 3 && b.shape(0) >= count && b.shape(1) >= all && b.shape(2) == n,
+            "ckks_key_product: the key is of a lower level than the digits");
+    const std::size_t rows = b.shape(1);
+    require(a.ndim() == 3 && a.shape(0) == b.shape(0) && a.shape(1) == rows && a.shape(2) == kSeed,
+            "ckks_key_product: expected one expansion key for every row of the key");
+    require(out.ndim() == 3 && out.shape(0) == 2 && out.shape(1) == all && out.shape(2) == n,
+            "ckks_key_product: expected out (2, L + K, N)");
+    const auto moduli = moduli_of(r, 0, all);
+    const BgvKernels& dots = bgv_kernels(50, n);
+    const CkksKernels& k = ckks_kernels(50, n);
+    const std::size_t step = chunk_of(n);
+    const u64 *in = digits.data(), *half = b.data();
+    const std::uint8_t* seeds = a.data();
+    u64* res = out.data();
+    nb::gil_scoped_release release;
+    parallel_for(all, threads, [&](std::size_t t) {
+        const std::size_t row = t < limbs ? t : rows - all + t;
+        AlignedWords uniform(count * step);
+        for (std::size_t at = 0; at < n; at += step) {
+            for (std::size_t d = 0; d < count; ++d)
+                Expansion{moduli[t], k, seeds + (d * rows + row) * kSeed}.fill(at, uniform.data() + d * step, step);
+            const u64* digit = in + t * n + at;
+            dots.dot(moduli[t], {digit, all * n, half + row * n + at, rows * n, res + t * n + at, count, step, accumulate});
+            dots.dot(moduli[t], {digit, all * n, uniform.data(), step, res + (all + t) * n + at, count, step, accumulate});
+        }
+    });
+}
+
+// x: (C, kept + dropped, N) NTT form modulo the primes of the ring, in this order -> out (C, kept, N): x divided by the product
+// of the dropped primes and rounded, plus `more` (C', kept, N) on the first C' components, then X -> X^element.
+void mod_down(const Ring& r, View x, View more, u64 element, Words out, int threads) {
+    require(x.ndim() == 3 && x.shape(1) == r.size() && x.shape(2) == r.n && rows_contiguous(x) && out.ndim() == 3 &&
+                out.shape(0) == x.shape(0) && out.shape(1) < r.size() && out.shape(1) > 0 && out.shape(2) == r.n,
+            "ckks_mod_down: expected x (C, L + K, N) and out (C, L, N)");
+    const std::size_t parts = x.shape(0), all = r.size(), kept = out.shape(1), dropped = all - kept, n = r.n;
+    const std::size_t extra = more.ndim() == 3 ? more.shape(0) : 0;
+    require(!extra || (extra <= parts && more.shape(1) == kept && more.shape(2) == n && rows_contiguous(more)),
+            "ckks_mod_down: expected more (C' <= C, L, N)");
+    const auto positions = element == 1 ? nullptr : automorphism_positions(r.n, element);
+    const BaseConversion c(moduli_of(r, kept, all), moduli_of(r, 0, kept));
+    std::vector<u64> inverses;
+    for (std::size_t l = 0; l < kept; ++l) inverses.push_back(c.to[l].inverse(c.to[l].neg(c.weights[l * c.terms() + dropped])));
+    const CkksKernels& k = ckks_kernels(50, n);
+    const BgvKernels& bgv = bgv_kernels(50, n);
+    const u64 *in = x.data(), *plus = extra ? more.data() : nullptr;
+    const std::size_t stride = parts > 1 ? static_cast<std::size_t>(x.stride(0)) : 0;
+    const std::size_t plus_stride = extra > 1 ? static_cast<std::size_t>(more.stride(0)) : 0;
+    u64* res = out.data();
+    nb::gil_scoped_release release;
+    u64* y = scratch(parts * (dropped + 1) * n);
+    u64* v = y + parts * dropped * n;
+    parallel_for(parts * dropped, threads, [&](std::size_t task) {
+        const std::size_t part = task / dropped, i = task % dropped;
+        to_fractions(r, kept + i, c.from[i], in + part * stride + (kept + i) * n, y + task * n);
+    });
+    parallel_for(parts, threads, [&](std::size_t part) { overflow_row(k, c, y + part * dropped * n, v + part * n, n); });
+    parallel_for(parts * kept, threads, [&](std::size_t task) {
+        const std::size_t part = task / kept, l = task % kept;
+        thread_local AlignedWords turned;
+        if (positions && turned.size() < n) turned = AlignedWords(n);
+        u64* row = positions ? turned.data() : res + task * n;
+        convert_row(k, c, l, y + part * dropped * n, v + part * n, row, n);
+        ring_kernels(c.to[l]).ntt(row, *r.limbs[l]);
+        const u64* add = part < extra ? plus + part * plus_stride + l * n : nullptr;
+        bgv.sub_scale(c.to[l], in + part * stride + l * n, row, inverses[l], add, row, n);
+        if (positions) ring_kernels(c.to[l]).permute(row, positions->data(), res + task * n, n);
+    });
+}
+
+// a, b: (2, L, N) NTT form; out: (3, L, N), their product. a and b may be the same array.
+void tensor(const Ring& r, View a, View b, Words out, int threads) {
+    const auto ok = [&](const View& x) {
+        return x.ndim() == 3 && x.shape(0) == 2 && x.shape(1) == r.size() && x.shape(2) == r.n && rows_contiguous(x);
+    };
+    require(ok(a) && ok(b) && out.ndim() == 3 && out.shape(0) == 3 && out.shape(1) == r.size() && out.shape(2) == r.n,
+            "ckks_tensor: expected a, b (2, L, N) and out (3, L, N)");
+    const std::size_t n = r.n, size = r.words(), step = chunk_of(n), chunks = n / step;
+    const auto moduli = moduli_of(r, 0, r.size());
+    const BgvKernels& k = bgv_kernels(50, step);
+    const u64 *x = a.data(), *y = b.data();
+    const std::size_t sx = static_cast<std::size_t>(a.stride(0)), sy = static_cast<std::size_t>(b.stride(0));
+    u64* res = out.data();
+    nb::gil_scoped_release release;
+    parallel_for(r.size() * chunks, threads, [&](std::size_t t) {
+        const std::size_t l = t / chunks, at = l * n + t % chunks * step;
+        const auto part = [&](std::size_t u, std::size_t v, bool add) {
+            k.dot(moduli[l], {x + u * sx + at, 0, y + v * sy + at, 0, res + (u + v) * size + at, 1, step, add});
+        };
+        part(0, 0, false), part(0, 1, false), part(1, 0, true), part(1, 1, false);
+    });
+}
+
+// values: (M,) signed, times 2^shift, modulo every prime -> out (L, M).
+void reduce(nb::ndarray<const i64, nb::ndim<1>, nb::c_contig, nb::device::cpu> values, unsigned shift,
+            const std::vector<u64>& primes, Words out, int threads) {
+    const std::size_t n = values.size(), limbs = primes.size();
+    require(out.ndim() == 2 && out.shape(0) == limbs && out.shape(1) == n && shift < 1024, "ckks_reduce: expected out (L, M)");
+    std::vector<Modulus> moduli;
+    for (u64 q : primes) {
+        require(q > 2 && q < u64{1} << 61, "ckks_reduce: every prime must be below 2^61");
+        moduli.emplace_back(q);
+    }
+    const i64* in = values.data();
+    u64* res = out.data();
+    nb::gil_scoped_release release;
+    parallel_for(limbs, threads, [&](std::size_t l) {
+        const Modulus& m = moduli[l];
+        const u64 power = m.pow(2, shift), power_shoup = m.shoup(power);
+        for (std::size_t i = 0; i < n; ++i) {
+            const u64 sign = static_cast<u64>(in[i] >> 63);
+            const u64 r = m.reduce64((static_cast<u64>(in[i]) ^ sign) - sign);
+            const u64 scaled = shift ? m.mul_const(r, power, power_shoup) : r;
+            res[l * n + i] = cond_sub((scaled ^ sign) - sign + (m.q & sign), m.q);
+        }
+    });
+}
+
+}  // namespace
+
+void register_ckks(nb::module_& m) {
+    auto x = nb::arg("x").noconvert(), out = nb::arg("out").noconvert();
+    auto ring = nb::arg("ring");
+    auto threads = nb::arg("threads");
+    m.def("ckks_decompose", &decompose, ring, x, nb::arg("alpha"), out, threads);
+    m.def("ckks_expand", &expand, nb::arg("keys").noconvert(), nb::arg("primes"), out, threads);
+    m.def("ckks_key_product", &key_product, ring, nb::arg("digits").noconvert(), nb::arg("b").noconvert(),
+          nb::arg("a").noconvert(), nb::arg("special"), nb::arg("accumulate"), out, threads);
+    m.def("ckks_mod_down", &mod_down, ring, x, nb::arg("more").noconvert(), nb::arg("element"), out, threads);
+    m.def("ckks_tensor", &tensor, ring, nb::arg("a").noconvert(), nb::arg("b").noconvert(), out, threads);
+    m.def("ckks_reduce", &reduce, nb::arg("values").noconvert(), nb::arg("shift"), nb::arg("primes"), out, threads);
+}

@@ -1,0 +1,78 @@
+// AVX-512 IFMA inner loops of CKKS, for moduli below 2^50: eight residues per register (see ckks_kernels.h).
+#if defined(__x86_64__)
+#include "ring_avx512.h"
+
+#include "ckks_kernels.h"
+
+namespace {
+
+// hi * 2^52 + lo mod q for hi below 2^52 and any lo.
+inline V fold(V hi, V lo, const Modulus& m, const Consts& c) {
+    hi = add(hi, _mm512_srli_epi64(lo, 52));
+    lo = _mm512_and_si512(lo, c.mask);
+    const V low = _mm512_and_si512(_mm512_madd52lo_epu64(lo, hi52(lo, set(m.inv52)), c.minus_q), c.mask);
+    const V sum = add(low, mul_shoup(hi, set(m.two52), set(m.two52_shoup), c));
+    return reduce(reduce(sum, c.two_q), c.q);
+}
+
+void overflow(const BaseConversion& b, const u64* y, std::size_t stride, u64* v, std::size_t n) {
+    for (std::size_t i = 0; i < n; i += 8) {
+        V sum = set(u64{1} << 48);
+        for (std::size_t j = 0; j < b.from.size(); ++j) {
+            const __m128i shift = _mm_cvtsi32_si128(static_cast<int>(b.from[j].shift));
+            sum = _mm512_madd52hi_epu64(sum, _mm512_sll_epi64(load(y + j * stride + i), shift), set(b.from[j].recip));
+        }
+        store(v + i, _mm512_srli_epi64(sum, 49));
+    }
+}
+
+template <int Count>
+void convert_sum(const Modulus& m, const u64* w, const u64* y, std::size_t stride, const u64* v, u64* out, std::size_t n) {
+    const Consts c(m.q);
+    V weight[Count + 1];
+#pragma GCC unroll 16
+    for (int j = 0; j <= Count; ++j) weight[j] = set(w[j]);
+    for (std::size_t i = 0; i < n; i += 8) {
+        const V wrap = load(v + i);
+        V lo = lo52(wrap, weight[Count]), hi = hi52(wrap, weight[Count]);
+#pragma GCC unroll 16
+        for (int j = 0; j < Count; ++j) {
+            const V x = load(y + j * stride + i);
+            lo = _mm512_madd52lo_epu64(lo, x, weight[j]);
+            hi = _mm512_madd52hi_epu64(hi, x, weight[j]);
+        }
+        store(out + i, fold(hi, lo, m, c));
+    }
+}
+
+void convert(const Modulus& m, const u64* w, std::size_t count, const u64* y, std::size_t stride, const u64* v, u64* out,
+             std::size_t n) {
+    switch (count) {
+        case 1: return convert_sum<1>(m, w, y, stride, v, out, n);
+        case 2: return convert_sum<2>(m, w, y, stride, v, out, n);
+        case 3: return convert_sum<3>(m, w, y, stride, v, out, n);
+        case 4: return convert_sum<4>(m, w, y, stride, v, out, n);
+        case 5: return convert_sum<5>(m, w, y, stride, v, out, n);
+        case 6: return convert_sum<6>(m, w, y, stride, v, out, n);
+        case 7: return convert_sum<7>(m, w, y, stride, v, out, n);
+        case 8: return convert_sum<8>(m, w, y, stride, v, out, n);
+        default: return ckks_portable.convert(m, w, count, y, stride, v, out, n);
+    }
+}
+
+bool reduce_words(const Modulus& m, const u64* words, u64* out, std::size_t n) {
+    const Consts c(m.q);
+    const V last = set(m.inv64 * m.q);
+    __mmask8 any = 0;
+    for (std::size_t i = 0; i < n; i += 8) {
+        const V x = load(words + i);
+        any |= _mm512_cmpge_epu64_mask(x, last);
+        store(out + i, fold(_mm512_setzero_si512(), x, m, c));
+    }
+    return any != 0;
+}
+
+}  // namespace
+
+const CkksKernels ckks_avx512{overflow, convert, reduce_words};
+#endif

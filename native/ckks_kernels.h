@@ -1,0 +1,37 @@
+// Inner loops of ckks.cpp, one set per instruction set. Every set gives the same bits.
+#pragma once
+
+#include "ring_arith.h"
+
+// From residues modulo p_1..p_k to residues modulo other primes. With y_i = x (P/p_i)^-1 mod p_i the centred
+// representative of x modulo P = p_1...p_k is sum_i y_i P/p_i - v P, v the sum of the y_i / p_i rounded.
+struct BaseConversion {
+    struct From {
+        Modulus m;
+        u64 scale, scale_shoup, scale_shoup52;  // (P/p_i)^-1 mod p_i
+        unsigned shift;                         // brings p_i to 50 bits
+        u64 recip;                              // floor(2^101 / (p_i << shift))
+    };
+    std::vector<From> from;
+    std::vector<Modulus> to;
+    std::vector<u64> weights;  // for every target k words P/p_i mod q, then -P mod q
+
+    BaseConversion(const std::vector<Modulus>& from, const std::vector<Modulus>& to);
+    std::size_t terms() const { return from.size() + 1; }
+};
+
+constexpr std::size_t kConvertChunk = 512;
+
+struct CkksKernels {
+    // y: rows y_i at y + i*stride; v[i] for n <= kConvertChunk coefficients.
+    void (*overflow)(const BaseConversion& c, const u64* y, std::size_t stride, u64* v, std::size_t n);
+    // out[i] = sum_j y_j[i] w_j + v[i] w_k modulo m.
+    void (*convert)(const Modulus& m, const u64* weights, std::size_t count, const u64* y, std::size_t stride, const u64* v,
+                    u64* out, std::size_t n);
+    // words[i] mod q in out; returns whether any word is in the last, incomplete multiple of q below 2^64.
+    bool (*reduce_words)(const Modulus& m, const u64* words, u64* out, std::size_t n);
+};
+
+extern const CkksKernels ckks_portable, ckks_avx512;
+// The kernels of the active instruction set for moduli of up to `bits` bits and rows of n residues.
+const CkksKernels& ckks_kernels(unsigned bits, std::size_t n);

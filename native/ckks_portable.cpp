@@ -1,0 +1,70 @@
+// Portable inner loops of CKKS (see ckks_kernels.h). Operands are secret: no branch depends on them.
+#include "ckks_kernels.h"
+
+#include "cpu.h"
+
+BaseConversion::BaseConversion(const std::vector<Modulus>& source, const std::vector<Modulus>& targets) : to(targets) {
+    for (const Modulus& p : source) {
+        From f{p, 1, 0, 0, 50 - p.bits, 0};
+        for (const Modulus& other : source)
+            if (other.q != p.q) f.scale = p.mul(f.scale, p.reduce64(other.q));
+        f.scale = p.inverse(f.scale);
+        f.scale_shoup = p.shoup(f.scale);
+        f.scale_shoup52 = static_cast<u64>((u128{f.scale} << 52) / p.q);
+        f.recip = static_cast<u64>((u128{1} << 101) / (p.q << f.shift));
+        from.push_back(f);
+    }
+    for (const Modulus& q : to) {
+        u64 whole = 1;
+        for (std::size_t i = 0; i < source.size(); ++i) {
+            whole = q.mul(whole, q.reduce64(source[i].q));
+            u64 others = 1;
+            for (std::size_t j = 0; j < source.size(); ++j)
+                if (j != i) others = q.mul(others, q.reduce64(source[j].q));
+            weights.push_back(others);
+        }
+        weights.push_back(q.sub(0, whole));
+    }
+}
+
+namespace {
+
+void overflow(const BaseConversion& c, const u64* y, std::size_t stride, u64* v, std::size_t n) {
+    for (std::size_t i = 0; i < n; ++i) {
+        u64 sum = u64{1} << 48;  // fractions of 49 bits
+        for (std::size_t j = 0; j < c.from.size(); ++j)
+            sum += static_cast<u64>((u128{y[j * stride + i] << c.from[j].shift} * c.from[j].recip) >> 52);
+        v[i] = sum >> 49;
+    }
+}
+
+void convert(const Modulus& m, const u64* w, std::size_t count, const u64* y, std::size_t stride, const u64* v, u64* out,
+             std::size_t n) {
+    for (std::size_t i = 0; i < n; ++i) {
+        u128 sum = u128{v[i]} * w[count];
+        for (std::size_t j = 0; j < count; ++j) sum += u128{y[j * stride + i]} * w[j];
+        out[i] = m.reduce128(sum);
+    }
+}
+
+bool reduce_words(const Modulus& m, const u64* words, u64* out, std::size_t n) {
+    const u64 last = m.inv64 * m.q;  // the largest multiple of q below 2^64
+    bool any = false;
+    for (std::size_t i = 0; i < n; ++i) {
+        any |= words[i] >= last;
+        out[i] = m.reduce64(words[i]);
+    }
+    return any;
+}
+
+}  // namespace
+
+const CkksKernels ckks_portable{overflow, convert, reduce_words};
+
+const CkksKernels& ckks_kernels(unsigned bits, std::size_t n) {
+#if defined(__x86_64__)
+    if (active_isa() == Isa::avx512 && bits <= 50 && n % 8 == 0) return ckks_avx512;
+#endif
+    (void)bits, (void)n;
+    return ckks_portable;
+}
