@@ -6,8 +6,9 @@ The material of query i are shares of a_i·b_j for every slot j ≤ i that may b
 All of it is independent of the data. Counters only grow: a slot is written once, a query asked once, a
 truncated token's counter is never used again; positions of tokens are somebody else's business.
 
-Queries are made in blocks, `attention_blocks`. Slots that die after their block was made stay in its sums:
-their probabilities are zero. Source: protocols.md 6.2.
+Queries are made in blocks, `attention_blocks`, for the slots of this session, or come in segments,
+`attention_segments`, which bring their slots and into which the live tokens move. Slots that die after their
+block was made stay in its sums: their probabilities are zero. Source: protocols.md 6.2.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sottovoce.correlations.attention_blocks import AttentionMaker, AttentionShape, Block, Questions
+from sottovoce.correlations.attention_segments import Segment, SegmentInMaking
 from sottovoce.errors import ParameterError, ProtocolError
 from sottovoce.net import Channel
 
@@ -86,21 +88,30 @@ class AttentionSource:
 
     @property
     def is_fresh(self) -> bool:
-        """Whether no counter has a mask yet: a session's first block may then come from elsewhere."""
+        """Whether no counter has a mask yet."""
         return not self._made
 
-    def first_block(self, tokens: int) -> Block:
-        """The first block of some later session, for `adopt`; this session's counters are not touched."""
-        shape = self.shape
-        none = np.zeros((shape.layers, 0, shape.kv_heads, shape.head_dim), np.uint64)
-        return self._maker.make(0, tokens, np.zeros(0, np.int64), none, none)
+    def segment(self, room: int, queries: int) -> SegmentInMaking:
+        """A segment for this or some later session; this one's counters are not touched."""
+        return SegmentInMaking(self._maker, room, queries)
 
-    def adopt(self, block: Block) -> None:
-        """Begin with a block that was made before, by `first_block`, and that nobody else adopts."""
-        if self._made or block.first:
-            raise ProtocolError("attention: only a fresh session can take up a block made before")
-        self._hold(block.keys, block.values)
-        self._blocks.append(block)
+    def adopt(self, segment: Segment) -> None:
+        """Go on with a segment that nobody else adopts, between two tokens: the live tokens move into its
+        first slots, and whoever keeps their keys and values opens these again.
+
+        Counters that were ready are spent. ParameterError if there is not room for all tokens.
+        """
+        self._slots()  # all layers must be at the same token
+        count = self._live[0].size
+        if count > segment.room:
+            raise ParameterError(f"attention: {count} tokens do not fit a segment with {segment.room} slots")
+        block = segment.placed(self._made)
+        self._mark(block.first)
+        self._blocks, self._held = [block], block.positions
+        self._keys, self._values = segment.keys, segment.values
+        self._live = [block.positions[:count] for _ in self._live]
+        self._used = [block.first] * len(self._used)
+        self._made = block.end
 
     def prepare_bytes(self, tokens: int) -> int:
         """Bytes each way of `prepare`, keys not counted."""
@@ -134,10 +145,7 @@ class AttentionSource:
             else:
                 self._slots()  # all layers must be at the same token
                 self._hold(*self._maker.slot_masks(end - self._made))
-        if end > self._recorded:
-            if self.record is not None:
-                self.record(end)
-            self._recorded = end
+        self._mark(end)
         new = np.arange(self._used[layer], end)
         self._used[layer] = end
         self._live[layer] = np.concatenate([self._live[layer], new])
@@ -188,6 +196,13 @@ class AttentionSource:
         self._values = np.concatenate([self._values[:, rows], values], axis=1)
         self._held = np.concatenate([kept, np.arange(self._made, self._made + count)])
         self._made += count
+
+    def _mark(self, end: int) -> None:
+        """Counters below `end` are about to be handed out."""
+        if end > self._recorded:
+            if self.record is not None:
+                self.record(end)
+            self._recorded = end
 
     def _no_masks(self, count: int) -> Words:
         shape = self.shape

@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 
 from sottovoce.correlations.mask_products import MOST_ROWS, MaskProducts, products_bytes
-from sottovoce.correlations.records import Record
 from sottovoce.errors import ParameterError, ProtocolError
 from sottovoce.net import Channel
 from sottovoce.ring.primes import P_FIELD
@@ -21,8 +20,6 @@ from sottovoce.ring.sampling import Stream
 Words = npt.NDArray[np.uint64]
 Indices = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
-
-_STORED = ("queries", "scores", "weights", "mixes")  # of `Material`, in its order
 
 
 @dataclass(frozen=True)
@@ -84,24 +81,6 @@ class Block:
     def end(self) -> int:
         """The first counter after the block."""
         return self.first + len(self)
-
-    def to_record(self) -> Record:
-        """One row of a pool on disk; only of a block of which nothing was handed out."""
-        arrays = [self.keys, self.values]
-        for name in _STORED:
-            arrays.append(np.stack([getattr(layer, name) for layer in self.layers]))
-        return Record(tuple(array[None] for array in arrays), granule=1)
-
-    @classmethod
-    def from_record(cls, record: Record) -> Block:
-        """A block of counters from 0 on that looks at its own slots only."""
-        keys, values, *stored = (array[0] for array in record.arrays)
-        count = keys.shape[1]
-        layers = [
-            Material(q, s, w, m, np.zeros(count, np.bool_), np.zeros(count, np.bool_))
-            for q, s, w, m in zip(*stored, strict=True)
-        ]
-        return cls(0, np.arange(count), keys, values, layers)
 
     def questions(self, layer: int, counters: Indices) -> Questions | None:
         """Those of these counters that are the block's, if any."""
@@ -171,9 +150,13 @@ class AttentionMaker:
             np.concatenate(pair, axis=1) for pair in zip((keys, values), own, strict=True)
         )
         ahead = positions[None, :] > np.arange(first, first + count)[:, None]
+        return Block(first, positions, *own, self.materials(all_keys, all_values, ahead))
+
+    def materials(self, keys: Words, values: Words, ahead: Flags) -> list[Material]:
+        """Of layers whose slots have these masks, (layers, n, kv_heads, head_dim); ahead: (Q, n), slots that
+        a query may not look at. Two exchanges per layer."""
         with self._ledger.operation("correlations"), self._ledger.operation("attention"):
-            layers = [self._material(k, v, ahead) for k, v in zip(all_keys, all_values, strict=True)]
-        return Block(first, positions, *own, layers)
+            return [self._material(k, v, ahead) for k, v in zip(keys, values, strict=True)]
 
     def _material(self, keys: Words, values: Words, ahead: Flags) -> Material:
         """keys, values: (n, kv_heads, head_dim) of one layer; ahead: (Q, n)."""

@@ -31,8 +31,9 @@ class Customer(Protocol):
         """Tokens for which the pool has all that this one wants, counted to `most`."""
         ...
 
-    def make(self, available: Available, upto: int) -> dict[str, Record]:
-        """One batch of what the pool lacks for `upto` tokens, some seconds of work; empty if nothing."""
+    def make(self, available: Available, upto: int) -> dict[str, Record] | None:
+        """About a second of work on what the pool lacks for `upto` tokens: a batch to store, empty if it is
+        not finished; None if nothing lacks."""
         ...
 
 
@@ -104,8 +105,9 @@ class PooledSource(StockedSource):
         """
         for customer in self.customers:
             records = customer.make(self.pool.available, upto)
-            if records:
-                store(self._channel, self.pool, records)
+            if records is not None:
+                if records:
+                    store(self._channel, self.pool, records)
                 return True
         done = self.ready(upto, first)
         if progress is not None:

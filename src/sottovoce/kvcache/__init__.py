@@ -5,7 +5,7 @@ from sottovoce.kvcache.interface import KVCache
 from sottovoce.kvcache.layout import CacheLayout, best_groups
 from sottovoce.kvcache.masked import MaskedCache
 from sottovoce.kvcache.none import NoCache
-from sottovoce.kvcache.strategies import STRATEGIES, make_caches, prepare_caches
+from sottovoce.kvcache.strategies import STRATEGIES, adopt_segment, make_caches, prepare_caches
 
 __all__ = [
     "STRATEGIES",
@@ -14,6 +14,7 @@ __all__ = [
     "KVCache",
     "MaskedCache",
     "NoCache",
+    "adopt_segment",
     "best_groups",
     "make_caches",
     "prepare_caches",

@@ -33,6 +33,7 @@ from sottovoce.kvcache.saved import pack_table, unpack_table
 from sottovoce.kvcache.slots import SlotTable
 from sottovoce.kvcache.store import Store
 from sottovoce.mpc.field import from_signed
+from sottovoce.net import Role
 from sottovoce.packing import DataSide, ModelSide, Side, give_back_bytes, upload_bytes
 
 EXPECTED_CONTEXT = 96  # tokens for which the number of groups is chosen by default
@@ -163,6 +164,25 @@ class CiphertextCache(KVCache):
         self._restart()
         if live.size:
             self._append(k, v)
+
+    @property
+    def stores(self) -> tuple[Store, Store]:
+        """The server's ciphertexts of keys and of values; empty at the client."""
+        return self._keys, self._values
+
+    def table_bytes(self) -> bytes:
+        """Layout and slot table, which both parties have."""
+        return pack_table(self.layout, self.table, Role.SERVER)
+
+    def adopt_table(self, data: bytes | memoryview, length: int) -> None:
+        """Start over with a table of `table_bytes` and its first `length` tokens; `stores` are empty then."""
+        layout, table, rest = unpack_table(bytes(data), self.layout, self.adaptive, Role.SERVER)
+        if rest or length > len(table):
+            raise CorruptFileError("a saved slot table does not have all the tokens that it announces")
+        self.layout = layout
+        self._restart()
+        self.table = table
+        self.table.truncate(length)
 
     def save(self) -> bytes:
         head = pack_table(self.layout, self.table, self.side.channel.role)

@@ -91,6 +91,28 @@ class MaskedCache(KVCache):
             excess -= min(len(keys), excess)
         self._opened.truncate(length)
 
+    def shares(self) -> tuple[Words, Words]:
+        """This party's shares of all live keys and values: (n, kv_heads, head_dim) each. Local."""
+        count = len(self) - len(self._opened)
+        masks = self.source.masks(self.layer, self.source.live(self.layer)[len(self) - count :])
+        keys, values = self._opened.shares()
+        k, v = (self._gathered(x) for x in (self._waiting.keys, self._waiting.values))
+        return (
+            np.concatenate([keys, arithmetic.add(k, masks[0], P_FIELD)]),
+            np.concatenate([values, arithmetic.add(v, masks[1], P_FIELD)]),
+        )
+
+    def remask(self, k: Words, v: Words) -> None:
+        """Begin again with these shares of the live tokens, under the masks of the slots they have now.
+
+        They are opened together with the next query.
+        """
+        keys, values = self.source.masks(self.layer, self.source.live(self.layer))
+        self._opened, self._waiting = self._empty(), _Waiting()
+        if len(k):
+            self._waiting.keys.append(arithmetic.sub(k, keys, P_FIELD))
+            self._waiting.values.append(arithmetic.sub(v, values, P_FIELD))
+
     def _append(self, k: Words, v: Words, queries: bool) -> None:
         # The counters are spent, and recorded, before anything that depends on them is sent.
         keys, values = self.source.append(self.layer, len(k), queries)

@@ -27,6 +27,7 @@ class Store:
         self.parameters, self.groups = parameters, groups
         self.data: Words = np.zeros(self._shape(0), dtype=np.uint64)
         self.noise: list[float] = []
+        self.changed: set[int] = set()  # blocks that were added to since somebody cleared this
 
     def __len__(self) -> int:
         return len(self.noise)
@@ -38,6 +39,7 @@ class Store:
             grown[: len(self)] = self.data
             self.data = grown
             self.noise += [-math.inf] * (block + 1 - len(self.noise))
+        self.changed.add(block)
         ring, target = self.parameters.ring(), self.data[block]
         if fresh is not None:
             ring.add(target, np.ascontiguousarray(fresh.data), target)
@@ -57,6 +59,15 @@ class Store:
         """All ciphertexts, a batch of blocks x G."""
         flat = self.data.reshape(-1, *self.data.shape[2:])
         return Ciphertext(self.parameters, flat, max(self.noise))
+
+    def adopt(self, data: Words, bits: list[float]) -> None:
+        """Go on with saved blocks: data (blocks, G, 2, L, N), their noise. CorruptFileError if they are none."""
+        primes = np.array(self.parameters.primes, np.uint64)[:, None]
+        if data.dtype != np.uint64 or data.shape != self._shape(len(bits)) or (data >= primes).any():
+            raise CorruptFileError("a saved cache holds something that is no ciphertext of this model")
+        if any(not 0 <= b < NOISE_LIMIT for b in bits):
+            raise CorruptFileError("a saved cache states a noise that no cache has")
+        self.data, self.noise = np.ascontiguousarray(data), list(bits)
 
     def to_bytes(self) -> bytes:
         """Block count, noise estimates, residues."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sottovoce.correlations.attention import BLOCK, AttentionSource
+from sottovoce.correlations.attention_segments import Segment
 from sottovoce.errors import ParameterError
 from sottovoce.kvcache.ciphertext import CiphertextCache
 from sottovoce.kvcache.interface import KVCache
@@ -36,3 +37,14 @@ def prepare_caches(caches: Sequence[KVCache], tokens: int) -> None:
     """Make ahead what `tokens` more tokens take, where the strategy has something to make. Between tokens."""
     if caches and isinstance(caches[0], MaskedCache):
         caches[0].source.prepare(tokens)  # one source for all layers
+
+
+def adopt_segment(caches: Sequence[MaskedCache], segment: Segment) -> None:
+    """Go on with a segment made ahead: all layers' tokens move into its slots. Between tokens.
+
+    No message; the next query of every layer opens 2·kv_heads·head_dim elements a token more.
+    """
+    shares = [cache.shares() for cache in caches]
+    caches[0].source.adopt(segment)
+    for cache, (k, v) in zip(caches, shares, strict=True):
+        cache.remask(k, v)

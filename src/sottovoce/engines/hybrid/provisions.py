@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from sottovoce.correlations.attention import AttentionSource
-from sottovoce.correlations.attention_blocks import Block
 from sottovoce.correlations.hints import MatrixKey
 from sottovoce.correlations.matrix import MatrixItems
 from sottovoce.correlations.pool import Pool
@@ -13,15 +11,11 @@ from sottovoce.correlations.pooled import Available, PooledSource, Profile, Repo
 from sottovoce.correlations.records import Record
 from sottovoce.correlations.stocked import StockedSource
 from sottovoce.engines.decoder import Cache
+from sottovoce.engines.hybrid.attention_provisions import AttentionProvisions
 from sottovoce.engines.hybrid.prepared import PreparedLinears
 from sottovoce.kvcache import MaskedCache
 from sottovoce.net import Channel
 
-# Tokens of first blocks of attention material: prompt and answer, and the public prefix, whose slots are in
-# the block as well. A conversation that is longer goes on online; one that is shorter wastes the rest,
-# because masks are bound to the slots of one conversation.
-FIRST_BLOCKS = (48, 160)
-_PREFIX = 32
 # Inputs and outputs of the matrices that are prepared together, and for how many tokens at least: a batch
 # costs almost the same for one as for hundreds.
 _MATRIX_BATCH = 50_000
@@ -50,7 +44,7 @@ class MatrixProvisions:
     def ready(self, available: Available, most: int) -> int:
         return min(most, *(available(name) for name in self._streams))
 
-    def make(self, available: Available, upto: int) -> dict[str, Record]:
+    def make(self, available: Available, upto: int) -> dict[str, Record] | None:
         """A few matrices at a time."""
         present = {key: available(name) for name, key in self._streams.items()}
         lacking = [key for key, rows in present.items() if rows < upto]
@@ -64,53 +58,10 @@ class MatrixProvisions:
                 break
             chosen.append(key)
         if not chosen:
-            return {}
+            return None
         tokens = min(self._maker.parameters.block, max(upto - present[chosen[0]], _MATRIX_TOKENS))
         names = {key: name for name, key in self._streams.items()}
         return {names[key]: items.to_record() for key, items in self._maker.make(tokens, chosen)}
-
-
-class AttentionProvisions:
-    """First blocks of the masked cache's material: one row each, one for each conversation in a session of
-    its own."""
-
-    def __init__(self, source: AttentionSource) -> None:
-        self.progress: Report | None = None
-        self._source = source
-        self._sizes = sorted({source.shape.block_size(tokens) for tokens in FIRST_BLOCKS})
-
-    def wants(self, available: Available, tokens: int) -> dict[str, int]:
-        if not self._source.is_fresh:
-            return {}
-        present = [size for size in self._sizes if available(_attention(size))]
-        return {_attention(present[-1]): 1} if present else {}
-
-    def receive(self, taken: Mapping[str, list[Record]]) -> None:
-        for size in self._sizes:
-            for record in taken.get(_attention(size), ()):
-                self._source.adopt(Block.from_record(record))
-
-    def ready(self, available: Available, most: int) -> int:
-        if not self._source.is_fresh:
-            return most
-        return most if any(available(_attention(size)) for size in self._fitting(most)) else 0
-
-    def make(self, available: Available, upto: int) -> dict[str, Record]:
-        """A block for a conversation of so many tokens; none in the middle of one."""
-        sizes = self._fitting(upto)
-        if not self._source.is_fresh or any(available(_attention(size)) for size in sizes):
-            return {}
-        if self.progress is not None:
-            self.progress(0, 1, "preparing attention")
-        return {_attention(sizes[0]): self._source.first_block(sizes[0]).to_record()}
-
-    def _fitting(self, tokens: int) -> list[int]:
-        """Sizes that hold a conversation of so many tokens; the largest in any case."""
-        return [size for size in self._sizes if size >= tokens + _PREFIX] or self._sizes[-1:]
-
-
-def _attention(size: int) -> str:
-    return f"attention {size}"
 
 
 class Provisions:
@@ -129,9 +80,9 @@ class Provisions:
 
     def attach(self, caches: Sequence[Cache]) -> None:
         """Provide for the caches as well, if they are masked."""
-        first = caches[0]
-        if isinstance(first, MaskedCache):
-            part = AttentionProvisions(first.source)
+        masked = [cache for cache in caches if isinstance(cache, MaskedCache)]
+        if masked:
+            part = AttentionProvisions(masked)
             self._parts.append(part)
             self.source.customers.append(part)
 
