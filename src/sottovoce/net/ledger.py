@@ -106,6 +106,11 @@ class Ledger:
         """Add n to a counter of the current row, e.g. count("ots", 4096)."""
         self._current.counters[name] = self._current.counters.get(name, 0) + n
 
+    @property
+    def place(self) -> tuple[str, str]:
+        """Phase and operation that are being booked now."""
+        return self._phase, "/".join(self._path)
+
     def message(self, direction: int, size: int) -> None:
         """One one-way message of `size` payload bytes; direction 0 is up (client to server), 1 is down.
 

@@ -9,6 +9,7 @@ from .generation import Completion, GenerationOptions, Usage, generate
 from .idle import IdleFiller
 from .pools import Pools, server_shelf
 from .protocol import PROTOCOL, CardCache, Welcome, Wish
+from .reuse import Lease, LiveSessions, continue_from
 from .sampling import Sampler, SamplingOptions
 from .server import Server
 from .session import ServerSession, SessionReport, peak_memory_bytes
@@ -27,6 +28,8 @@ __all__ = [
     "GenerationOptions",
     "Identity",
     "IdleFiller",
+    "Lease",
+    "LiveSessions",
     "ModelDrafter",
     "NgramDrafter",
     "Pools",
@@ -40,6 +43,7 @@ __all__ = [
     "Usage",
     "Welcome",
     "Wish",
+    "continue_from",
     "generate",
     "make_drafter",
     "peak_memory_bytes",

@@ -87,6 +87,8 @@ class Client:
             server = "no certificate" if identity is None else identity.fingerprint
             self._party.shelf = pools.shelf(server, self.welcome)
         self.tokens: list[int] = []  # public and private ones that the session's cache holds
+        self.begun = False  # anything was ever sent: public tokens can only come first
+        self.public_count = 0  # of the tokens that the session began with
 
     @classmethod
     def connect(
@@ -179,6 +181,8 @@ class Client:
         with self.ledger.phase("prefill"):
             self._order(command)
             logits: Logits = self._guarded(self._party.prefill, public_tokens, private_tokens, progress)
+        if not self.begun:
+            self.begun, self.public_count = True, len(public_tokens)
         self.tokens += [*public_tokens, *private_tokens]
         return logits
 
