@@ -243,7 +243,14 @@ def test_other_arithmetic(hosted):
         hosted.client(Wish(engine="clear", arithmetic="fixed"))
 
 
-WISH = {"engine": "clear", "kv": None, "arithmetic": None, "correlations": "pair", "model": None}
+WISH = {
+    "engine": "clear",
+    "kv": None,
+    "arithmetic": None,
+    "correlations": "pair",
+    "profile": None,
+    "model": None,
+}
 
 
 def hello(channel, **changes):

@@ -31,15 +31,16 @@ Progress = Callable[[int, int, str], None]
 class EngineOptions:
     """What both parties must agree on before anything else is sent; part of the handshake.
 
-    engine: 'hybrid' or 'clear'; kv: 'ciphertext', 'masked' or 'none' (hybrid only); arithmetic: 'float' or
+    engine: 'hybrid', 'scx' or 'clear'; kv: 'ciphertext', 'masked' or 'none' (hybrid only); arithmetic: 'float' or
     'fixed' (clear only). correlations (hybrid only): 'pair' makes them between the two parties, 'dealer' has
-    a third one that both must trust not to collude.
+    a third one that both must trust not to collude. profile: 'paper' or 'hardened' (scx only).
     """
 
     engine: str = "hybrid"
     kv: str = "ciphertext"
     arithmetic: str = "float"
     correlations: str = "pair"
+    profile: str = "none"
 
 
 _NOTHING_TO_PREPARE = "this engine has nothing to prepare; serve with the engine hybrid"

@@ -11,10 +11,11 @@ from sottovoce.errors import ParameterMismatchError
 if TYPE_CHECKING:
     from sottovoce.models import Model
 
-ENGINES = ("hybrid", "clear")
+ENGINES = ("hybrid", "scx", "clear")
 KV_STRATEGIES = ("ciphertext", "masked", "none")
 ARITHMETICS = ("float", "fixed")
 CORRELATIONS = ("pair", "dealer")
+PROFILES = ("none", "paper", "hardened")
 
 
 def check_options(options: EngineOptions) -> None:
@@ -24,9 +25,14 @@ def check_options(options: EngineOptions) -> None:
         ("KV strategy", options.kv, KV_STRATEGIES),
         ("arithmetic", options.arithmetic, ARITHMETICS),
         ("source of correlations", options.correlations, CORRELATIONS),
+        ("profile", options.profile, PROFILES),
     ):
         if value not in known:
             raise ParameterMismatchError(f"unknown {name} {value!r}; this version knows {', '.join(known)}")
+    if (options.engine == "scx") != (options.profile != "none"):
+        raise ParameterMismatchError(
+            "the engine scx, and no other, needs a profile; use --profile paper or hardened"
+        )
 
 
 def make_engine(options: EngineOptions, model: Model) -> Engine:
@@ -36,6 +42,10 @@ def make_engine(options: EngineOptions, model: Model) -> Engine:
         from sottovoce.engines.hybrid import HybridEngine
 
         return HybridEngine(options, model)
+    if options.engine == "scx":
+        from sottovoce.engines.scx import ScxEngine
+
+        return ScxEngine(options, model)
     from sottovoce.engines.clear import ClearEngine
 
     return ClearEngine(options, model)
@@ -48,6 +58,10 @@ def make_data_party(options: EngineOptions, public: dict[str, Any]) -> DataParty
         from sottovoce.engines.hybrid import HybridDataParty
 
         return HybridDataParty(options, public)
+    if options.engine == "scx":
+        from sottovoce.engines.scx import data_party
+
+        return data_party(options, public)
     from sottovoce.engines.clear import ClearDataParty
 
     return ClearDataParty(options, public)

@@ -71,6 +71,7 @@ class Wish:
     kv: str | None = None
     arithmetic: str | None = None
     correlations: str = "pair"
+    profile: str | None = None
     model: str | None = None  # commitment (hex SHA-256) or the beginning of one
 
 
@@ -129,7 +130,7 @@ def ask_offer(channel: Channel, wish: Wish, caller: Caller) -> Offer:
     fields = _load(channel.recv_message(MAX_WELCOME), {"protocol", "release", "parameters", "offer"})
     _check_peer(fields)
     offer = _entries(fields["offer"], {"options", "public", "model", "card", "context"})
-    options = _entries(offer["options"], {"engine", "kv", "arithmetic", "correlations"})
+    options = _entries(offer["options"], {"engine", "kv", "arithmetic", "correlations", "profile"})
     strings, context = (*options.values(), offer["model"], offer["card"]), offer["context"]
     if not all(isinstance(value, str) for value in strings):
         raise ProtocolError("the server's handshake is malformed")
@@ -177,7 +178,7 @@ def server_handshake(
     fields = _load(channel.recv_message(MAX_HELLO), keys)
     _check_peer(fields)
     caller = _caller(fields["caller"])
-    wish = _entries(fields["wish"], {"engine", "kv", "arithmetic", "correlations", "model"})
+    wish = _entries(fields["wish"], {"engine", "kv", "arithmetic", "correlations", "profile", "model"})
     named = [wish["engine"], wish["correlations"], *(value for value in wish.values() if value is not None)]
     if not all(isinstance(value, str) for value in named):
         raise ProtocolError("the client's handshake is malformed")
@@ -304,7 +305,7 @@ _FLAGS = {"correlations": "--insecure-dealer"}
 
 
 def _check_wish(wish: Wish, options: EngineOptions, commitment: str) -> None:
-    for name in ("engine", "kv", "arithmetic", "correlations"):
+    for name in ("engine", "kv", "arithmetic", "correlations", "profile"):
         wanted, offered = getattr(wish, name), getattr(options, name)
         if wanted is not None and wanted != offered:
             raise ParameterMismatchError(
