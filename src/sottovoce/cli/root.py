@@ -14,6 +14,7 @@ COMMANDS = {
     "generate": ("generate", "generate", "Answer a prompt that the server never sees."),
     "chat": ("chat", "chat", "A conversation of which the server sees nothing."),
     "prepare": ("prepare", "prepare", "Do ahead what does not depend on the prompt."),
+    "proxy": ("proxy", "proxy", "OpenAI's interface and a chat page, on your own machine."),
     "demo": ("demo", "demo", "Server and client on this machine, explained."),
     "bench": ("bench", "bench", "Measure: end to end, quality, homomorphic primitives."),
     "dealer": ("dealer", "dealer", "A third machine that deals one-time material (insecure if it colludes)."),

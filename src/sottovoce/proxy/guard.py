@@ -1,0 +1,91 @@
+"""What a web page from elsewhere, or a name that was bent to this address, is kept from doing here.
+
+Every page that a browser shows can send requests to loopback addresses. So: the Host header must name this
+machine (a DNS name rebound to 127.0.0.1 does not), an Origin must be this very proxy, a request with a body
+must be JSON (which no form can send without asking first), and bodies are bounded.
+"""
+
+from __future__ import annotations
+
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .problems import Problem
+
+_LOCAL = ("localhost", "127.0.0.1", "::1")
+# No inline code, nothing from elsewhere, nobody may frame the page.
+SECURITY_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+
+class Guard:
+    """ASGI middleware in front of everything."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self._app(scope, receive, send)
+            return
+        send = _with_headers(send)
+        problem = self._check(scope["method"], Headers(scope=scope))
+        if problem is not None:
+            response = JSONResponse(problem.to_json(), problem.status)
+            await response(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    def _check(self, method: str, headers: Headers) -> Problem | None:
+        host = headers.get("host", "")
+        if len(headers.getlist("host")) != 1 or host_name(host) not in _LOCAL:
+            return _forbidden("this proxy answers to localhost only; open it under that name")
+        origin = headers.get("origin")
+        if origin is not None and origin not in (f"http://{host}", f"https://{host}"):
+            return _forbidden("requests of other web pages are not answered")
+        if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+            return _forbidden("requests of other web pages are not answered")
+        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+        if method == "POST" and kind != "application/json":
+            return Problem(
+                415, "send JSON, with Content-Type: application/json", code="unsupported_media_type"
+            )
+        return None
+
+
+def host_name(host: str) -> str:
+    """The name in a Host header, without port and brackets."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0].lower()
+    return host.rpartition(":")[0].lower() if ":" in host else host.lower()
+
+
+def _with_headers(send: Send) -> Send:
+    async def wrapped(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            present = {name.lower() for name, _ in message["headers"]}
+            message["headers"] = [
+                *message["headers"],
+                *(
+                    (name.lower().encode(), value.encode())
+                    for name, value in SECURITY_HEADERS.items()
+                    if name.lower().encode() not in present
+                ),
+            ]
+        await send(message)
+
+    return wrapped
+
+
+def _forbidden(message: str) -> Problem:
+    return Problem(403, message, kind="permission_error", code="forbidden")
