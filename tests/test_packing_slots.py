@@ -143,7 +143,7 @@ def test_cache_scores_and_mix(tokens):
     total = attention.sum_tokens(ar, heads, s, len(groups), 2.0)
     at = np.arange(heads.block)
     assert np.array_equal(total.values[at], 2 * expected.sum(axis=1)[at // heads.t])
-    gap = attention.empty(heads, tokens, -7.0)
+    gap = attention.empty(heads, tokens, -7.0, tokens <= heads.t)
     assert np.count_nonzero(gap[: heads.block * heads.dim] == 0) == (
         4 * tokens * (heads.dim if tokens <= heads.t else 1)
     )

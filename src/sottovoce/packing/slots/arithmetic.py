@@ -21,6 +21,7 @@ import numpy.typing as npt
 from sottovoce.packing.slots.polynomial import Chebyshev
 
 V = TypeVar("V")
+MEAN_BOUND = 0.25
 Vector = npt.NDArray[Any]
 # A plaintext is made when it is needed: counting needs none, and a large model has too many to keep.
 Plain = Callable[[], Vector]
@@ -78,9 +79,13 @@ class SlotArithmetic(ABC, Generic[V]):
         be 0."""
 
     @abstractmethod
-    def bootstrap(self, x: V, bound: float) -> V:
-        """x at the top level. bound: on the mean of |slots|; the refresh scales by it to stay in its
-        range."""
+    def times(self, x: V, k: int) -> V:
+        """x times a whole number: no level."""
+
+    @abstractmethod
+    def bootstrap(self, x: V) -> V:
+        """x at the top level. The mean of |slots| must not exceed `MEAN_BOUND`: the refresh is exact only
+        for small coefficients, and a coefficient is at most that mean."""
 
     def rotate(self, x: V, k: int) -> V:
         return self.rotate_many(x, [k])[0]

@@ -90,8 +90,8 @@ def sum_tokens(ar: SlotArithmetic[V], heads: Heads, x: V, groups: int, scale: fl
     return ar.spread(ar.mul_plain(x, clean(heads, scale)), heads.t)
 
 
-def empty(heads: Heads, length: int, value: float) -> np.ndarray:
-    """`value` at the scores of positions from `length` on, 0 at filled ones."""
+def empty(heads: Heads, length: int, value: float, single: bool) -> np.ndarray:
+    """`value` at the scores of positions from `length` on, 0 at filled ones. single: one group, periodic."""
     c = np.arange(heads.n) // heads.block
-    position = (c if length > heads.t else 0 * c) * heads.t + np.arange(heads.n) % heads.t
+    position = (0 * c if single else c) * heads.t + np.arange(heads.n) % heads.t
     return np.where(position >= length, value, 0.0)

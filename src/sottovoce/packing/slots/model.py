@@ -102,9 +102,12 @@ class CountingSlots(SlotArithmetic[Slots]):
             level = x.level - min(i, p.depth - 1) if i < p.depth else x.level - p.depth + 1
             for name in ("mul", "relinearize", "rescale"):
                 self.counts[name, level] += 1
-        return self._make(x.level - p.depth, lambda: p(_numbers(x)))
+        return self._make(x.level - p.depth, lambda: p(_numbers(x).real))
 
-    def bootstrap(self, x: Slots, bound: float) -> Slots:
+    def times(self, x: Slots, k: int) -> Slots:
+        return self._map(x, lambda v: k * v)
+
+    def bootstrap(self, x: Slots) -> Slots:
         self.counts["bootstrap", self.top] += 1
         return self._make(self.top, lambda: _numbers(x))
 
@@ -127,7 +130,7 @@ class CountingSlots(SlotArithmetic[Slots]):
 class PlainSlots(CountingSlots):
     """Computes as well. noise: standard deviation added to the result of every product; 0 is exact.
 
-    refresh_noise: relative to the bound, added by a bootstrap.
+    refresh_noise: added by a bootstrap, to the real and to the imaginary part.
     """
 
     def __init__(
@@ -140,7 +143,7 @@ class PlainSlots(CountingSlots):
     ) -> None:
         super().__init__(n, top)
         self._noise, self._refresh_noise, self._rng = noise, refresh_noise, rng
-        self.largest_refresh = 0.0  # mean of |slots| over the bound, at worst: above 1 a bootstrap would fail
+        self.largest_refresh = 0.0  # the largest mean of |slots| that was bootstrapped
 
     def sum_plain(self, terms: Sequence[tuple[Slots, Plain]]) -> Slots:
         return self._noisy(super().sum_plain(terms), self._noise)
@@ -151,14 +154,15 @@ class PlainSlots(CountingSlots):
     def polynomial(self, x: Slots, p: Chebyshev) -> Slots:
         return self._noisy(super().polynomial(x, p), self._noise)
 
-    def bootstrap(self, x: Slots, bound: float) -> Slots:
-        self.largest_refresh = max(self.largest_refresh, float(np.mean(np.abs(_numbers(x)))) / bound)
-        return self._noisy(super().bootstrap(x, bound), self._refresh_noise * bound)
+    def bootstrap(self, x: Slots) -> Slots:
+        self.largest_refresh = max(self.largest_refresh, float(np.mean(np.abs(_numbers(x)))))
+        return self._noisy(super().bootstrap(x), self._refresh_noise)
 
     def _noisy(self, x: Slots, size: float) -> Slots:
         if not size or self._rng is None:
             return x
-        return Slots(x.level, _numbers(x) + size * self._rng.standard_normal(self.n))
+        real, imaginary = size * self._rng.standard_normal((2, self.n))
+        return Slots(x.level, _numbers(x) + real + 1j * imaginary)
 
     def _map(self, x: Slots, function: object) -> Slots:
         assert callable(function)
