@@ -250,6 +250,29 @@ void tensor(const Ring& r, View a, View b, Words out, int threads) {
     });
 }
 
+// x: (L, N) and a plaintext (L, M) whose every value stands for N/M neighbours -> out (L, N) = x + plain.
+void add_plain(const Ring& r, Source x, Source plain, Words out, int threads) {
+    require(x.ndim() == 2 && plain.ndim() == 2 && plain.shape(0) == r.size() && plain.shape(1) > 0 && r.n % plain.shape(1) == 0,
+            "ckks_add_plain: expected x (L, N) and a plaintext (L, M), M dividing N");
+    r.same(x, out);
+    const std::size_t n = r.n, size = plain.shape(1), run = n / size;
+    const u64 *in = x.data(), *values = plain.data();
+    u64* res = out.data();
+    nb::gil_scoped_release release;
+    parallel_for(r.size(), threads, [&](std::size_t l) {
+        const u64 q = r.limbs[l]->m.q;
+        if (run == 1) return ring_kernels(r.limbs[l]->m).add(r.limbs[l]->m, in + l * n, values + l * n, res + l * n, n);
+        for (std::size_t j = 0; j < size; ++j) {
+            const u64 value = values[l * size + j], *from = in + l * n + j * run;
+            u64* to = res + l * n + j * run;
+            for (std::size_t i = 0; i < run; ++i) to[i] = cond_sub(from[i] + value, q);
+        }
+    });
+}
+
+// r or -r modulo q: sign is 0 or all ones.
+u64 negate_if(const Modulus& m, u64 r, u64 sign) { return cond_sub((r ^ sign) - sign + (m.q & sign), m.q); }
+
 // values: (M,) signed, times 2^shift, modulo every prime -> out (L, M).
 void reduce(nb::ndarray<const i64, nb::ndim<1>, nb::c_contig, nb::device::cpu> values, unsigned shift,
             const std::vector<u64>& primes, Words out, int threads) {
@@ -269,8 +292,43 @@ void reduce(nb::ndarray<const i64, nb::ndim<1>, nb::c_contig, nb::device::cpu> v
         for (std::size_t i = 0; i < n; ++i) {
             const u64 sign = static_cast<u64>(in[i] >> 63);
             const u64 r = m.reduce64((static_cast<u64>(in[i]) ^ sign) - sign);
-            const u64 scaled = shift ? m.mul_const(r, power, power_shoup) : r;
-            res[l * n + i] = cond_sub((scaled ^ sign) - sign + (m.q & sign), m.q);
+            res[l * n + i] = negate_if(m, shift ? m.mul_const(r, power, power_shoup) : r, sign);
+        }
+    });
+}
+
+// x: (L, M) residues modulo Q = q_1...q_L -> out (M,): the centred representative as a double, by mixed radix.
+void lift(nb::ndarray<const u64, nb::ndim<2>, nb::c_contig, nb::device::cpu> x, const std::vector<u64>& primes,
+          nb::ndarray<double, nb::ndim<1>, nb::c_contig, nb::device::cpu> out, int threads) {
+    const std::size_t limbs = x.shape(0), n = x.shape(1);
+    require(limbs == primes.size() && limbs > 0 && limbs <= 16 && out.size() == n, "ckks_lift: expected x (L, M) and out (M,)");
+    std::vector<Modulus> moduli;
+    for (u64 q : primes) {
+        require(q > 2 && q < u64{1} << 61, "ckks_lift: every prime must be below 2^61");
+        moduli.emplace_back(q);
+    }
+    std::vector<std::vector<u64>> inverse(limbs);  // of q_j modulo q_l, j < l
+    for (std::size_t l = 0; l < limbs; ++l)
+        for (std::size_t j = 0; j < l; ++j) inverse[l].push_back(moduli[l].inverse(moduli[l].reduce64(primes[j])));
+    const u64* in = x.data();
+    double* res = out.data();
+    nb::gil_scoped_release release;
+    const std::size_t step = chunk_of(n);
+    parallel_for((n + step - 1) / step, threads, [&](std::size_t task) {
+        for (std::size_t i = task * step; i < std::min(n, (task + 1) * step); ++i) {
+            i64 digit[16];
+            for (std::size_t l = 0; l < limbs; ++l) {
+                const Modulus& m = moduli[l];
+                u64 r = in[l * n + i];
+                for (std::size_t j = 0; j < l; ++j) {
+                    const u64 sign = static_cast<u64>(digit[j] >> 63), size = (static_cast<u64>(digit[j]) ^ sign) - sign;
+                    r = m.mul(m.sub(r, negate_if(m, m.reduce64(size), sign)), inverse[l][j]);
+                }
+                digit[l] = static_cast<i64>(r - (m.q & (u64{0} - ((m.q / 2 - r) >> 63))));
+            }
+            double total = 0;
+            for (std::size_t l = limbs; l-- > 0;) total = total * static_cast<double>(moduli[l].q) + static_cast<double>(digit[l]);
+            res[i] = total;
         }
     });
 }
@@ -287,5 +345,7 @@ void register_ckks(nb::module_& m) {
           nb::arg("a").noconvert(), nb::arg("special"), nb::arg("accumulate"), out, threads);
     m.def("ckks_mod_down", &mod_down, ring, x, nb::arg("more").noconvert(), nb::arg("element"), out, threads);
     m.def("ckks_tensor", &tensor, ring, nb::arg("a").noconvert(), nb::arg("b").noconvert(), out, threads);
+    m.def("ckks_add_plain", &add_plain, ring, x, nb::arg("plain").noconvert(), out, threads);
+    m.def("ckks_lift", &lift, x, nb::arg("primes"), out, threads);
     m.def("ckks_reduce", &reduce, nb::arg("values").noconvert(), nb::arg("shift"), nb::arg("primes"), out, threads);
 }

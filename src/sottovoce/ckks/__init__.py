@@ -30,6 +30,19 @@ scale (a float): phase = scale · message + error. Nothing rescales or drops lev
 """
 
 from sottovoce.ckks.ciphertext import Ciphertext, Digits, Plaintext, Wide
+from sottovoce.ckks.decryptor import Decryptor, flood
+from sottovoce.ckks.encoder import Encoder
+from sottovoce.ckks.encryptor import Encryptor, load_fresh
+from sottovoce.ckks.evaluator import Evaluator
+from sottovoce.ckks.galois import CONJUGATE, galois_element
+from sottovoce.ckks.keys import (
+    EncapsulationKeys,
+    GaloisKeys,
+    KeyGenerator,
+    PublicKey,
+    RelinearizationKey,
+    SwitchingKey,
+)
 from sottovoce.ckks.parameters import (
     BOOT16,
     ENGINE16,
@@ -42,20 +55,36 @@ from sottovoce.ckks.parameters import (
     ParametersSpec,
     chain,
 )
+from sottovoce.ckks.secret import SecretKey
 
 __all__ = [
     "BOOT16",
+    "CONJUGATE",
     "Ciphertext",
+    "Decryptor",
     "Digits",
     "ENGINE16",
+    "EncapsulationKeys",
+    "Encoder",
+    "Encryptor",
+    "Evaluator",
     "FULL16",
+    "GaloisKeys",
+    "KeyGenerator",
     "LEVELED13",
     "LEVELED14",
     "LEVELED15",
     "Parameters",
     "ParametersSpec",
     "Plaintext",
+    "PublicKey",
+    "RelinearizationKey",
     "SMALL",
+    "SecretKey",
+    "SwitchingKey",
     "Wide",
     "chain",
+    "flood",
+    "galois_element",
+    "load_fresh",
 ]

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import math
+import struct
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
+from sottovoce import _native
 from sottovoce.ckks.parameters import Parameters
-from sottovoce.errors import ParameterError
+from sottovoce.ckks.secret import KEY_ID_BYTES
+from sottovoce.errors import FrameError, IntegrityError, ParameterError
+from sottovoce.rlwe.wire import Buffer, frame, pack_residues, residue_bytes, unframe, unpack_residues
 
 Words = npt.NDArray[np.uint64]
+
+# Size, level, slots, scale.
+_META = struct.Struct("<BxHId")
+SCALE_LIMIT = 2.0**400
+
+
+def empty(*shape: int) -> Words:
+    """An uninitialised array whose memory is used again once it is dropped: large ones cost no fresh pages."""
+    return _native.recycled_words(shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +77,36 @@ class Ciphertext:
     def with_scale(self, scale: float) -> Ciphertext:
         """The same ciphertext, its message divided by scale / self.scale: free."""
         return replace(self, scale=float(scale))
+
+    def to_bytes(self) -> bytes:
+        """Header, key id, size, level, period, scale, residues at the bit lengths of their primes."""
+        meta = _META.pack(self.size, self.level, self.slots, self.scale)
+        primes = self.parameters.primes[: self.level + 1]
+        return frame("ciphertext", self.parameters, self.key_id + meta + pack_residues(self.data, primes))
+
+    @classmethod
+    def from_bytes(cls, parameters: Parameters, data: Buffer) -> Ciphertext:
+        """FrameError, IntegrityError or a mismatch error for anything else."""
+        payload, start = unframe("ciphertext", parameters, data), KEY_ID_BYTES + _META.size
+        if payload.nbytes < start:
+            raise FrameError("a ciphertext is truncated")
+        size, level, slots, scale = _META.unpack(payload[KEY_ID_BYTES:start])
+        check_header(parameters, level, slots, scale)
+        if size not in (2, 3):
+            raise IntegrityError("a ciphertext has two or three components")
+        primes = parameters.primes[: level + 1]
+        if payload.nbytes - start != size * residue_bytes(primes, parameters.degree):
+            raise FrameError("the size of a ciphertext does not match its header")
+        rows = unpack_residues(payload[start:], primes, (size, level + 1, parameters.degree))
+        return cls(parameters, rows, scale, slots, bytes(payload[:KEY_ID_BYTES]))
+
+
+def check_header(parameters: Parameters, level: int, slots: int, scale: float) -> None:
+    """IntegrityError unless a stored ciphertext's level, period and scale are possible ones."""
+    if level > parameters.top or not 1 <= slots <= parameters.slots or slots & (slots - 1):
+        raise IntegrityError("a ciphertext has an impossible level or period")
+    if not (math.isfinite(scale) and 1.0 <= scale <= SCALE_LIMIT):
+        raise IntegrityError("a ciphertext has an impossible scale")
 
 
 @dataclass(frozen=True, eq=False)

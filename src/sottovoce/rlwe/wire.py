@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,6 @@ import numpy.typing as npt
 from sottovoce import _native
 from sottovoce.errors import FrameError, IntegrityError, ParameterMismatchError, VersionMismatchError
 from sottovoce.ring import threads
-from sottovoce.rlwe.parameters import Parameters
 
 MAGIC = b"SVRL"
 FORMAT_VERSION = 1
@@ -27,10 +27,26 @@ HEADER_BYTES = _HEADER.size
 Buffer = bytes | bytearray | memoryview | npt.NDArray[np.uint8]
 Words = npt.NDArray[np.uint64]
 
-KINDS = {"secret key": 1, "public key": 2, "relinearization key": 3, "galois keys": 4, "ciphertext": 5}
+KINDS = {
+    "secret key": 1,
+    "public key": 2,
+    "relinearization key": 3,
+    "galois keys": 4,
+    "ciphertext": 5,
+    "switching key": 6,
+    "fresh ciphertext": 7,
+}
 
 
-def frame(kind: str, parameters: Parameters, payload: bytes) -> bytes:
+class Identified(Protocol):
+    """A parameter set, of any scheme."""
+
+    @property
+    def digest(self) -> bytes:
+        """Eight bytes that identify the set."""
+
+
+def frame(kind: str, parameters: Identified, payload: bytes) -> bytes:
     """Header and payload."""
     header = _HEADER.pack(
         MAGIC, FORMAT_VERSION, KINDS[kind], 0, parameters.digest, len(payload), _checksum(payload)
@@ -38,7 +54,7 @@ def frame(kind: str, parameters: Parameters, payload: bytes) -> bytes:
     return header + payload
 
 
-def unframe(kind: str, parameters: Parameters, data: Buffer) -> memoryview:
+def unframe(kind: str, parameters: Identified, data: Buffer) -> memoryview:
     """The payload of a serialised object of this kind and parameter set.
 
     Raises FrameError (not such an object, truncated, oversized), VersionMismatchError,

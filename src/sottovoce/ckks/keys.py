@@ -1,0 +1,361 @@
+"""Evaluation keys: half of each is uniform and never stored, only the seed it is expanded from.
+
+A switching key of level l has D digits; digit d covers the chain primes [d·α, (d+1)·α). Its stored half is b_d = −a_d·s + e_d
++ P·g_d·s', g_d being 1 modulo the primes of digit d and 0 modulo the other chain primes: an encryption under s of
+multiples of s', modulo Q_l·P. A key serves every level up to its own, so it is generated at the highest level
+at which it is used, never above. Memory and wire: D·(l + 1 + α)·N words of 8 bytes, 82 MB at the top of BOOT16.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from sottovoce import _native
+from sottovoce.ckks.galois import CONJUGATE, galois_element
+from sottovoce.ckks.parameters import Parameters
+from sottovoce.ckks.secret import EPHEMERAL, KEY_ID_BYTES, SecretKey
+from sottovoce.errors import ForeignKeyError, FrameError, IntegrityError, MissingKeyError, ParameterError
+from sottovoce.ring import RingContext, context, sampling, threads
+from sottovoce.rlwe.randomness import errors
+from sottovoce.rlwe.wire import Buffer, frame, pack_residues, residue_bytes, unframe, unpack_residues
+
+Words = npt.NDArray[np.uint64]
+Bytes = npt.NDArray[np.uint8]
+
+EXPANSION_KEY_BYTES = 16
+# Level, special primes, purpose.
+_META = struct.Struct("<HHi")
+
+
+def expansion_keys(seed: bytes, purpose: bytes, rows: tuple[int, ...]) -> Bytes:
+    """One AES-128 key per uniform row: (*rows, 16), hashed from seed, purpose and the number of the row."""
+    count = int(np.prod(rows))
+    stem = hashlib.blake2b(b"sottovoce ckks" + len(purpose).to_bytes(2, "little") + purpose + seed)
+    out = bytearray()
+    for row in range(count):
+        fork = stem.copy()
+        fork.update(row.to_bytes(8, "little"))
+        out += fork.digest()[:EXPANSION_KEY_BYTES]
+    return np.frombuffer(bytes(out), np.uint8).reshape(*rows, EXPANSION_KEY_BYTES)
+
+
+def uniform_rows(seed: bytes, purpose: bytes, primes: tuple[int, ...], n: int, index: int = 0) -> Words:
+    """(L, N): the uniform polynomial number `index` of a seed. Both parties get the same on every machine."""
+    keys = expansion_keys(seed, purpose + index.to_bytes(8, "little"), (len(primes),))
+    out = np.empty((len(primes), n), np.uint64)
+    _native.ckks_expand(keys, list(primes), out, threads())
+    return out
+
+
+@dataclass(frozen=True, eq=False)
+class SwitchingKey:
+    """Turns multiples of s' into a ciphertext under s, at levels up to `level`.
+
+    b: (D, level + 1 + K, N) NTT form, chain primes then the first K = `special` special primes. seed: of the
+    uniform halves. uniform: their expansion keys, (D, level + 1 + K, 16).
+    """
+
+    parameters: Parameters
+    level: int
+    special: int
+    seed: bytes = field(repr=False)
+    b: Words = field(repr=False)
+    uniform: Bytes = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "uniform", expansion_keys(self.seed, b"switching key", self.b.shape[:2]))
+
+    @classmethod
+    def generate(
+        cls, secret: SecretKey, source: Words, level: int, special: int | None = None, element: int = 1
+    ) -> SwitchingKey:
+        """source: s', (level + 1, N) NTT form. element: the key is under s(X^element) instead of s.
+
+        special: how many special primes, default all. For the ephemeral secret the modulus stays below 121 bits
+        or ParameterError is raised (`SecretKey.ntt`).
+        """
+        parameters = secret.parameters
+        special = parameters.alpha if special is None else special
+        ring = key_ring(parameters, level, special)
+        s = secret.ntt(ring.primes)
+        if element != 1:
+            s = ring.automorphism_ntt(s, element)
+        seed, digits = sampling.fresh_seed(), -(-(level + 1) // special)
+        keys = expansion_keys(seed, b"switching key", (digits, ring.limbs))
+        stream, b = sampling.Stream(), np.empty((digits, ring.limbs, ring.n), np.uint64)
+        gadget = parameters.ring(level).mul_scalar(source, math.prod(ring.primes[level + 1 :]))
+        a = np.empty((ring.limbs, ring.n), np.uint64)
+        for d in range(digits):
+            _native.ckks_expand(keys[d], list(ring.primes), a, threads())
+            row = ring.ntt(errors(stream, ring.primes, ring.n, 1)[0])
+            ring.sub(row, ring.mul(a, s, a), b[d])
+            for limb in range(d * special, min((d + 1) * special, level + 1)):
+                single = context(ring.n, (ring.primes[limb],))
+                part = b[d, limb : limb + 1]
+                single.add(part, gadget[limb : limb + 1], part)
+        return cls(parameters, level, special, seed, b)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the stored half."""
+        return self.b.nbytes
+
+    def payload(self, purpose: int) -> bytes:
+        """Level, special primes, purpose, seed and the b halves at the bit lengths of their primes."""
+        ring = key_ring(self.parameters, self.level, self.special)
+        packed = pack_residues(self.b, ring.primes)
+        return _META.pack(self.level, self.special, purpose) + self.seed + packed
+
+    @classmethod
+    def from_payload(
+        cls, parameters: Parameters, payload: memoryview
+    ) -> tuple[SwitchingKey, int, memoryview]:
+        """The key, its purpose, and what follows it. FrameError or IntegrityError for anything else."""
+        if payload.nbytes < _META.size + sampling.SEED_BYTES:
+            raise FrameError("a switching key is truncated")
+        level, special, purpose = _META.unpack(payload[: _META.size])
+        if level > parameters.top or not 1 <= special <= parameters.alpha:
+            raise IntegrityError("a switching key has an impossible level or number of special primes")
+        ring, digits = key_ring(parameters, level, special), -(-(level + 1) // special)
+        size = digits * residue_bytes(ring.primes, ring.n)
+        start = _META.size + sampling.SEED_BYTES
+        if payload.nbytes < start + size:
+            raise FrameError("a switching key is truncated")
+        seed = bytes(payload[_META.size : start])
+        shape = (digits, ring.limbs, ring.n)
+        b = unpack_residues(payload[start : start + size], ring.primes, shape)
+        return cls(parameters, level, special, seed, b), purpose, payload[start + size :]
+
+
+def key_ring(parameters: Parameters, level: int, special: int) -> RingContext:
+    """Chain primes up to a level, then the first `special` special primes."""
+    return context(parameters.degree, (*parameters.primes[: level + 1], *parameters.special[:special]))
+
+
+@dataclass(frozen=True, eq=False)
+class PublicKey:
+    """An encryption of zero at the top level: data (2, L, N) NTT form, b = −a·s + e and a, expanded from `seed`."""
+
+    parameters: Parameters
+    key_id: bytes
+    seed: bytes = field(repr=False)
+    data: Words = field(repr=False)
+
+    @classmethod
+    def generate(cls, secret: SecretKey) -> PublicKey:
+        """Fresh, for this secret."""
+        parameters = secret.parameters
+        ring, seed = parameters.ring(), sampling.fresh_seed()
+        a = uniform_rows(seed, b"public key", ring.primes, ring.n)
+        b = ring.ntt(errors(sampling.Stream(), ring.primes, ring.n, 1)[0])
+        ring.sub(b, ring.mul(a, secret.ntt(ring.primes)), b)
+        return cls(parameters, secret.key_id, seed, np.stack([b, a]))
+
+    def to_bytes(self) -> bytes:
+        """Header, key id, seed, b."""
+        packed = pack_residues(self.data[0], self.parameters.primes)
+        return frame("public key", self.parameters, self.key_id + self.seed + packed)
+
+    @classmethod
+    def from_bytes(cls, parameters: Parameters, data: Buffer) -> PublicKey:
+        """FrameError, IntegrityError or a mismatch error for anything else."""
+        payload, ring = unframe("public key", parameters, data), parameters.ring()
+        start = KEY_ID_BYTES + sampling.SEED_BYTES
+        if payload.nbytes != start + residue_bytes(ring.primes, ring.n):
+            raise FrameError("a public key has the wrong size for its parameters")
+        seed = bytes(payload[KEY_ID_BYTES:start])
+        b = unpack_residues(payload[start:], ring.primes, (ring.limbs, ring.n))
+        a = uniform_rows(seed, b"public key", ring.primes, ring.n)
+        return cls(parameters, bytes(payload[:KEY_ID_BYTES]), seed, np.stack([b, a]))
+
+
+@dataclass(frozen=True, eq=False)
+class RelinearizationKey:
+    """The switching key from s² to s."""
+
+    parameters: Parameters
+    key_id: bytes
+    key: SwitchingKey = field(repr=False)
+
+    def to_bytes(self) -> bytes:
+        """Header, key id, one switching key."""
+        return frame("relinearization key", self.parameters, self.key_id + self.key.payload(0))
+
+    @classmethod
+    def from_bytes(cls, parameters: Parameters, data: Buffer) -> RelinearizationKey:
+        """FrameError, IntegrityError or a mismatch error for anything else."""
+        key_id, rest = _key_id(unframe("relinearization key", parameters, data))
+        key, purpose, rest = SwitchingKey.from_payload(parameters, rest)
+        if rest.nbytes or purpose != 0:
+            raise FrameError("a relinearization key is one switching key")
+        return cls(parameters, key_id, key)
+
+
+@dataclass(frozen=True, eq=False)
+class GaloisKeys:
+    """Switching keys of rotations by step, CONJUGATE included; each at the level it was generated for.
+
+    The key of X → X^k is one from s to s(X^(1/k)): the automorphism is applied once, to the result.
+    """
+
+    parameters: Parameters
+    key_id: bytes
+    keys: dict[int, SwitchingKey] = field(repr=False)
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """The rotations that have a key, ascending."""
+        return tuple(sorted(self.keys))
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of all stored halves."""
+        return sum(key.nbytes for key in self.keys.values())
+
+    def get(self, step: int, level: int) -> SwitchingKey:
+        """The key of a rotation. MissingKeyError if there is none for this step, or only for lower levels."""
+        key = self.keys.get(step)
+        name = "conjugation" if step == CONJUGATE else f"a rotation by {step}"
+        if key is None:
+            raise MissingKeyError(f"no key for {name} at level {level}: generate one for every step in use")
+        if key.level < level:
+            raise MissingKeyError(
+                f"the key for {name} was generated for levels up to {key.level}, not for level {level}"
+            )
+        return key
+
+    def merge(self, other: GaloisKeys) -> GaloisKeys:
+        """Both sets of keys; where both have a step, the key of the higher level."""
+        if other.parameters != self.parameters or other.key_id != self.key_id:
+            raise ForeignKeyError("keys of different secrets cannot be used together")
+        both = dict(self.keys)
+        for step, key in other.keys.items():
+            if step not in both or both[step].level < key.level:
+                both[step] = key
+        return GaloisKeys(self.parameters, self.key_id, both)
+
+    def to_bytes(self) -> bytes:
+        """Header, key id, one switching key after the other. Large sets are better sent key by key: `parts`."""
+        body = b"".join(self.keys[step].payload(step) for step in self.steps)
+        return frame("galois keys", self.parameters, self.key_id + body)
+
+    def parts(self) -> list[GaloisKeys]:
+        """One set per key, to be sent one by one and merged."""
+        return [GaloisKeys(self.parameters, self.key_id, {step: self.keys[step]}) for step in self.steps]
+
+    @classmethod
+    def from_bytes(cls, parameters: Parameters, data: Buffer) -> GaloisKeys:
+        """FrameError, IntegrityError or a mismatch error for anything else."""
+        key_id, rest = _key_id(unframe("galois keys", parameters, data))
+        keys: dict[int, SwitchingKey] = {}
+        while rest.nbytes:
+            key, step, rest = SwitchingKey.from_payload(parameters, rest)
+            if not CONJUGATE <= step < parameters.slots or step in keys or key.special != parameters.alpha:
+                raise IntegrityError("the steps of Galois keys must be in range and distinct")
+            keys[step] = key
+        return cls(parameters, key_id, keys)
+
+
+@dataclass(frozen=True, eq=False)
+class EncapsulationKeys:
+    """To the ephemeral sparse secret of a bootstrap and back.
+
+    down: from s to the ephemeral secret, at modulus q_0·p_0 only: 99 bits of the 121 at which 32 non-zero
+    coefficients are secure. up: from the ephemeral secret to s, under s, at `level`.
+    """
+
+    parameters: Parameters
+    key_id: bytes
+    down: SwitchingKey = field(repr=False)
+    up: SwitchingKey = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if self.down.level != 0 or self.down.special != 1:
+            raise ParameterError("the key to the ephemeral secret exists at modulus q_0·p_0 only")
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the stored halves."""
+        return self.down.nbytes + self.up.nbytes
+
+    def to_bytes(self) -> bytes:
+        """Header, key id, down, up."""
+        body = self.down.payload(0) + self.up.payload(1)
+        return frame("switching key", self.parameters, self.key_id + body)
+
+    @classmethod
+    def from_bytes(cls, parameters: Parameters, data: Buffer) -> EncapsulationKeys:
+        """FrameError, IntegrityError or a mismatch error for anything else."""
+        key_id, rest = _key_id(unframe("switching key", parameters, data))
+        down, first, rest = SwitchingKey.from_payload(parameters, rest)
+        up, second, rest = SwitchingKey.from_payload(parameters, rest)
+        if rest.nbytes or (first, second) != (0, 1) or (down.level, down.special) != (0, 1):
+            raise IntegrityError("these are not the two keys of an encapsulation")
+        return cls(parameters, key_id, down, up)
+
+
+class KeyGenerator:
+    """Makes every key that belongs to one secret. secret: an existing key, or None for a fresh one."""
+
+    def __init__(self, parameters: Parameters, secret: SecretKey | None = None) -> None:
+        if secret is not None and secret.parameters != parameters:
+            raise ParameterError("the secret key belongs to other parameters")
+        self.parameters = parameters
+        self.secret_key = SecretKey.generate(parameters) if secret is None else secret
+
+    def public_key(self) -> PublicKey:
+        """A fresh public key."""
+        return PublicKey.generate(self.secret_key)
+
+    def relinearization_key(self, level: int | None = None) -> RelinearizationKey:
+        """From s² to s, for products at levels up to `level` (default: top)."""
+        level = self._level(level)
+        s = self._secret(level)
+        square = self.parameters.ring(level).mul(s, s)
+        key = SwitchingKey.generate(self.secret_key, square, level)
+        return RelinearizationKey(self.parameters, self.secret_key.key_id, key)
+
+    def galois_key(self, step: int, level: int | None = None) -> SwitchingKey:
+        """For one rotation in [1, N/2), or CONJUGATE."""
+        n = self.parameters.degree
+        if step != CONJUGATE and not 0 < step < n // 2:
+            raise ParameterError(f"a rotation must be in [1, {n // 2}) or CONJUGATE (-1), not {step}")
+        level = self._level(level)
+        inverse = pow(galois_element(n, step), -1, 2 * n)
+        return SwitchingKey.generate(self.secret_key, self._secret(level), level, element=inverse)
+
+    def galois_keys(self, steps: Iterable[int] | Mapping[int, int], level: int | None = None) -> GaloisKeys:
+        """Keys for these steps, all at `level` (default: top) or each at its own: {step: level}."""
+        levels = dict(steps) if isinstance(steps, Mapping) else dict.fromkeys(steps, self._level(level))
+        keys = {step: self.galois_key(step, at) for step, at in levels.items() if step != 0}
+        return GaloisKeys(self.parameters, self.secret_key.key_id, keys)
+
+    def encapsulation_keys(self, level: int | None = None) -> EncapsulationKeys:
+        """A fresh ephemeral secret, forgotten as soon as its two keys are made."""
+        parameters, level = self.parameters, self._level(level)
+        ephemeral = SecretKey.generate(parameters, EPHEMERAL)
+        down = SwitchingKey.generate(ephemeral, self._secret(0), 0, special=1)
+        ring = parameters.ring(level)
+        # Only as a message under s, which hides it at any modulus.
+        message = ring.ntt(ring.reduce_signed(ephemeral.coefficients))
+        up = SwitchingKey.generate(self.secret_key, message, level)
+        return EncapsulationKeys(parameters, self.secret_key.key_id, down, up)
+
+    def _level(self, level: int | None) -> int:
+        return self.parameters.top if level is None else self.parameters.check_level(level)
+
+    def _secret(self, level: int) -> Words:
+        return self.secret_key.ntt(self.parameters.ring(level).primes)
+
+
+def _key_id(payload: memoryview) -> tuple[bytes, memoryview]:
+    if payload.nbytes < KEY_ID_BYTES:
+        raise FrameError("a key is truncated")
+    return bytes(payload[:KEY_ID_BYTES]), payload[KEY_ID_BYTES:]
