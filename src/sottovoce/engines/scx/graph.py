@@ -15,7 +15,6 @@ from sottovoce.engines.scx.cache import KeyValues
 from sottovoce.engines.scx.ops import Layer
 from sottovoce.models.config import Config
 
-MATRICES = ("qkv", "o", "mlp_in", "down")  # of a block, in the order of execution
 # apply(layer, name, x): x (T, inputs) -> (T, outputs) with the biases.
 Apply = Callable[[int, str, Array], Array]
 

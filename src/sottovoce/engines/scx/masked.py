@@ -1,12 +1,11 @@
 """Profile `hardened`: the server multiplies matrices with vectors under one-time masks, and does nothing
 else.
 
-A vector of at most `bound` (Euclidean norm) is rounded to a grid of bound·2^-28; a mask of rounded normal
-values with a deviation of 2^49 grid steps (2^21·bound) is added. Both are integers below 2^53, so the sum is
-exact in float64 and has no low bits that could tell a mask by its porous support. A longer vector is halved
-until it fits; only the user knows how often. What the server sees of two vectors differs by a
-Kullback-Leibler divergence of at most (2·bound)²/(2·(2^21·bound)²) = 2^-41, whatever it knows of them (see
-docs/design/scx.md).
+A vector is scaled by a power of two to a Euclidean norm of at most 1 and rounded to a grid of 2^-28; only the
+user knows the power. A mask of rounded normal values with a deviation of 2^49 grid steps is added. Both are
+integers below 2^53, so the sum is exact in float64 and has no low bits that could tell a mask by its porous
+support. What the server sees of any two vectors differs by a Kullback-Leibler divergence of at most
+(2·2^28)²/(2·2^98) = 2^-41, whatever else it knows of them (docs/design/scx.md).
 
 The user takes away the mask's image, which it made beforehand with the weights. Attention never leaves it.
 """
@@ -25,7 +24,7 @@ from sottovoce.engines.scx import wire
 from sottovoce.engines.scx.arrays import Array, Arrays, namespace
 from sottovoce.engines.scx.bundle import UserWeights
 from sottovoce.engines.scx.cloud import Observe, nobody
-from sottovoce.engines.scx.graph import MATRICES, Graph, multiply, widths
+from sottovoce.engines.scx.graph import Graph, multiply, widths
 from sottovoce.engines.scx.keys import normal
 from sottovoce.engines.scx.noise import NoiseStock
 from sottovoce.engines.scx.ops import LAYER_TENSORS, Layer
@@ -33,8 +32,8 @@ from sottovoce.models.config import Config
 from sottovoce.net import Channel
 from sottovoce.ring.sampling import Stream
 
-GRID_BITS = 28  # bound / grid
-MASK_BITS = 49  # deviation of a mask / grid
+GRID_BITS = 28  # of a vector's norm, in grid steps
+MASK_BITS = 49  # of a mask's deviation
 KL_PER_PRODUCT = 2.0 ** (2 * (GRID_BITS - MASK_BITS) + 1)
 _BIASES = tuple(name for name in LAYER_TENSORS if name.endswith("bias"))
 
@@ -76,14 +75,10 @@ class MaskedCloud:
 class MaskedUser:
     """One session at the user side, with all weights, keys and values."""
 
-    def __init__(
-        self, config: Config, weights: UserWeights, bounds: npt.NDArray[np.float32], arrays: Arrays
-    ) -> None:
-        """bounds: (layers, 4) for the inputs of each matrix. They cost precision if wrong, never privacy."""
+    def __init__(self, config: Config, weights: UserWeights, arrays: Arrays) -> None:
         self.config, self.arrays = config, arrays
         self._graph = Graph(config, weights, arrays)
         self._stream = Stream()
-        self._bounds = np.asarray(bounds, np.float64)
         self._weights = weights
         self._stocks = {
             (i, name): NoiseStock(
@@ -127,17 +122,14 @@ class MaskedUser:
         self._graph.load(state)
 
     def _apply(self, layer: int, name: str, x: Array) -> Array:
-        xp, number = namespace(x), MATRICES.index(name)
-        count = int(x.shape[0])
+        xp, count = namespace(x), int(x.shape[0])
         with self._channel.ledger.operation(name):
             mask, image = self._stocks[layer, name].take(count)
-            integers, unit = on_grid(xp.astype(x, xp.float64), float(self._bounds[layer, number]))
-            grid = float(self._bounds[layer, number]) * 2.0**-GRID_BITS
+            integers, unit = on_grid(xp.astype(x, xp.float64))
             wire.send(self._channel, self.arrays, integers + mask, wire.DOUBLE)
-            y = wire.receive(self._channel, self.arrays, (count, widths(self.config)[name][1]), wire.DOUBLE)
-            y = (y - image) * (grid * unit)
-        bias = self._bias(layer, name)
-        y = xp.astype(y, x.dtype)
+            shape = (count, widths(self.config)[name][1])
+            y = (wire.receive(self._channel, self.arrays, shape, wire.DOUBLE) - image) * unit
+        y, bias = xp.astype(y, x.dtype), self._bias(layer, name)
         return y if bias is None else y + bias
 
     def _bias(self, layer: int, name: str) -> Array:
@@ -158,31 +150,16 @@ class MaskedUser:
         return multiply(without_biases(self._weights.layer(layer, np.float64)), name, mask)
 
 
-def on_grid(x: Array, bound: float) -> tuple[Array, Array]:
-    """Rows x (T, d) as integers of norm ≤ 2^28 (plus rounding), and the power of two (T, 1) that makes up for
-    rows longer than `bound`."""
+def on_grid(x: Array) -> tuple[Array, Array]:
+    """Rows x (T, d) as integers of norm ≤ 2^28, but for rounding, and what one step is worth in each, (T,
+    1)."""
     xp = namespace(x)
-    length = xp.sqrt(xp.sum(x * x, axis=-1, keepdims=True)) / bound
-    unit = 2.0 ** xp.ceil(xp.log2(xp.where(length > 1.0, length, xp.ones_like(length))))
-    return xp.round(x / unit * (2.0**GRID_BITS / bound)), unit
+    length = xp.sqrt(xp.sum(x * x, axis=-1, keepdims=True))
+    # Rows of zeros, and of next to nothing, stay what they are.
+    unit = 2.0 ** (xp.ceil(xp.log2(xp.where(length > 1e-30, length, xp.ones_like(length)))) - GRID_BITS)
+    return xp.round(x / unit), unit
 
 
 def without_biases(layer: Layer) -> Layer:
     """The matrices alone: the user adds the biases, which no mask should be multiplied with."""
     return dataclasses.replace(layer, **{name: None for name in _BIASES})
-
-
-def input_bounds(
-    config: Config, weights: UserWeights, tokens: Sequence[int], arrays: Arrays
-) -> npt.NDArray[np.float32]:
-    """(layers, 4): twice the largest norm of each matrix's input along a public text."""
-    found = np.zeros((config.layers, len(MATRICES)), np.float64)
-    layers = [weights.layer(i) for i in range(config.layers)]
-
-    def apply(layer: int, name: str, x: Array) -> Array:
-        norms = np.linalg.norm(arrays.get(x).astype(np.float64), axis=-1)
-        found[layer, MATRICES.index(name)] = 2.0 * max(float(norms.max()), 1e-6)
-        return multiply(layers[layer], name, x)
-
-    Graph(config, weights, arrays).forward(tokens, apply, True)
-    return found.astype(np.float32)

@@ -1,6 +1,6 @@
 """The engine's two halves behind the interfaces that every engine has, for both profiles.
 
-Setup: the server sends the user's tensors (`bundle`) and, for `hardened`, bounds. A prefill of an empty
+Setup: the server sends the user's tensors (`bundle`). A prefill of an empty
 session follows the profile's own protocol; later tokens go by the protocol of generation, in pieces that
 bound the memory which scores take. Cost and leakage stand with the profiles (`user`, `masked`).
 """
@@ -15,17 +15,15 @@ import numpy.typing as npt
 
 from sottovoce.engines.base import DataParty, Engine, EngineOptions, Logits, ModelParty, Progress
 from sottovoce.engines.clear.parties import ClearDataParty
-from sottovoce.engines.scx import bundle, wire
+from sottovoce.engines.scx import bundle
 from sottovoce.engines.scx.arrays import Array, Arrays, arrays
 from sottovoce.engines.scx.bundle import UserWeights
 from sottovoce.engines.scx.cloud import Observe, PaperCloud, nobody
-from sottovoce.engines.scx.graph import MATRICES
-from sottovoce.engines.scx.masked import MaskedCloud, MaskedUser, input_bounds, without_biases
+from sottovoce.engines.scx.masked import MaskedCloud, MaskedUser, without_biases
 from sottovoce.engines.scx.ops import layer_of
 from sottovoce.engines.scx.profile import check_statement, profile_of
 from sottovoce.engines.scx.user import PaperUser
-from sottovoce.errors import CorruptFileError, IntegrityError, ProtocolError, UnsupportedModelError
-from sottovoce.models.calibration_text import PROSE
+from sottovoce.errors import CorruptFileError, ProtocolError, UnsupportedModelError
 from sottovoce.models.config import Config
 from sottovoce.models.model import Model
 from sottovoce.net import Channel
@@ -33,7 +31,6 @@ from sottovoce.net import Channel
 State = dict[str, npt.NDArray[Any]]
 _PIECE = 64  # tokens of one step behind a prefill
 _PREPARED = 64  # tokens of one step of a preparation
-_CALIBRATION = 192  # tokens
 
 
 class ScxEngine(Engine):
@@ -47,7 +44,6 @@ class ScxEngine(Engine):
         self.options, self.model = options, model
         self.profile = profile_of(options.profile)
         self.arrays = library or arrays()
-        self.bounds: npt.NDArray[np.float32] | None = None
 
     def prepare(self, progress: Progress | None = None) -> None:
         """Bring the weights where they are multiplied: for `hardened` in float64, twice the memory."""
@@ -55,8 +51,6 @@ class ScxEngine(Engine):
         self.layers = [layer_of(block, self.arrays, dtype) for block in self.model.weights.blocks]
         if self.profile.name == "hardened":
             self.layers = [without_biases(layer) for layer in self.layers]
-            own = UserWeights(dict(self.model.weights.named()), self.arrays)
-            self.bounds = input_bounds(self.model.config, own, self._public_text(), self.arrays)
 
     def public(self) -> dict[str, Any]:
         return {
@@ -73,13 +67,6 @@ class ScxEngine(Engine):
             return ScxModelParty(self, MaskedCloud(c, self.layers, self.arrays, observe))
         return ScxModelParty(self, PaperCloud(c, self.profile, self.layers, self.arrays, observe))
 
-    def _public_text(self) -> list[int]:
-        c, card = self.model.config, self.model.card
-        limit = min(_CALIBRATION, c.context_length)
-        if card.tokenizer_or_none is not None:
-            return list(card.tokenizer.encode(PROSE))[:limit]
-        return [i * 7919 % c.vocab_size for i in range(limit)]  # a model without a tokenizer reads anything
-
 
 class ScxModelParty(ModelParty):
     """The server's half of one session."""
@@ -92,8 +79,6 @@ class ScxModelParty(ModelParty):
         model, profile = self._engine.model, self._engine.profile
         with channel.ledger.operation("weights"):
             bundle.send(channel, model.weights, bundle.shapes(model.config, profile))
-            if self._engine.bounds is not None:
-                wire.send_tensor(channel, self._engine.bounds)
 
     def prefill(self, public_tokens: Sequence[int], n_private: int) -> None:
         tokens = len(public_tokens) + n_private
@@ -139,10 +124,7 @@ class ScxDataParty(DataParty):
         with channel.ledger.operation("weights"):
             own = UserWeights(bundle.receive(channel, bundle.shapes(self.config, self.profile)), self.arrays)
             if self.profile.name == "hardened":
-                bounds = wire.receive_tensor(channel, (self.config.layers, len(MATRICES)))
-                if not (1e-9 < bounds.min() and bounds.max() < 1e9):
-                    raise IntegrityError("the server sent bounds that no model has; the session ends")
-                self.user: PaperUser | MaskedUser = MaskedUser(self.config, own, bounds, self.arrays)
+                self.user: PaperUser | MaskedUser = MaskedUser(self.config, own, self.arrays)
             else:
                 self.user = PaperUser(self.config, self.profile, own, self.arrays)
         self.user.open(channel)
