@@ -23,7 +23,7 @@ SCALE_LIMIT = 2.0**400
 
 
 def empty(*shape: int) -> Words:
-    """An uninitialised array whose memory is used again once it is dropped: large ones cost no fresh pages."""
+    """An uninitialised array whose memory is used again once it is dropped: no fresh pages each time."""
     return _native.recycled_words(shape)
 
 

@@ -1,8 +1,8 @@
 """Decryption, for the owner of the key.
 
-A decrypted value contains the error of its ciphertext, and the error together with the ciphertext gives linear
-equations for the secret key (Li and Micciancio, "On the Security of Homomorphic Encryption on Approximate
-Numbers", Eurocrypt 2021). Never give decrypted values to anyone who knows the ciphertext; if one must be
+A decrypted value contains the error of its ciphertext, and the error together with the ciphertext gives
+linear equations for the secret key (Li and Micciancio, "On the Security of Homomorphic Encryption on
+Approximate Numbers", Eurocrypt 2021). Never give decrypted values to anyone who knows the ciphertext; if one must be
 published, add noise with `flood` first.
 """
 
@@ -52,9 +52,9 @@ class Decryptor:
 def flood(values: Complex, bound: float, bits: int = 30) -> Complex:
     """Values with Gaussian noise of standard deviation bound·2^bits on both parts, before they are published.
 
-    bound: of the error that decryption leaves in a slot. Costs `bits` bits of precision; makes what a value tells
-    about the error at most 2^-bits of a standard deviation. 30 bits serve for a few published values, not for
-    a service that decrypts on demand.
+    bound: of the error that decryption leaves in a slot. Costs `bits` bits of precision; makes what a value
+    tells about the error at most 2^-bits of a standard deviation. 30 bits serve for a few published values,
+    not for a service that decrypts on demand.
     """
     if not 0 <= bits <= 60 or not bound > 0 or not math.isfinite(bound):
         raise ParameterError("flooding takes a positive bound and 0 to 60 bits")

@@ -1,9 +1,9 @@
 """Vectors of complex numbers to polynomials and back: the canonical embedding by one complex FFT.
 
-n slots of period n are a polynomial with 2n real coefficients in Y = X^(N/2n). Its value at a root ζ with ζ^n = i
-is Σ_{k<n} (m_k + i·m_{k+n})·ζ^k: a Fourier transform of length n of twisted complex numbers (`slot_order` puts
-them in the order of the slots). Double precision: the error of a coefficient is about 2^-51 of the largest value
-times the scale, below the rounding to integers for scales up to 2^50.
+n slots of period n are a polynomial with 2n real coefficients in Y = X^(N/2n). Its value at a root ζ with
+ζ^n = i is Σ_{k<n} (m_k + i·m_{k+n})·ζ^k: a Fourier transform of length n of twisted complex numbers
+(`slot_order` puts them in the order of the slots). Double precision: the error of a coefficient is about
+2^-51 of the largest value times the scale, below the rounding to integers for scales up to 2^50.
 """
 
 from __future__ import annotations
@@ -112,7 +112,8 @@ def to_slots(coefficients: Real) -> Complex:
 @functools.lru_cache(maxsize=32)
 def _twist(n: int) -> Complex:
     """exp(iπk/2n), k < n."""
-    return np.exp(0.5j * np.pi / n * np.arange(n))
+    twist: Complex = np.exp(0.5j * np.pi / n * np.arange(n))
+    return twist
 
 
 def residues(values: Real, primes: tuple[int, ...], modulus: int) -> Words:
@@ -121,7 +122,8 @@ def residues(values: Real, primes: tuple[int, ...], modulus: int) -> Words:
     # Not "largest >= …": an input that is not a number must not pass.
     if not largest < modulus / 2:
         raise RangeError(
-            "a coefficient is not finite or does not fit the modulus of its level: lower the scale or the values"
+            "a coefficient is not finite or does not fit the modulus of its level: lower the scale or "
+            "the values"
         )
     shift = max(0, int(np.ceil(np.log2(largest + 1))) - 62)
     out = np.empty((len(primes), len(values)), np.uint64)

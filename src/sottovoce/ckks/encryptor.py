@@ -72,7 +72,10 @@ class Encryptor:
 
 
 def load_fresh(parameters: Parameters, data: Buffer) -> Ciphertext:
-    """The ciphertext of `Encryptor.encrypt_bytes`. FrameError, IntegrityError or a mismatch error otherwise."""
+    """The ciphertext of `Encryptor.encrypt_bytes`.
+
+    FrameError, IntegrityError or a mismatch error for anything else.
+    """
     payload = unframe("fresh ciphertext", parameters, data)
     at, start = KEY_ID_BYTES + _META.size, KEY_ID_BYTES + _META.size + sampling.SEED_BYTES
     if payload.nbytes < start:

@@ -59,7 +59,7 @@ class Evaluator(Linear):
         return replace(a, data=out, scale=a.scale * b.scale, slots=max(a.slots, b.slots))
 
     def relinearize(self, a: Ciphertext, rescale: int = 0) -> Ciphertext:
-        """Three components to two by one key switch, and divided by the top `rescale` primes in the same step."""
+        """Three components to two by one key switch, divided by the top `rescale` primes in the same step."""
         if self.relinearization_key is None:
             raise MissingKeyError("this evaluator has no relinearization key")
         if a.size != 3:
@@ -141,8 +141,10 @@ class Evaluator(Linear):
         return self._wide(out, a.scale, a.slots, a.key_id)
 
     def mul_plain_wide(self, wides: Sequence[Wide], plains: Sequence[Plaintext]) -> Wide:
-        """Σ_k wides[k]·plains[k] with one reduction. All wides of one level; plaintexts wide and of that level or
-        above."""
+        """Σ_k wides[k]·plains[k] with one reduction.
+
+        All operands of one level; plaintexts wide and of that level or above.
+        """
         if not wides or len(wides) != len(plains):
             raise ParameterError("a sum of products takes as many operands as plaintexts, at least one")
         first, scale = wides[0], wides[0].scale * plains[0].scale
@@ -188,7 +190,7 @@ class Evaluator(Linear):
     # The way into a bootstrap
 
     def mod_raise(self, a: Ciphertext, level: int) -> Ciphertext:
-        """A ciphertext of level 0 read modulo Q_level: message + q_0·I, I small thanks to the ephemeral secret.
+        """A ciphertext of level 0 read modulo Q_level: message + q_0·I, |I| ≤ 16 by the ephemeral secret.
 
         Two key switches (to the ephemeral secret at q_0·p_0, back at the full modulus). The scale stays.
         """
@@ -270,9 +272,7 @@ class Evaluator(Linear):
 
     def _own(self, a: Ciphertext) -> None:
         if self.key_id is not None and a.key_id != self.key_id:
-            raise ForeignKeyError(
-                "the ciphertext belongs to another key, or another session, than the keys here"
-            )
+            raise ForeignKeyError("the ciphertext belongs to another key or session than the keys")
 
     def _wide(self, data: Words, scale: float, slots: int, key_id: bytes) -> Wide:
         return Wide(self.parameters, data, scale, slots, key_id)

@@ -1,7 +1,7 @@
 """The automorphisms X → X^k and the slots they move.
 
-Slot j is the value at ζ^(5^j), ζ = exp(iπ/N): X → X^(5^k) rotates the slots by k to the left, new[j] = old[(j +
-k) mod N/2], and X → X^-1 conjugates them.
+Slot j is the value at ζ^(5^j), ζ = exp(iπ/N): X → X^(5^k) rotates the slots by k to the left, new[j] =
+old[(j + k) mod N/2], and X → X^-1 conjugates them.
 """
 
 from __future__ import annotations

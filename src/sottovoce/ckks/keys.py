@@ -1,9 +1,9 @@
 """Evaluation keys: half of each is uniform and never stored, only the seed it is expanded from.
 
-A switching key of level l has D digits; digit d covers the chain primes [d·α, (d+1)·α). Its stored half is b_d = −a_d·s + e_d
-+ P·g_d·s', g_d being 1 modulo the primes of digit d and 0 modulo the other chain primes: an encryption under s of
-multiples of s', modulo Q_l·P. A key serves every level up to its own, so it is generated at the highest level
-at which it is used, never above. Memory and wire: D·(l + 1 + α)·N words of 8 bytes, 82 MB at the top of BOOT16.
+A switching key of level l has D digits; digit d covers the chain primes [d·α, (d+1)·α). Its stored half is
+b_d = −a_d·s + e_d + P·g_d·s', g_d being 1 modulo the primes of digit d and 0 modulo the other chain primes: an
+encryption under s of multiples of s', modulo Q_l·P. A key serves every level up to its own, so it is
+generated at the highest level at which it is used, never above. Memory and wire: D·(l + 1 + α)·N words of 8 bytes, 82 MB at the top of BOOT16.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ class SwitchingKey:
     ) -> SwitchingKey:
         """source: s', (level + 1, N) NTT form. element: the key is under s(X^element) instead of s.
 
-        special: how many special primes, default all. For the ephemeral secret the modulus stays below 121 bits
-        or ParameterError is raised (`SecretKey.ntt`).
+        special: how many special primes, default all. For the ephemeral secret the modulus stays below
+        121 bits or ParameterError is raised (`SecretKey.ntt`).
         """
         parameters = secret.parameters
         special = parameters.alpha if special is None else special
@@ -141,7 +141,7 @@ def key_ring(parameters: Parameters, level: int, special: int) -> RingContext:
 
 @dataclass(frozen=True, eq=False)
 class PublicKey:
-    """An encryption of zero at the top level: data (2, L, N) NTT form, b = −a·s + e and a, expanded from `seed`."""
+    """An encryption of zero at the top level: data (2, L, N) NTT form, b = −a·s + e and a from `seed`."""
 
     parameters: Parameters
     key_id: bytes
@@ -242,7 +242,7 @@ class GaloisKeys:
         return GaloisKeys(self.parameters, self.key_id, both)
 
     def to_bytes(self) -> bytes:
-        """Header, key id, one switching key after the other. Large sets are better sent key by key: `parts`."""
+        """Header, key id, one switching key after the other. Large sets travel key by key: `parts`."""
         body = b"".join(self.keys[step].payload(step) for step in self.steps)
         return frame("galois keys", self.parameters, self.key_id + body)
 

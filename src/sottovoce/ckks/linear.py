@@ -74,7 +74,7 @@ class Linear:
     # Products with what is public
 
     def mul_plain(self, a: Ciphertext, plain: Plaintext) -> Ciphertext:
-        """a·plain slot by slot, at the product of the scales; no rescaling. The plaintext at a's level or above."""
+        """a·plain slot by slot, at the product of the scales; the plaintext at a's level or above."""
         out = self._accumulate(a.size, a.level, [a], [self._rows(plain, a)])
         return replace(a, data=out, scale=a.scale * plain.scale, slots=max(a.slots, plain.slots))
 
@@ -93,7 +93,7 @@ class Linear:
         return replace(cts[0], data=out, scale=scale, slots=slots)
 
     def mul_scalar(self, a: Ciphertext, value: complex, scale: float | None = None) -> Ciphertext:
-        """a·value, the constant encoded at `scale`: by default the prime that the next rescaling divides by."""
+        """a·value, the constant encoded at `scale`: by default the prime that rescaling divides by."""
         scale = float(self.parameters.primes[a.level]) if scale is None else float(scale)
         if complex(value).imag:
             return self.mul_plain(a, self.encoder.encode(value, a.level, scale))
@@ -151,8 +151,11 @@ class Linear:
         return replace(a, data=a.data[:, : level + 1])
 
     def match(self, a: Ciphertext, level: int, scale: float) -> Ciphertext:
-        """a at this level with exactly this scale: by dropping limbs if the scale is right already, else by one
-        product with a constant and a rescaling (needs a level above the target)."""
+        """a at this level with exactly this scale.
+
+        By dropping limbs if the scale is right already, else by one product with a constant and a rescaling,
+        which needs a level above the target.
+        """
         if _close(a.scale, scale):
             return replace(self.drop_to(a, level), scale=float(scale))
         if a.level <= level:
@@ -229,8 +232,8 @@ def _close(a: float, b: float) -> bool:
 def _same_scale(a: float, b: float, operation: str) -> None:
     if not _close(a, b):
         raise ScaleError(
-            f"cannot {operation} ciphertexts of scales 2^{math.log2(a):.4f} and 2^{math.log2(b):.4f}: bring them to one "
-            "scale first"
+            f"cannot {operation} ciphertexts of scales 2^{math.log2(a):.4f} and 2^{math.log2(b):.4f}: "
+            "bring them to one scale first"
         )
 
 

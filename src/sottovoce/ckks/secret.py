@@ -14,6 +14,7 @@ import numpy.typing as npt
 from sottovoce.ckks.parameters import SPARSE_WEIGHTS, Parameters
 from sottovoce.errors import FrameError, IntegrityError, ParameterError
 from sottovoce.ring import context, sampling
+from sottovoce.ring.security import limit
 from sottovoce.rlwe.wire import Buffer, frame, unframe
 
 Words = npt.NDArray[np.uint64]
@@ -21,8 +22,8 @@ Words = npt.NDArray[np.uint64]
 KEY_ID_BYTES = 8
 EPHEMERAL = "ephemeral-32"
 _WEIGHTS = {**SPARSE_WEIGHTS, EPHEMERAL: 32}
-# The largest modulus, in bits, under which anything may be encrypted with the ephemeral secret (`ring.security`).
-EPHEMERAL_LIMIT = 121
+# The largest modulus, in bits, under which the ephemeral secret may encrypt anything.
+EPHEMERAL_LIMIT = limit(1 << 16, EPHEMERAL).log_qp
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,8 +61,8 @@ class SecretKey:
         """(L, N): the transform modulo these primes."""
         if self.kind == EPHEMERAL and math.log2(math.prod(primes)) > EPHEMERAL_LIMIT:
             raise ParameterError(
-                f"the ephemeral secret has 32 non-zero coefficients: under a modulus of more than {EPHEMERAL_LIMIT} "
-                "bits it would not be secure"
+                "the ephemeral secret has 32 non-zero coefficients: under a modulus of more than "
+                f"{EPHEMERAL_LIMIT} bits it would not be secure"
             )
         ring = context(self.parameters.degree, tuple(primes))
         return ring.ntt(ring.reduce_signed(self.coefficients))
