@@ -97,6 +97,25 @@ def sample(name):
                 "he": {"ntt": PRIMITIVE},
                 "by_operation": [OPERATION],
             },
+            "prefill": {
+                "model": "smollm2-135m",
+                "kv": "ciphertext",
+                "tokens": 64,
+                "rows": [
+                    {
+                        "encoding": encoding,
+                        "seconds_per_token": 2.0,
+                        "linear_seconds_per_token": 1.0,
+                        "cpu_seconds_per_token": {"client": 0.5, "server": 1.5},
+                        "bytes_per_token": 1e8,
+                        "linear_bytes_per_token": 1e7,
+                        "rounds": 2000.0,
+                        "memory_bytes": {"client": 1 << 28, "server": 1 << 32},
+                        "mean_kl": 1e-4,
+                    }
+                    for encoding in ("matrix", "vector")
+                ],
+            },
             "quality": {
                 "model": "m",
                 "text": "t.txt",

@@ -1,12 +1,17 @@
 """Linear layers between two parties, with real parameters: exact, and at the stated cost."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
+from sottovoce.bgv import SIMD
 from sottovoce.errors import ParameterError
-from sottovoce.mpc.linear import EncodedMatrix, HomomorphicLinear, rotation_steps
+from sottovoce.mpc import linear as linear_module
+from sottovoce.mpc.encoded import EncodedMatrix
+from sottovoce.mpc.linear import HomomorphicLinear, rotation_steps
 from sottovoce.net import Channel, memory_pair, run_pair
-from sottovoce.packing import exchange_keys
+from sottovoce.packing import Group, exchange_keys, plan_matvec, upload_bytes
 from sottovoce.ring.primes import P_FIELD
 
 U64 = np.uint64
@@ -59,6 +64,50 @@ def test_product_is_exact_on_shares(d_out, d_in, tokens, keep):
     assert np.array_equal((y0 + y1) % U64(P_FIELD), exact(weights, x, bias))
     assert spent == stated
     assert rounds == 2
+
+
+@pytest.mark.parametrize(
+    ("d_out", "d_in", "tokens"), [(64, 64, 21), (172, 64, 8), (64, 172, 37), (960, 576, 11), (2048, 576, 9)]
+)
+def test_several_tokens_share_ciphertexts(d_out, d_in, tokens):
+    rng = np.random.default_rng(tokens)
+    weights = rng.integers(-(2**15), 2**15, (d_out, d_in), dtype=np.int16)
+    bias = rng.integers(-(2**40), 2**40, d_out)
+    x = rng.integers(0, P_FIELD, (tokens, d_in), dtype=U64)
+    (y0, spent, rounds, stated), y1 = run_linear(weights, x, bias, keep=False)
+    assert np.array_equal((y0 + y1) % U64(P_FIELD), exact(weights, x, bias))
+    assert spent == stated and rounds == 2
+    assert spent[0] < tokens * upload_bytes(SIMD, 1)
+
+
+@pytest.mark.parametrize("tokens", [2, 4, 8, 16])
+@pytest.mark.parametrize(("d_out", "d_in"), [(64, 40), (40, 64), (300, 576)])
+def test_every_number_of_tokens_in_a_ciphertext(monkeypatch, d_out, d_in, tokens):
+    only = Group(plan_matvec(d_out, d_in, tokens=tokens), 2)
+    monkeypatch.setattr(linear_module, "group_tokens", lambda *sizes: (only,))
+    monkeypatch.setattr(
+        linear_module, "_ROTATED_AT_ONCE", 1
+    )  # one ciphertext at a time: results stay in order
+    rng = np.random.default_rng(tokens)
+    weights = rng.integers(-(2**15), 2**15, (d_out, d_in), dtype=np.int16)
+    x = rng.integers(0, P_FIELD, (2 * tokens - 1, d_in), dtype=U64)
+    (y0, spent, _, stated), y1 = run_linear(weights, x, keep=False)
+    assert np.array_equal((y0 + y1) % U64(P_FIELD), exact(weights, x))
+    assert spent == stated
+
+
+def test_plaintexts_are_made_at_first_use_by_one_thread():
+    weights = np.arange(64 * 48, dtype=np.int16).reshape(64, 48)
+    calls = []
+    matrix = EncodedMatrix.of(weights)
+    matrix.made = lambda: calls.append(1)
+    assert not matrix.is_made
+    matrix.clear_product(np.ones((1, 48), U64))
+    assert not matrix.is_made  # a product with a clear share needs none
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda _: matrix.make(), range(4)))
+    assert all(one is made[0] for one in made) and calls == [1] and matrix.is_made
+    assert np.array_equal(made[0], EncodedMatrix.encode(weights).make())
 
 
 def test_results_can_be_revealed_to_the_client_only():

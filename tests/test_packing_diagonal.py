@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from sottovoce.errors import ParameterError
-from sottovoce.packing import CostModel, MatVecPlan, plan_matvec
+from sottovoce.packing import CostModel, MatVecPlan, all_plans, group_tokens, plan_matvec, rotations
 from sottovoce.packing.cover import EMPTY, covers
 from sottovoce.packing.model import multiply_slots
 from sottovoce.ring.primes import P_FIELD
+from sottovoce.rlwe import ROW_SWAP
 
 REAL = [
     (960, 576),
@@ -137,3 +138,75 @@ def test_covers_reach_the_bound_within_a_tenth() -> None:
 def test_impossible_shape_is_refused() -> None:
     with pytest.raises(ParameterError):
         plan_matvec(5, 0)
+
+
+@pytest.mark.parametrize(
+    ("d_out", "d_in"), [(1, 1), (3, 5), (33, 20), (20, 33), (100, 64), (200, 3), (3, 200), (130, 130)]
+)
+@pytest.mark.parametrize("tokens", [2, 4, 8])
+def test_several_tokens_in_a_ciphertext(d_out: int, d_in: int, tokens: int) -> None:
+    rng = np.random.default_rng(tokens + d_out)
+    weights = rng.integers(-(2**15), 2**15, (d_out, d_in), dtype=np.int16)
+    x = rng.integers(0, P_FIELD, (2 * tokens, d_in), dtype=np.uint64)
+    plan = plan_matvec(d_out, d_in, 256, babies=8, tokens=tokens)
+    assert plan.lay_out(x).shape == (2, plan.sent_count, 256)
+    result = run_plan(plan, weights, x)
+    for row, y in zip(x, result, strict=True):
+        assert np.array_equal(y, exact_product(weights, row))
+
+
+@pytest.mark.parametrize(("d_out", "d_in"), [(960, 576), (576, 576), (576, 1536)])
+def test_eight_tokens_of_a_model(d_out: int, d_in: int) -> None:
+    rng = np.random.default_rng(d_in)
+    weights = rng.integers(-(2**15), 2**15, (d_out, d_in), dtype=np.int16)
+    x = rng.integers(0, P_FIELD, (8, d_in), dtype=np.uint64)
+    plan = plan_matvec(d_out, d_in, tokens=8)
+    assert plan.swapped or (d_out, d_in) != (960, 576)
+    result = run_plan(plan, weights, x)
+    for row, y in zip(x, result, strict=True):
+        assert np.array_equal(y, exact_product(weights, row))
+
+
+def test_tokens_together_send_less_and_rotate_less() -> None:
+    for shape in REAL[:4]:
+        one, eight = plan_matvec(*shape), plan_matvec(*shape, tokens=8)
+        assert 3 * (eight.sent_count + eight.output_count) < 8 * (one.sent_count + one.output_count)
+        assert eight.plaintext_count < 1.3 * 8 * one.plaintext_count
+
+
+def test_keys_serve_all_group_sizes() -> None:
+    steps = set().union(*(plan.steps() for shape in REAL[:2] for plan in all_plans(*shape)))
+    assert steps <= {ROW_SWAP, *range(1, rotations.SHORT + 1), *rotations.LONG}
+
+
+@pytest.mark.parametrize("stride", [1, 2, 4, 8, 16, 32])
+def test_every_rotation_is_made_of_keys_from_ones_made_before(stride: int) -> None:
+    steps = range(0, 512, stride)
+    made = {0}
+    for origin, group in rotations.sources(steps).items():
+        assert origin in made
+        for step in group:
+            assert rotations.has_key(step - origin)
+            made.add(step)
+    assert made == set(steps)
+    depth = {0: 0}
+    for step in steps[1:]:
+        depth[step] = depth[rotations.origin(step)] + 1
+    assert max(depth.values()) <= 5
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3, 5, 7, 8, 13, 16, 37, 64, 300])
+def test_groups_hold_all_tokens_with_little_left_empty(tokens: int) -> None:
+    groups = group_tokens(96, 64, tokens)
+    held = sum(group.tokens for group in groups)
+    assert tokens <= held < tokens + 16 * -(-tokens // 256)
+    assert sum(group.sent_count for group in groups) <= tokens
+
+
+def test_one_token_is_alone_and_a_vocabulary_goes_token_by_token() -> None:
+    (single,) = group_tokens(960, 576, 1)
+    assert single.plan is plan_matvec(960, 576)
+    (many,) = group_tokens(960, 576, 64)
+    assert many.plan.tokens >= 4
+    (rows,) = group_tokens(576, 49152, 64)
+    assert (rows.plan.tokens, rows.count) == (1, 64)

@@ -70,10 +70,11 @@ def test_verified_logits_are_the_plaintext_models_and_rejected_tokens_leave_no_t
     assert np.abs(last - model.forward([*text, 1])[-1]).max() < TOLERANCE
 
 
-def test_more_tokens_than_travel_together():
+def test_more_tokens_than_travel_together(monkeypatch):
     """A verification longer than a chunk of the prefill: logits of every token all the same."""
     from sottovoce.engines.hybrid import execution
 
+    monkeypatch.setattr(execution, "CHUNK", 16)
     model = tiny("llama")
     engine = prepared(model)
     # A text on which this random model's fixed-point noise is small (0.03).

@@ -38,7 +38,8 @@ from sottovoce.bgv import (
     masked_bytes,
 )
 from sottovoce.bgv.recipe_z import KAPPA_A, KAPPA_B, pack_halves, rerandomised_halves
-from sottovoce.mpc.linear import EncodedMatrix, multiply
+from sottovoce.mpc.encoded import EncodedMatrix
+from sottovoce.mpc.linear import multiply
 from sottovoce.ring import sampling
 from sottovoce.rlwe import PublicKey
 from sottovoce.rlwe.randomness import uniform_rns

@@ -21,7 +21,8 @@ from sottovoce.dense import DENSE, SENT_BYTES, DenseParameters
 from sottovoce.engines.hybrid.linears import NAMES, matrix_shapes
 from sottovoce.engines.hybrid.prepared import model_shapes
 from sottovoce.models.config import Config, Rope
-from sottovoce.mpc.linear import EncodedMatrix, HomomorphicLinear, rotation_steps
+from sottovoce.mpc.encoded import EncodedMatrix
+from sottovoce.mpc.linear import HomomorphicLinear, rotation_steps
 from sottovoce.net import Channel, memory_pair, run_pair
 from sottovoce.packing import exchange_keys, give_back_bytes, plan_matvec, upload_bytes
 from sottovoce.ring import set_threads, threads
@@ -157,7 +158,7 @@ def _online(parts: list[tuple[Shapes, float]], whole: Shapes) -> dict[str, Any]:
     result = {"core_seconds": 0.0, "seconds": 0.0, "bytes": 0}
     for d_out, d_in in whole.values():
         plan = plan_matvec(d_out, d_in, SIMD.degree)
-        result["bytes"] += upload_bytes(SIMD, plan.input_count) + give_back_bytes(SIMD, plan.output_count)
+        result["bytes"] += upload_bytes(SIMD, plan.sent_count) + give_back_bytes(SIMD, plan.output_count)
     for shapes, times in parts:
         encoded = {key: EncodedMatrix.encode(w) for key, w in _weights(shapes).items()}
         steps = rotation_steps(shapes.values())

@@ -89,6 +89,12 @@ KINDS = {
         "from shares of its input to shares of its output; our preparation is counted. CPU seconds are of "
         "both parties together; on a busy machine they compare better than seconds.",
     ),
+    "prefill": Kind(
+        "Prefill",
+        ("model", "kv", "tokens"),
+        "Private tokens in one pass, products of matrices made online: with several tokens in a ciphertext "
+        "(*matrix*) and with one (*vector*), as in decode.",
+    ),
     "quality": Kind(
         "Quality of text",
         ("model", "text"),
@@ -185,6 +191,7 @@ def suite(texts: str | Path | None = None) -> list[tuple[str, dict[str, Any]]]:
     for how in ({"kv": "ciphertext"}, prepared):
         jobs += [("network", how), ("peers", how), ("agreement", how)]
         jobs.append(("draft", {"kv": how["kv"], "networks": NETWORKS}))
+    jobs.append(("prefill", {"kv": "ciphertext", "tokens": 64}))
     jobs.append(("quality", {"chain": 128, "sample": 40}))
     for path in sorted(p for p in Path(texts).iterdir() if p.suffix in (".txt", ".jsonl")) if texts else []:
         jobs.append(("quality", {"text": str(path)}))

@@ -342,6 +342,31 @@ def _miss(row: Run) -> str:
     return "–" if miss is None else f"position {miss['position']}: {miss['reference_margin']:.4f}"
 
 
+def prefill(runs: Sequence[Run]) -> list[str]:
+    headers = ["model", "cache", "tokens", "encoding", "s/token", "linear s/token", "CPU s/token"]
+    headers += ["MB/token", "linear MB/token", "rounds of the pass", "MB client", "MB server", "KL"]
+    rows = [
+        (
+            run["model"],
+            run["kv"],
+            str(run["tokens"]),
+            row["encoding"],
+            number(row["seconds_per_token"]),
+            number(row["linear_seconds_per_token"]),
+            number(sum(row["cpu_seconds_per_token"].values())),
+            megabytes(row["bytes_per_token"]),
+            megabytes(row["linear_bytes_per_token"]),
+            f"{row['rounds']:.0f}",
+            megabytes(row["memory_bytes"]["client"]),
+            megabytes(row["memory_bytes"]["server"]),
+            divergence(row["mean_kl"]),
+        )
+        for run in runs
+        for row in run["rows"]
+    ]
+    return table(headers, rows, left=4)
+
+
 RENDERERS: dict[str, Callable[[Sequence[Run]], list[str]]] = {
     "agreement": agreement,
     "draft": draft,
@@ -351,5 +376,6 @@ RENDERERS: dict[str, Callable[[Sequence[Run]], list[str]]] = {
     "matrix": matrix,
     "network": network,
     "peers": peers,
+    "prefill": prefill,
     "quality": quality,
 }

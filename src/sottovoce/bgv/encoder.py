@@ -44,6 +44,18 @@ class Encoder:
         self.parameters.plain_ring(degree).intt(values.reshape(-1, 1, degree))
         return Plaintext(self.parameters, values)
 
+    def encode_runs(self, slots: Words) -> Plaintext:
+        """(..., M) uint64 below p -> plaintexts of N slots, in which every value fills N/M neighbours of a
+        row: slot (r, c) = slots[r·M/2 + c // (N/M)]. One transform each; RangeError as for `encode`."""
+        degree, size = self.parameters.degree, slots.shape[-1]
+        if size < 2 or degree % size or slots.dtype != np.uint64:
+            raise ParameterError(f"runs of slots need uint64 values that divide {degree}, not {slots.shape}")
+        if slots.size and int(slots.max()) >= self.parameters.plaintext:
+            raise RangeError("a slot value is not reduced modulo p")
+        values = np.take(slots, position_slots(degree) // (degree // size), axis=-1)
+        self.parameters.plain_ring(degree).intt(values.reshape(-1, 1, degree))
+        return Plaintext(self.parameters, values)
+
     def decode(self, plaintext: Plaintext) -> Words:
         """(..., M) uint64 slots of a plaintext with M coefficients (M < N: one period of each row)."""
         return self.slots_of(plaintext.coefficients.copy())

@@ -97,6 +97,16 @@ def growth(**settings: Any) -> None:
 @bench.command()
 @_model_option
 @_kv_option
+@option("--tokens", type=click.IntRange(2), default=64, help="Private tokens that are passed together.")
+@_common
+def prefill(**settings: Any) -> None:
+    """Private tokens in one pass: several of them in a ciphertext against one in a ciphertext."""
+    _run("prefill", settings)
+
+
+@bench.command()
+@_model_option
+@_kv_option
 @_context_option
 @_tokens_option(3)
 @_prepared_option

@@ -4,115 +4,52 @@ The client encrypts its share x0, laid out in slots as the plan says; the server
 encryption, returns the product masked (recipe Z), and adds W x1 + b, computed in the clear, to its own
 share. The sums that a plan leaves open are taken by both parties on their shares.
 
-An `EncodedMatrix` is a matrix ready for products and holds nothing of any session: one server process
-encodes once.
+Several tokens of a forward pass share ciphertexts (`sottovoce.packing.groups`): one plan for one token, with
+plaintexts that are kept, and others for 2, 4, 8, …, whose plaintexts are encoded in use.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
-from sottovoce._native import field_matvec_i16
-from sottovoce.bgv import SIMD, Ciphertext, Encoder, Evaluator, Parameters
+from sottovoce.bgv import SIMD, Ciphertext, Evaluator
 from sottovoce.errors import ParameterError
-from sottovoce.mpc.field import Field, add, from_signed
+from sottovoce.mpc.encoded import EncodedMatrix
+from sottovoce.mpc.field import Field, add
 from sottovoce.net import recv_field, send_field
 from sottovoce.net.codec import packed_size
-from sottovoce.packing import DataSide, MatVecPlan, Side, give_back_bytes, plan_matvec, upload_bytes
-from sottovoce.packing.cover import EMPTY
-from sottovoce.ring import threads
+from sottovoce.packing import (
+    DataSide,
+    Group,
+    MatVecPlan,
+    Side,
+    all_plans,
+    give_back_bytes,
+    group_tokens,
+    plan_matvec,
+    upload_bytes,
+)
+from sottovoce.packing.groups import SIZES
+from sottovoce.packing.rotations import sources
+from sottovoce.rlwe import ROW_SWAP
 
-Int16 = npt.NDArray[np.int16]
 Words = npt.NDArray[np.uint64]
 
-_ROTATED_AT_ONCE = 256  # rotated inputs held in memory: 100 MB
-_ENCODE_AT_ONCE = 32  # diagonals per call: 2 MB of slots, 6 MB of plaintexts
-
-
-@dataclass(frozen=True)
-class EncodedMatrix:
-    """W (d_out, d_in) int16 with its plan, and its diagonals as plaintexts in NTT form unless they are made
-    on the fly.
-
-    plaintexts: (O, I, K, L, N), 24 N bytes per diagonal, or None. bias: (d_out,) residues or None.
-    """
-
-    plan: MatVecPlan
-    weights: Int16 = field(repr=False)
-    bias: Words | None = field(default=None, repr=False)
-    parameters: Parameters = SIMD
-    plaintexts: Words | None = field(default=None, repr=False)
-
-    @classmethod
-    def encode(
-        cls,
-        weights: Int16,
-        bias: npt.NDArray[np.int64] | None = None,
-        parameters: Parameters = SIMD,
-        keep: bool = True,
-    ) -> EncodedMatrix:
-        """Plan and encode a matrix. keep: hold all plaintexts in memory (24 bytes per weight), else encode
-        in use."""
-        if weights.ndim != 2 or weights.dtype != np.int16:
-            raise ParameterError(
-                f"linear: a matrix is int16 (outputs, inputs), not {weights.dtype} {weights.shape}"
-            )
-        plan = plan_matvec(weights.shape[0], weights.shape[1], parameters.degree)
-        residues = None if bias is None else from_signed(bias, parameters.plaintext)
-        bare = cls(plan, np.ascontiguousarray(weights), residues, parameters)
-        if not keep:
-            return bare
-        shape = (plan.output_count, plan.input_count, plan.rotations, parameters.limbs, parameters.degree)
-        plaintexts = np.empty(shape, dtype=np.uint64)
-        for o in range(plan.output_count):
-            for c in range(plan.input_count):
-                bare._encode_diagonals(o, c, plaintexts[o, c])
-        return cls(plan, bare.weights, residues, parameters, plaintexts)
-
-    def diagonals(self, o: int, c: int) -> Words:
-        """Plaintexts (K, L, N) of the products of input ciphertext c for output ciphertext o."""
-        if self.plaintexts is not None:
-            kept: Words = self.plaintexts[o, c]
-            return kept
-        shape = (self.plan.rotations, self.parameters.limbs, self.parameters.degree)
-        return self._encode_diagonals(o, c, np.empty(shape, dtype=np.uint64))
-
-    def clear_product(self, x: Words) -> Words:
-        """W x + b mod p for x (T, d_in) of the server.
-
-        A share of zeros, as for one-hot vectors that only the client knows, is not multiplied: it is no
-        secret.
-        """
-        y = np.zeros((len(x), self.plan.d_out), dtype=np.uint64)
-        if x.any():
-            field_matvec_i16(self.weights, np.ascontiguousarray(x), self.parameters.plaintext, y, threads())
-        return y if self.bias is None else add(y, self.bias, self.parameters.plaintext)
-
-    def _encode_diagonals(self, o: int, c: int, out: Words) -> Words:
-        encoder, flat = Encoder(self.parameters), self.weights.ravel()
-        modulus = np.int64(self.parameters.plaintext)
-        indices = self.plan.diagonal_indices(o, c)
-        for start in range(0, self.plan.rotations, _ENCODE_AT_ONCE):
-            count = min(_ENCODE_AT_ONCE, self.plan.rotations - start)
-            slots = np.empty((count, self.parameters.degree), dtype=np.int64)
-            for row in slots:
-                index = next(indices)
-                row[:] = flat[index]
-                row[index == EMPTY] = 0
-            slots += (slots >> 63) & modulus
-            encoder.to_ntt(encoder.encode(slots.view(np.uint64)), out=out[start : start + count])
-        return out
+_ROTATED_AT_ONCE = 512  # rotated inputs held in memory: 200 MB
 
 
 class HomomorphicLinear:
     """One matrix in one session; both parties hold one and call `apply` in lockstep.
 
-    matrix: the encoded matrix at the server, None at the client, who knows the shape only.
+    matrix: the encoded matrix at the server, None at the client, who knows the shape only. sizes: numbers of
+    tokens that may share a ciphertext, the same at both parties; (1,) keeps them apart.
     """
+
+    sizes: tuple[int, ...] = SIZES
 
     def __init__(self, side: Side, d_out: int, d_in: int, matrix: EncodedMatrix | None = None) -> None:
         self.side = side
@@ -143,58 +80,101 @@ class HomomorphicLinear:
 
     def cost(self, tokens: int, reveal_to_client: bool = False) -> tuple[int, int]:
         """Bytes (client to server, server to client) of `apply` on this many tokens."""
-        parameters, plan = self.side.parameters, self.plan
-        revealed = packed_size(tokens * plan.d_out, 43) if reveal_to_client else 0
-        up = upload_bytes(parameters, tokens * plan.input_count)
-        return up, give_back_bytes(parameters, tokens * plan.output_count) + revealed
+        parameters, groups = self.side.parameters, self._groups(tokens)
+        revealed = packed_size(tokens * self.plan.d_out, 43) if reveal_to_client else 0
+        up = upload_bytes(parameters, sum(group.sent_count for group in groups))
+        return up, give_back_bytes(parameters, sum(group.output_count for group in groups)) + revealed
+
+    def _groups(self, tokens: int) -> tuple[Group, ...]:
+        return group_tokens(self.plan.d_out, self.plan.d_in, tokens, self.plan.degree, self.sizes)
 
     def _at_client(self, x: Field) -> Field:
         assert isinstance(self.side, DataSide)
-        tokens, plan = len(x), self.plan
-        self.side.upload(plan.lay_out(x).reshape(tokens * plan.input_count, plan.degree))
-        slots = self.side.take_back(tokens * plan.output_count)
-        return plan.collect(
-            slots.reshape(tokens, plan.output_count, plan.degree), self.side.parameters.plaintext
-        )
+        groups, first, slots = self._groups(len(x)), 0, []
+        for group in groups:
+            rows = np.zeros((group.tokens, self.plan.d_in), dtype=np.uint64)  # zero where there is no token
+            there = x[first : first + group.tokens]
+            rows[: len(there)] = there
+            slots.append(group.plan.lay_out(rows).reshape(-1, self.plan.degree))
+            first += group.tokens
+        self.side.upload(np.concatenate(slots))
+        return self._collect(groups, self.side.take_back(sum(group.output_count for group in groups)))[
+            : len(x)
+        ]
 
     def _at_server(self, x: Field) -> Field:
         assert not isinstance(self.side, DataSide) and self.matrix is not None
-        tokens, plan, parameters = len(x), self.plan, self.side.parameters
-        sent = self.side.download(tokens * plan.input_count)
-        shape = (parameters.limbs, parameters.degree)
-        inputs = replace(sent, data=sent.data.reshape(tokens, plan.input_count, 2, *shape))
-        results = np.empty((tokens, plan.output_count, 2, *shape), dtype=np.uint64)
-        at_once = max(1, _ROTATED_AT_ONCE // (plan.input_count * plan.babies))
-        noise = 0.0
-        for first in range(0, tokens, at_once):
-            product = multiply(self.side.evaluator, self.matrix, inputs[first : first + at_once])
-            results[first : first + at_once] = product.data.swapaxes(0, 1)
-            noise = max(noise, product.noise)
-        masked = self.side.give_back(replace(sent, data=results.reshape(-1, 2, *shape), noise=noise))
-        slots = masked.reshape(tokens, plan.output_count, plan.degree)
-        return add(
-            plan.collect(slots, parameters.plaintext), self.matrix.clear_product(x), parameters.plaintext
-        )
+        groups = self._groups(len(x))
+        sent = self.side.download(sum(group.sent_count for group in groups))
+        results, noise, first = [], 0.0, 0
+        for group in groups:
+            last = first + group.sent_count
+            batch = sent.data[first:last].reshape(group.count, group.plan.sent_count, *sent.data.shape[1:])
+            for part in _slices(group):
+                inputs = replace(sent, data=batch[part])
+                product = multiply(self.side.evaluator, self.matrix, inputs, group.plan)
+                results.append(product.data.swapaxes(0, 1).reshape(-1, *sent.data.shape[1:]))
+                noise = max(noise, product.noise)
+            first = last
+        masked = self.side.give_back(replace(sent, data=np.concatenate(results), noise=noise))
+        y = self._collect(groups, masked)[: len(x)]
+        return add(y, self.matrix.clear_product(x), self.side.parameters.plaintext)
+
+    def _collect(self, groups: Sequence[Group], slots: Words) -> Field:
+        """Slots of all results, group by group -> (tokens, d_out)."""
+        parts, first = [], 0
+        for group in groups:
+            last = first + group.output_count
+            apart = slots[first:last].reshape(group.count, -1, self.plan.degree)
+            parts.append(group.plan.collect(apart, self.side.parameters.plaintext))
+            first = last
+        return np.concatenate(parts)
 
 
-def multiply(evaluator: Evaluator, matrix: EncodedMatrix, inputs: Ciphertext) -> Ciphertext:
-    """The product of an encoded matrix with encrypted vectors: inputs (T, I) -> outputs (O, T), before
-    masking.
+def multiply(
+    evaluator: Evaluator, matrix: EncodedMatrix, inputs: Ciphertext, plan: MatVecPlan | None = None
+) -> Ciphertext:
+    """The product of an encoded matrix with encrypted vectors: inputs (G, I) as sent -> outputs (O, G),
+    before masking.
 
-    Baby steps are hoisted; giant steps follow Horner's rule on all outputs together. Plaintexts and
-    rotation keys are read once for all T, which is why several tokens cost less than as many times one.
+    plan: of several tokens in a ciphertext; by default the matrix's own, for one. Baby steps are hoisted;
+    giant steps follow Horner's rule on all outputs together. Plaintexts and rotation keys are read once for
+    all G, which is why several ciphertexts cost less than as many times one.
     """
-    plan = matrix.plan
-    babies = [
-        evaluator.rotate_hoisted(
-            replace(inputs, data=np.ascontiguousarray(inputs.data[:, c])), range(plan.babies)
-        )
-        for c in range(plan.input_count)
-    ]
-    diagonals = [[matrix.diagonals(o, c) for c in range(plan.input_count)] for o in range(plan.output_count)]
+    plan = plan if plan is not None and plan.tokens > 1 else matrix.plan
+    sums = _kept_sums if plan is matrix.plan else _sums_in_use
+    total: Ciphertext | None = None
+    for inner in sums(evaluator, matrix, plan, _rotated(evaluator, plan, inputs)):
+        if total is not None:
+            inner = evaluator.add(evaluator.rotate(total, plan.giant_step), inner)
+        total = inner
+    assert total is not None
+    return total
+
+
+def _rotated(evaluator: Evaluator, plan: MatVecPlan, sent: Ciphertext) -> list[list[Ciphertext]]:
+    """The baby steps of every input: [c][i], batches of G."""
+    inputs = [replace(sent, data=np.ascontiguousarray(sent.data[:, c])) for c in range(plan.sent_count)]
+    if plan.swapped:
+        inputs += [evaluator.rotate(one, ROW_SWAP) for one in inputs]
+    babies = []
+    for one in inputs:
+        made = {0: one}
+        for origin, steps in sources(plan.baby_steps).items():
+            turned = evaluator.rotate_hoisted(made[origin], [step - origin for step in steps])
+            made.update(zip(steps, turned, strict=True))
+        babies.append([made[step] for step in plan.baby_steps])
+    return babies
+
+
+def _kept_sums(
+    evaluator: Evaluator, matrix: EncodedMatrix, plan: MatVecPlan, babies: list[list[Ciphertext]]
+) -> Iterator[Ciphertext]:
+    """The sums (O, G) of all giant steps, the last first; every ciphertext is read once for all full ones."""
+    outputs = range(plan.output_count)
+    diagonals = [[matrix.diagonals(o, c) for c in range(plan.input_count)] for o in outputs]
 
     def partial(first: int, giants: int, width: int) -> list[Ciphertext]:
-        """For each of `giants` steps from diagonal `first` on: sums of `width` products, (O, T)."""
         plains = [
             [rows[first + giant * plan.babies + i] for rows in row for i in range(width)]
             for giant in range(giants)
@@ -204,15 +184,30 @@ def multiply(evaluator: Evaluator, matrix: EncodedMatrix, inputs: Ciphertext) ->
         return [sums[giant * plan.output_count : (giant + 1) * plan.output_count] for giant in range(giants)]
 
     full, rest = divmod(plan.rotations, plan.babies)
-    sums = partial(0, full, plan.babies) if full else []
     if rest:
-        sums += partial(full * plan.babies, 1, rest)
-    total = sums[-1]
-    for inner in reversed(sums[:-1]):
-        total = evaluator.add(evaluator.rotate(total, plan.babies), inner)
-    return total
+        yield partial(full * plan.babies, 1, rest)[0]
+    if full:
+        yield from reversed(partial(0, full, plan.babies))
+
+
+def _sums_in_use(
+    evaluator: Evaluator, matrix: EncodedMatrix, plan: MatVecPlan, babies: list[list[Ciphertext]]
+) -> Iterator[Ciphertext]:
+    """The same with plaintexts that are encoded for one giant step at a time, for all ciphertexts."""
+    for giant in reversed(range(plan.giants)):
+        first = giant * plan.babies
+        last = min(first + plan.babies, plan.rotations)
+        plains = matrix.encoded_in_use(plan, first, last)
+        flat = [baby for row in babies for baby in row[: last - first]]
+        yield evaluator.mul_plain_matrix(flat, plains.reshape(plan.output_count, -1, *plains.shape[-2:]))
+
+
+def _slices(group: Group) -> list[slice]:
+    """Parts of a batch whose rotated inputs fit into memory together."""
+    size = max(1, _ROTATED_AT_ONCE // (group.plan.input_count * group.plan.babies))
+    return [slice(first, min(first + size, group.count)) for first in range(0, group.count, size)]
 
 
 def rotation_steps(shapes: Iterable[tuple[int, int]], degree: int = SIMD.degree) -> set[int]:
     """The rotation keys that matrices of these shapes (d_out, d_in) need together; for `exchange_keys`."""
-    return set().union(*(plan_matvec(d_out, d_in, degree).steps() for d_out, d_in in shapes))
+    return set().union(*(plan.steps() for shape in shapes for plan in all_plans(*shape, degree)))

@@ -2,7 +2,9 @@
 key."""
 
 from sottovoce.packing.cost import CostModel
-from sottovoce.packing.diagonal import DEFAULT_BABIES, MatVecPlan, plan_matvec
+from sottovoce.packing.diagonal import MatVecPlan
+from sottovoce.packing.groups import Group, all_plans, group_tokens
+from sottovoce.packing.search import DEFAULT_BABIES, plan_matvec
 from sottovoce.packing.sides import (
     DataSide,
     ModelSide,
@@ -16,11 +18,14 @@ __all__ = [
     "DEFAULT_BABIES",
     "CostModel",
     "DataSide",
+    "Group",
     "MatVecPlan",
     "ModelSide",
     "Side",
+    "all_plans",
     "exchange_keys",
     "give_back_bytes",
+    "group_tokens",
     "plan_matvec",
     "upload_bytes",
 ]

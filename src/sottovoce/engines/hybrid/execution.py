@@ -30,8 +30,9 @@ Int64 = npt.NDArray[np.int64]
 # Keys and values of a public prefix, (layers, n, kv_heads, head_dim) each: the server's.
 Prefix = tuple[Int64, Int64]
 
-# Tokens that travel through the layers together in a prefill; more save rounds, fewer save memory.
-CHUNK = 16
+# Tokens that travel through the layers together in a prefill; more save rounds and, online, time and bytes
+# of matrix products; fewer save memory.
+CHUNK = 64
 
 
 class ModelLinears(Linears, Protocol):
@@ -80,6 +81,7 @@ class Execution:
         self.shifts = shifts
         self.positions = positions
         self.kv = kv
+        self.chunk = CHUNK
         self.side = side
         self.source = source
         self.length = 0
@@ -106,7 +108,7 @@ class Execution:
 
         Logits (rows, vocab) at 2^-23 of the last `rows` of them; None at the server.
         """
-        chunk_size = CHUNK
+        chunk_size = self.chunk
         if self.kv == "none":
             self._history += tokens
             tokens, self.length = self._history, self._public

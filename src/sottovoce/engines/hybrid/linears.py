@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,7 +14,8 @@ from sottovoce.engines.public import PublicModel
 from sottovoce.models.config import Config
 from sottovoce.models.fixed import FixedModel
 from sottovoce.mpc import field
-from sottovoce.mpc.linear import EncodedMatrix, HomomorphicLinear
+from sottovoce.mpc.encoded import EncodedMatrix
+from sottovoce.mpc.linear import HomomorphicLinear
 from sottovoce.mpc.requests import Share
 from sottovoce.net import Role
 from sottovoce.packing import Side
@@ -36,9 +39,10 @@ def matrix_shapes(config: Config) -> dict[str, tuple[int, int]]:
 
 @dataclass(frozen=True)
 class EncodedModel:
-    """All matrices of a fixed-point model as plaintexts.
+    """All matrices of a fixed-point model, shared by the server's sessions.
 
-    24 bytes per weight, shared by the server's sessions.
+    Their plaintexts take 24 bytes per weight. Each matrix's are made when a token's product is first made
+    online, or all at once by `make`.
     """
 
     blocks: tuple[dict[str, EncodedMatrix], ...]
@@ -46,29 +50,39 @@ class EncodedModel:
     head: EncodedMatrix
 
     @classmethod
-    def encode(cls, model: FixedModel, progress: Callable[[int, int], None] | None = None) -> EncodedModel:
-        total, done = len(model.blocks) + 2, 0
-
-        def step() -> None:
-            nonlocal done
-            done += 1
-            if progress is not None:
-                progress(done, total)
-
-        blocks = []
-        for block in model.blocks:
-            blocks.append(
+    def of(cls, model: FixedModel, progress: Callable[[int, int], None] | None = None) -> EncodedModel:
+        """Plan all matrices. progress(done, total): matrices whose plaintexts are made, now or later."""
+        encoded = cls(
+            tuple(
                 {
-                    name: EncodedMatrix.encode(getattr(block, name), getattr(block, name + "_bias"))
+                    name: EncodedMatrix.of(getattr(block, name), getattr(block, name + "_bias"))
                     for name in NAMES
                 }
-            )
-            step()
-        embedding = EncodedMatrix.encode(np.ascontiguousarray(model.embedding.T))
-        step()
-        head = EncodedMatrix.encode(model.head, model.head_bias)
-        step()
-        return cls(tuple(blocks), embedding, head)
+                for block in model.blocks
+            ),
+            EncodedMatrix.of(np.ascontiguousarray(model.embedding.T)),
+            EncodedMatrix.of(model.head, model.head_bias),
+        )
+        if progress is not None:
+            done, total, one_at_a_time = itertools.count(1), len(encoded.matrices), threading.Lock()
+
+            def made() -> None:
+                with one_at_a_time:
+                    progress(next(done), total)
+
+            for matrix in encoded.matrices:
+                matrix.made = made
+        return encoded
+
+    def make(self) -> None:
+        """Make all plaintexts."""
+        for matrix in self.matrices:
+            matrix.make()
+
+    @property
+    def matrices(self) -> list[EncodedMatrix]:
+        """All of them, in the order in which a token meets them."""
+        return [self.embedding, *(block[name] for block in self.blocks for name in NAMES), self.head]
 
 
 class HomomorphicLinears:
@@ -93,6 +107,15 @@ class HomomorphicLinears:
 
     def apply(self, layer: int, name: str, x: Share) -> Share:
         return self._blocks[layer][name].apply(np.ascontiguousarray(x))
+
+    def put_together(self, sizes: tuple[int, ...]) -> None:
+        """Let so many tokens share ciphertexts, the same at both parties; for comparisons."""
+        for linear in [
+            self._embedding,
+            self._head,
+            *(one for block in self._blocks for one in block.values()),
+        ]:
+            linear.sizes = sizes
 
     def prepare(self, tokens: int, *, progress: object = None) -> None:
         """Online products need no preparation."""

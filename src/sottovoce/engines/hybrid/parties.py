@@ -51,10 +51,16 @@ class HybridEngine(Engine):
         self._lock = threading.Lock()  # sessions run in threads
 
     def prepare(self, progress: Progress | None = None) -> None:
-        """Quantise and encode all matrices: seconds, and 24 bytes of memory per weight."""
+        """Quantise, and encode all matrices: seconds, and 24 bytes of memory per weight.
+
+        With the masked cache, whose sessions can prepare everything, matrices are encoded when a product is
+        first made online, if one ever is.
+        """
         self.fixed = quantize(self.model)
         report = None if progress is None else lambda done, total: progress(done, total, "encoding weights")
-        self.encoded = EncodedModel.encode(self.fixed, report)
+        self.encoded = EncodedModel.of(self.fixed, report)
+        if self.options.kv != "masked":
+            self.encoded.make()
 
     def keep_in(self, directory: Path) -> None:
         """Keep hints, 2.1 GB for SmolLM2: clients that have them need not receive them again."""

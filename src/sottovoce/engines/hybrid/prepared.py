@@ -20,7 +20,7 @@ from sottovoce.dense import DENSE, DenseParameters
 from sottovoce.engines.hybrid.linears import NAMES, EncodedModel, HomomorphicLinears, matrix_shapes
 from sottovoce.models.config import Config
 from sottovoce.mpc import field
-from sottovoce.mpc.linear import EncodedMatrix
+from sottovoce.mpc.encoded import EncodedMatrix
 from sottovoce.mpc.requests import Share
 from sottovoce.net import Channel, Role, recv_field, send_field
 from sottovoce.ring.primes import P_FIELD
@@ -86,7 +86,7 @@ class PreparedLinears:
     ) -> None:
         self.maker = MatrixMaker(channel, model_shapes(config), hints, parameters, on_take, {HEAD})
         self.stock = self.maker.stock
-        self._channel, self._online, self._encoded = channel, online, encoded
+        self._channel, self.online, self._encoded = channel, online, encoded
 
     def prepare(
         self, tokens: int, keys: Iterable[MatrixKey] | None = None, progress: Report | None = None
@@ -104,11 +104,11 @@ class PreparedLinears:
 
     def apply(self, layer: int, name: str, x: Share) -> Share:
         """W·x + bias, x (T, inputs) shares."""
-        return self._product((name, layer), x, lambda rest: self._online.apply(layer, name, rest))
+        return self._product((name, layer), x, lambda rest: self.online.apply(layer, name, rest))
 
     def embedding(self, one_hot: Share) -> Share:
         """one_hot: (T, vocab), the client's; zeros at the server."""
-        return self._product(EMBEDDING, one_hot, self._online.embedding)
+        return self._product(EMBEDDING, one_hot, self.online.embedding)
 
     def head(self, h: Share) -> npt.NDArray[np.int64] | None:
         """h (T, width) at 2^-12 -> the logits (T, vocab) at 2^-23 at the client, None at the server.
@@ -121,7 +121,7 @@ class PreparedLinears:
             logits = self._open(self._prepared(HEAD, h[:count]))
             parts += [] if logits is None else [logits]
         if count < len(h):
-            rest = self._unprepared(HEAD, h[count:], self._online.head)
+            rest = self._unprepared(HEAD, h[count:], self.online.head)
             parts += [] if rest is None else [rest]
         return np.concatenate(parts) if parts else None
 
