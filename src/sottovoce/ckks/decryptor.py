@@ -2,8 +2,8 @@
 
 A decrypted value contains the error of its ciphertext, and the error together with the ciphertext gives
 linear equations for the secret key (Li and Micciancio, "On the Security of Homomorphic Encryption on
-Approximate Numbers", Eurocrypt 2021). Never give decrypted values to anyone who knows the ciphertext; if one must be
-published, add noise with `flood` first.
+Approximate Numbers", Eurocrypt 2021). Never give decrypted values to anyone who knows the ciphertext; if one
+must be published, add noise with `flood` first.
 """
 
 from __future__ import annotations

@@ -120,7 +120,7 @@ def residues(values: Real, primes: tuple[int, ...], modulus: int) -> Words:
     """Rounded reals (M,) modulo every prime: (L, M). RangeError beyond ±modulus/2."""
     largest = float(np.max(np.abs(values), initial=0.0))
     # Not "largest >= …": an input that is not a number must not pass.
-    if not largest < modulus / 2:
+    if not largest < modulus // 2:
         raise RangeError(
             "a coefficient is not finite or does not fit the modulus of its level: lower the scale or "
             "the values"

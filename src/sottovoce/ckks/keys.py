@@ -1,9 +1,10 @@
 """Evaluation keys: half of each is uniform and never stored, only the seed it is expanded from.
 
 A switching key of level l has D digits; digit d covers the chain primes [d·α, (d+1)·α). Its stored half is
-b_d = −a_d·s + e_d + P·g_d·s', g_d being 1 modulo the primes of digit d and 0 modulo the other chain primes: an
-encryption under s of multiples of s', modulo Q_l·P. A key serves every level up to its own, so it is
-generated at the highest level at which it is used, never above. Memory and wire: D·(l + 1 + α)·N words of 8 bytes, 82 MB at the top of BOOT16.
+b_d = −a_d·s + e_d + P·g_d·s', g_d being 1 modulo the primes of digit d and 0 modulo the other chain primes:
+an encryption under s of multiples of s', modulo Q_l·P. A key serves every level up to its own, so it is
+generated at the highest level at which it is used, never above. Memory: D·(l + 1 + α)·N words of 8 bytes, 82
+MB at the top of BOOT16; on the wire a little less.
 """
 
 from __future__ import annotations
