@@ -9,6 +9,8 @@ import click
 
 from .dealer import connector, dealer_option
 from .options import json_option, option, quiet_option, stack
+from .scx import client_options as scx_options
+from .scx import say_statement
 
 connection_options = stack(
     option("--model-commitment", help="Insist on the model with this commitment (as printed by serve)."),
@@ -18,6 +20,7 @@ connection_options = stack(
     ),
     option("--insecure-plaintext", is_flag=True, help="No TLS. Only for benchmarks on one machine."),
     dealer_option,
+    scx_options,
 )
 pool_option = option("--no-pool", is_flag=True, help="Leave alone what `sottovoce prepare` made ahead.")
 sampling_options = stack(
@@ -141,7 +144,8 @@ def open_client(console: Any, server: str, flags: dict[str, Any], pools: Any = N
     address = Address.parse(server)
     dealer = connector(flags["insecure_dealer"])
     wish = Wish(
-        "clear" if flags["insecure_clear"] else "hybrid",
+        _engine(flags),
+        profile=flags["profile"],
         correlations="pair" if dealer is None else "dealer",
         model=flags["model_commitment"],
     )
@@ -161,10 +165,18 @@ def open_client(console: Any, server: str, flags: dict[str, Any], pools: Any = N
         )
     if options.engine == "clear":
         console.warn(CLEAR_BANNER)
+    say_statement(console, options, client.welcome.public)
     if options.correlations == "dealer":
         console.warn(DEALER_BANNER)
     console.note(what_the_server_sees(options))
     return client
+
+
+def _engine(flags: dict[str, Any]) -> str:
+    """The one engine that these flags accept."""
+    if flags["insecure_clear"]:
+        return "clear"
+    return "scx" if flags["accept_statistical_privacy"] else "hybrid"
 
 
 def build_prompt(card: Any, text: str, flags: dict[str, Any]) -> Any:

@@ -18,6 +18,7 @@ COMMANDS = {
     "demo": ("demo", "demo", "Server and client on this machine, explained."),
     "bench": ("bench", "bench", "Measure: end to end, quality, homomorphic primitives."),
     "dealer": ("dealer", "dealer", "A third machine that deals one-time material (insecure if it colludes)."),
+    "worker": ("scx", "worker", "The users' side of the engine scx, for users who trust this machine."),
     "models": ("models", "models", "Models that can be served by name."),
     "collect-env": ("environment", "collect_env", "Describe this machine and installation, for bug reports."),
 }

@@ -14,6 +14,8 @@ import click
 from ..engines.registry import KV_STRATEGIES
 from .dealer import connector, dealer_option
 from .options import option, quiet_option, stack
+from .scx import check_accepted, say_statement, start_worker
+from .scx import serve_options as scx_options
 
 _GRACE = 30.0
 
@@ -65,7 +67,10 @@ audit_options = stack(
 @click.command()
 @click.argument("model")
 @option(
-    "--engine", type=click.Choice(["hybrid", "clear"]), default="hybrid", help="How the model is executed."
+    "--engine",
+    type=click.Choice(["hybrid", "scx", "clear"]),
+    default="hybrid",
+    help="How the model is executed.",
 )
 @option(
     "--kv",
@@ -76,6 +81,7 @@ audit_options = stack(
 @option(
     "--arithmetic", type=click.Choice(["float", "fixed"]), default="float", help="clear: kind of numbers."
 )
+@scx_options
 @network_options
 @dealer_option
 @pool_options
@@ -86,6 +92,9 @@ def serve(
     engine: str,
     kv: str,
     arithmetic: str,
+    profile: str,
+    accept_statistical_privacy: bool,
+    worker: int | None,
     host: str,
     port: int,
     insecure_plaintext: bool,
@@ -110,9 +119,11 @@ def serve(
     from .console import Console
 
     console = Console(quiet)
+    check_accepted(engine, accept_statistical_privacy)
+    if worker is not None and engine != "scx":
+        raise click.UsageError("--worker belongs to --engine scx")
     console.note(f"sottovoce serve: loading {model} …")
-    parent = os.getppid()
-    hosted = _Hosted(console, model, engine, kv, arithmetic, connector(insecure_dealer))
+    hosted = _Hosted(console, model, engine, kv, arithmetic, profile, connector(insecure_dealer))
     if engine == "hybrid" and not no_pools:
         hosted.keep_pools(int(pool_limit * 1e9), int(pools_total * 1e9))
     server = hosted.listen(
@@ -128,7 +139,9 @@ def serve(
     if ready_file:
         write_ready(Path(ready_file), server.host, server.port, hosted.fingerprint)
     if stop_with_parent:
-        threading.Thread(target=_watch_parent, args=(server, parent), daemon=True).start()
+        threading.Thread(target=watch_parent, args=(server,), daemon=True).start()
+    if worker is not None:
+        start_worker((server.host, server.port), host, worker, hosted.fingerprint, ready_file)
     server.serve_forever()
     console.note("stopping: waiting for busy sessions to finish their step (Ctrl-C again to cut them off)")
     if not server.wait(_GRACE):
@@ -138,7 +151,9 @@ def serve(
 class _Hosted:
     """A model made ready for an engine, and the lines that say so."""
 
-    def __init__(self, console: Any, model: str, engine: str, kv: str, arithmetic: str, dealer: Any) -> None:
+    def __init__(
+        self, console: Any, model: str, engine: str, kv: str, arithmetic: str, profile: str, dealer: Any
+    ) -> None:
         from ..engines.base import EngineOptions
         from ..engines.registry import make_engine
         from ..models import load_model
@@ -148,7 +163,8 @@ class _Hosted:
         self.dealer = dealer
         correlations = "pair" if dealer is None else "dealer"
         loaded = load_model(model)
-        self.engine = make_engine(EngineOptions(engine, kv, arithmetic, correlations), loaded)
+        profile = profile if engine == "scx" else "none"
+        self.engine = make_engine(EngineOptions(engine, kv, arithmetic, correlations, profile), loaded)
         self.engine.prepare(console.progress)
         self.card = loaded.card
         self.fingerprint: str | None = None
@@ -229,6 +245,7 @@ class _Hosted:
         note(what_the_server_sees(options))
         if options.engine == "clear":
             self.console.warn(CLEAR_BANNER)
+        say_statement(self.console, options, self.engine.public())
         if options.correlations == "dealer":
             self.console.warn(DEALER_BANNER)
         if plaintext:
@@ -301,8 +318,9 @@ def write_ready(path: Path, host: str, port: int, fingerprint: str | None) -> No
     temporary.replace(path)
 
 
-def _watch_parent(server: Any, parent: int) -> None:
+def watch_parent(server: Any) -> None:
     """A server that was started by `demo` must not outlive it."""
+    parent = os.getppid()
     while os.getppid() == parent:
         time.sleep(1.0)
     server.stop()

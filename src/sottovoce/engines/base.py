@@ -31,9 +31,9 @@ Progress = Callable[[int, int, str], None]
 class EngineOptions:
     """What both parties must agree on before anything else is sent; part of the handshake.
 
-    engine: 'hybrid', 'scx' or 'clear'; kv: 'ciphertext', 'masked' or 'none' (hybrid only); arithmetic: 'float' or
-    'fixed' (clear only). correlations (hybrid only): 'pair' makes them between the two parties, 'dealer' has
-    a third one that both must trust not to collude. profile: 'paper' or 'hardened' (scx only).
+    engine: 'hybrid', 'scx' or 'clear'; kv: 'ciphertext', 'masked' or 'none' (hybrid only); arithmetic:
+    'float' or 'fixed' (clear only). correlations (hybrid only): 'pair' makes them between the two parties,
+    'dealer' has a third one that both must trust not to collude. profile: 'paper' or 'hardened' (scx only).
     """
 
     engine: str = "hybrid"

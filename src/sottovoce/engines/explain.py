@@ -17,11 +17,21 @@ _KV = {
     "none": "nothing is kept between tokens; everything is computed again",
 }
 
+_SCX = {
+    "paper": "the server can read every token: attacks on this published encoding recover them",
+    "hardened": "the server sees vectors under one-time masks 2^21 times as long: tokens are hidden from it, "
+    "statistically",
+}
+# What the user's side is given; a worker keeps it from the users.
+_WEIGHTS = {"paper": "embedding, head, parts of two blocks", "hardened": "all of them"}
+
 
 def engine_line(options: EngineOptions) -> str:
     """One line: engine, security level, cache."""
     if options.engine == "clear":
         return f"engine clear ({options.arithmetic} arithmetic, no cryptography)"
+    if options.engine == "scx":
+        return f"engine scx, profile {options.profile} (no cryptography)"
     parties = "semi-honest parties"
     if options.correlations == "dealer":
         parties += " AND a dealer that colludes with neither"
@@ -31,6 +41,8 @@ def engine_line(options: EngineOptions) -> str:
 def what_the_server_sees(options: EngineOptions) -> str:
     if options.engine == "clear":
         return "the server sees every token of the prompt and of the answer"
+    if options.engine == "scx":
+        return _SCX[options.profile]
     line = "the server sees ciphertexts under your key and uniformly random numbers, never a private token"
     if options.correlations == "dealer":
         line += "; with the help of the dealer it could see every token"
@@ -41,7 +53,8 @@ def who_learns_what(
     options: EngineOptions, public: int, private: int, new: int
 ) -> list[tuple[str, str, str]]:
     """Rows (what, you, server) for one answer."""
-    hidden = "everything" if options.engine == "clear" else "nothing but the number of tokens"
+    readable = options.engine == "clear" or options.profile == "paper"
+    hidden = "everything" if readable else "nothing but the number of tokens"
     return [
         (f"public prefix ({public} tokens)", "knows it", "knows it: it is public"),
         (f"private prompt ({private} tokens)", "knows it", hidden),
@@ -50,9 +63,9 @@ def who_learns_what(
         (
             "logits of each new position",
             "all of them",
-            "everything" if options.engine == "clear" else "nothing",
+            "everything" if readable else "nothing",
         ),
-        ("weights", "only what logits tell", "owns them"),
+        ("weights", _WEIGHTS.get(options.profile, "only what logits tell"), "owns them"),
         ("timing, sizes, architecture", "public", "public"),
     ]
 
@@ -60,4 +73,7 @@ def who_learns_what(
 def _activations(options: EngineOptions) -> tuple[str, str]:
     if options.engine == "clear":
         return "nothing", "everything"
+    if options.engine == "scx":
+        seen = "all of the middle blocks" if options.profile == "paper" else "vectors under one-time masks"
+        return "those it computes itself", seen
     return "random shares only", "random shares and ciphertexts only"

@@ -308,6 +308,12 @@ def _check_wish(wish: Wish, options: EngineOptions, commitment: str) -> None:
     for name in ("engine", "kv", "arithmetic", "correlations", "profile"):
         wanted, offered = getattr(wish, name), getattr(options, name)
         if wanted is not None and wanted != offered:
+            if name == "engine" and "scx" in (wanted, offered):
+                raise ParameterMismatchError(
+                    f"the client accepts engine {wanted!r:.40}, the server runs {offered!r:.40}; the engine "
+                    "'scx' hides prompts at best statistically: a client that wants it says "
+                    "--accept-statistical-privacy"
+                )
             raise ParameterMismatchError(
                 f"the client wants {name} {wanted!r:.40}, the server runs {offered!r:.40}; "
                 f"start the client or the server with the other {_FLAGS.get(name, '--' + name)}"
