@@ -205,17 +205,18 @@ class Linear:
 
     def _meet(self, a: Ciphertext, b: Ciphertext, operation: str) -> tuple[Ciphertext, Ciphertext]:
         self._same_key(a, b)
-        if a.size != b.size:
-            raise ParameterError(f"cannot {operation} ciphertexts of {a.size} and {b.size} components")
         _same_scale(a.scale, b.scale, operation)
         level = min(a.level, b.level)
         return self.drop_to(a, level), self.drop_to(b, level)
 
     def _sum(self, a: Ciphertext, b: Ciphertext, minus: bool) -> Ciphertext:
-        ring, out = self.parameters.ring(a.level), empty(*a.data.shape)
-        kernel = ring.sub if minus else ring.add
-        for part in range(a.size):
+        ring, longer = self.parameters.ring(a.level), max(a, b, key=lambda ct: ct.size)
+        out, kernel = empty(*longer.data.shape), ring.sub if minus else ring.add
+        for part in range(min(a.size, b.size)):
             kernel(a.data[part], b.data[part], out[part])
+        # A product that is not relinearised yet has a third component, the other operand none.
+        for part in range(min(a.size, b.size), longer.size):
+            ring.mul_scalar(longer.data[part], -1 if minus and longer is b else 1, out[part])
         return replace(a, data=out, slots=max(a.slots, b.slots))
 
     def _same_key(self, a: Ciphertext, b: Ciphertext) -> None:
