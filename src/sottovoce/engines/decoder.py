@@ -107,12 +107,15 @@ class Decoder:
             return ar.add(x, self.linears.apply(i, "down", h))
 
     def final_norm(self, x: Share) -> Share:
-        """x: (T, width) at 2^-23 -> (T, width) at 2^-12, ready for the head."""
-        return self._norm(x, 2 * self.config.layers)
+        """x: (T, width) at 2^-23 -> (T, width) at 2^-12, ready for the head.
 
-    def _norm(self, x: Share, index: int) -> Share:
+        Rounded exactly: the client sees the logits, and would know by which chance their input was rounded.
+        """
+        return self._norm(x, 2 * self.config.layers, exact=True)
+
+    def _norm(self, x: Share, index: int, exact: bool = False) -> Share:
         function = rms_norm if self.config.norm == "rms" else layer_norm
-        return function(self.ar, x, self._ranges[index])
+        return function(self.ar, x, self._ranges[index], exact)
 
     def _split_heads(self, qkv: Share, start: int) -> tuple[Share, Share, Share]:
         """Rotate q and k on the shares (the tables are public integers), then one rescale to 2^-12 for all

@@ -15,6 +15,7 @@ detected by two parties (the row is garbled); the model raises RangeError. Range
 four times each side.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -25,6 +26,7 @@ from sottovoce.mpc.arithmetic import Arithmetic
 from sottovoce.mpc.cost import Cost
 from sottovoce.mpc.field import P_FIELD
 from sottovoce.mpc.field import Field as Share
+from sottovoce.mpc.functions.exact import exact_cost, exact_rescales
 from sottovoce.mpc.functions.fit import Real
 from sottovoce.mpc.functions.inverse_power import (
     SIGNIFICANT_BITS,
@@ -74,20 +76,23 @@ class NormRange:
         return min(int(np.floor(room)) - self.scale_bits, IN_BITS)
 
 
-def rms_norm(arithmetic: Arithmetic, x: Share, public: NormRange) -> Share:
+def rms_norm(arithmetic: Arithmetic, x: Share, public: NormRange, exact: bool = False) -> Share:
     """x / sqrt(mean(x²) + epsilon) at 2^-12. x: (..., width) at 2^-23, abs(x) < 2^18. 11 rounds, leaks
     nothing.
+
+    exact: all elements are rounded exactly, so that the result is a function of x, but for the inverse root,
+    one number a row. Some 12 rounds more.
 
     Relative error about 2e-4 (rounding of 1/rms and of the squares) plus the rounding of x to 2^-x_bits and
     of the result to 2^-12.
     """
     with arithmetic.operation("rms_norm"):
-        outputs = [WrapOutput(IN_BITS - public.x_bits), WrapOutput(IN_BITS - public.square_bits)]
-        copy, squared = arithmetic.wrap(x, outputs)
-        return _normalise(arithmetic, copy, squared, public)
+        shifts = [IN_BITS - public.x_bits, IN_BITS - public.square_bits]
+        copy, squared = _rescales(arithmetic, x, shifts, exact)
+        return _normalise(arithmetic, copy, squared, public, exact)
 
 
-def layer_norm(arithmetic: Arithmetic, x: Share, public: NormRange) -> Share:
+def layer_norm(arithmetic: Arithmetic, x: Share, public: NormRange, exact: bool = False) -> Share:
     """(x - mean) / sqrt(var + epsilon) at 2^-12; `public` is the range of the variance. One round more than
     rms_norm.
 
@@ -98,17 +103,25 @@ def layer_norm(arithmetic: Arithmetic, x: Share, public: NormRange) -> Share:
     mean over outputs from each matrix and bias that writes it): the mean is then 0 and both are equal.
     """
     with arithmetic.operation("layer_norm"):
-        width, k = public.width, int(np.log2(public.width))
-        # abs(x - mean) <= sqrt(width·high); multiples of p that x's own mean adds cancel in the difference.
-        room = np.log2(P_FIELD / 4) - 0.1 - np.log2(width) * 1.5 - np.log2(public.high) / 2
-        bits = min(int(np.floor(room)), IN_BITS)
-        narrow = arithmetic.rescale(x, IN_BITS - bits)
+        width, bits = public.width, _centring_bits(public)
+        (narrow,) = _rescales(arithmetic, x, [IN_BITS - bits], exact)
         total = arithmetic.sum(narrow)[..., None]
         centred = arithmetic.sub(arithmetic.mul_public(narrow, width), np.broadcast_to(total, narrow.shape))
-        scaled = stretched(public)
-        outputs = [WrapOutput(bits + k - target) for target in (scaled.x_bits, scaled.square_bits)]
-        copy, squared = arithmetic.wrap(centred, outputs)
-        return _normalise(arithmetic, copy, squared, scaled)
+        copy, squared = _rescales(arithmetic, centred, _centred_shifts(public), exact)
+        return _normalise(arithmetic, copy, squared, stretched(public), exact)
+
+
+def _centring_bits(public: NormRange) -> int:
+    """Fractional bits of x before width·x - Σx."""
+    # abs(x - mean) <= sqrt(width·high); multiples of p that x's own mean adds cancel in the difference.
+    room = np.log2(P_FIELD / 4) - 0.1 - np.log2(public.width) * 1.5 - np.log2(public.high) / 2
+    return min(int(np.floor(room)), IN_BITS)
+
+
+def _centred_shifts(public: NormRange) -> list[int]:
+    """From width·x - Σx to the two copies of the row."""
+    scaled, k = stretched(public), int(np.log2(public.width))
+    return [_centring_bits(public) + k - target for target in (scaled.x_bits, scaled.square_bits)]
 
 
 def stretched(public: NormRange) -> NormRange:
@@ -117,30 +130,56 @@ def stretched(public: NormRange) -> NormRange:
     return NormRange(public.width, public.low * factor, public.high * factor, public.epsilon * factor)
 
 
-def _normalise(arithmetic: Arithmetic, copy: Share, squared: Share, public: NormRange) -> Share:
+def _rescales(arithmetic: Arithmetic, x: Share, shifts: Sequence[int], exact: bool) -> list[Share]:
+    """x / 2^s for each shift: rounded by chance, or exactly."""
+    if exact:
+        return exact_rescales(arithmetic, x, shifts)
+    return arithmetic.wrap(x, [WrapOutput(shift) for shift in shifts])
+
+
+def _normalise(arithmetic: Arithmetic, copy: Share, squared: Share, public: NormRange, exact: bool) -> Share:
     """copy / rms at 2^-12 from the two copies of the row, at 2^-x_bits and 2^-square_bits."""
     rows, total = arithmetic.exchange([MaskRows(copy), SumSquares(squared)])
     epsilon = round(public.epsilon * public.width * 4.0**public.square_bits)
     inverse, _ = evaluate(arithmetic, arithmetic.add_public(total, epsilon), public.inverse)
     product = arithmetic.scale_rows(rows, inverse)
-    return arithmetic.rescale(product, public.x_bits + public.scale_bits - OUT_BITS)
+    (result,) = _rescales(arithmetic, product, [_last_shift(public)], exact)
+    return result
 
 
-def rms_norm_cost(rows: int, public: NormRange) -> Cost:
+def _last_shift(public: NormRange) -> int:
+    return public.x_bits + public.scale_bits - OUT_BITS
+
+
+def rms_norm_cost(rows: int, public: NormRange, exact: bool = False) -> Cost:
+    """Online cost for `rows` rows."""
+    n = rows * public.width
+    shifts = [IN_BITS - public.x_bits, IN_BITS - public.square_bits]
+    return _rescales_cost(n, shifts, exact) + _normalise_cost(rows, public, exact)
+
+
+def layer_norm_cost(rows: int, public: NormRange, exact: bool = False) -> Cost:
     """Online cost for `rows` rows."""
     n = rows * public.width
     return (
-        cost.exchange(cost.bits(n))
-        + cost.exchange(cost.residues(n), cost.residues(n))
-        + evaluate_cost(rows, public.inverse)
-        + cost.exchange(cost.residues(rows))
-        + cost.exchange(cost.bits(n))
+        _rescales_cost(n, [IN_BITS - _centring_bits(public)], exact)
+        + _rescales_cost(n, _centred_shifts(public), exact)
+        + _normalise_cost(rows, stretched(public), exact)
     )
 
 
-def layer_norm_cost(rows: int, public: NormRange) -> Cost:
-    """Online cost for `rows` rows."""
-    return cost.exchange(cost.bits(rows * public.width)) + rms_norm_cost(rows, stretched(public))
+def _normalise_cost(rows: int, public: NormRange, exact: bool) -> Cost:
+    n = rows * public.width
+    return (
+        cost.exchange(cost.residues(n), cost.residues(n))
+        + evaluate_cost(rows, public.inverse)
+        + cost.exchange(cost.residues(rows))
+        + _rescales_cost(n, [_last_shift(public)], exact)
+    )
+
+
+def _rescales_cost(n: int, shifts: Sequence[int], exact: bool) -> Cost:
+    return exact_cost(n, shifts) if exact else cost.exchange(cost.bits(n))
 
 
 def rms_norm_reference(x: Real, epsilon: float = 1e-5) -> Real:
