@@ -15,6 +15,8 @@ class Session:
     length = property(lambda self: len(self.tokens))
 
     def truncate(self, length):
+        if self.closed:
+            raise PeerGoneError("gone")
         del self.tokens[length:]
 
     def close(self, error=None):
@@ -105,3 +107,11 @@ def test_errors_end_the_session_unless_both_parties_are_in_step():
     assert opened.clients[1].closed is True
     with pytest.raises(ServerBusyError):
         opened.ask((1, 2), 1)
+
+
+def test_a_session_that_ended_while_idle_is_replaced():
+    opened = Opened(1)
+    opened.ask((1, 2, 3, 4), 1)
+    opened.clients[0].close()
+    assert opened.ask((1, 2, 9), 1)[:2] == (1, 0)
+    assert opened.ask((1, 2, 9, 9), 1)[:2] == (1, 3)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from threading import Lock
 
-from ..errors import ServerBusyError, UsageError
+from ..errors import PeerConnectionError, ServerBusyError, UsageError
 from ..models.chat import Prompt
 from .client import Client
 
@@ -78,13 +78,20 @@ class LiveSessions:
     def lease(self, tokens: Sequence[int], public_count: int) -> Iterator[Lease]:
         """The idle session that holds most of `tokens`, else a new one in place of the oldest idle one.
 
+        A session that has ended meanwhile is replaced, as far as that shows before the answer.
+
         ServerBusyError if all are in use. After an error in the block the session is closed, unless it was a
         UsageError, which leaves both parties in step.
         """
         client, fresh = self._take(tokens, public_count)
         broken: BaseException | None = None
         try:
-            prompt = continue_from(client, tokens, public_count)
+            try:
+                prompt = continue_from(client, tokens, public_count)
+            except PeerConnectionError as error:  # it ended while it lay idle
+                client.close(error)
+                client, fresh = self._open(), True
+                prompt = continue_from(client, tokens, public_count)
             yield Lease(client, prompt, len(tokens) - len(prompt), fresh)
         except UsageError:
             raise
