@@ -108,6 +108,11 @@ class HomomorphicLinears:
     def apply(self, layer: int, name: str, x: Share) -> Share:
         return self._blocks[layer][name].apply(np.ascontiguousarray(x))
 
+    def cost(self, tokens: int) -> tuple[int, int]:
+        """Bytes (client to server, server to client) of the blocks' products for `tokens` in one pass."""
+        costs = [linear.cost(tokens) for block in self._blocks for linear in block.values()]
+        return sum(up for up, _ in costs), sum(down for _, down in costs)
+
     def put_together(self, sizes: tuple[int, ...]) -> None:
         """Let so many tokens share ciphertexts, the same at both parties; for comparisons."""
         for linear in [
