@@ -259,7 +259,7 @@ def hello(channel, **changes):
         "release": "9.9",
         "parameters": protocol_module.parameters_digest(),
         "wish": WISH,
-        "caller": {"purpose": "session", "api_key": None},
+        "caller": {"purpose": "session", "session": None, "api_key": None},
     }
     channel.send(json.dumps({**fields, **changes}).encode())
 

@@ -6,6 +6,7 @@ SottovoceError
 │   ├── UnsupportedModelError
 │   ├── CorruptFileError
 │   ├── PoolFullError
+│   ├── StorageError
 │   └── PromptTooLongError
 ├── PeerConnectionError     exit 3: the other party cannot be reached, or is gone
 │   └── PeerGoneError
@@ -47,6 +48,10 @@ class CorruptFileError(UsageError):
 
 class PoolFullError(UsageError):
     """Prepared material does not fit a pool; both parties notice together, and the session goes on."""
+
+
+class StorageError(UsageError):
+    """A session cannot be saved: the disk is full, or its directory cannot be written."""
 
 
 class PromptTooLongError(UsageError):

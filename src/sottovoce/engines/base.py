@@ -43,6 +43,11 @@ class EngineOptions:
     profile: str = "none"
 
 
+# Named arrays of a session's state. Their names say what a later piece replaces; see `kvcache.saved`.
+Piece = dict[str, npt.NDArray[Any]]
+Pieces = Sequence[tuple[str, Piece]]
+
+_NOTHING_TO_KEEP = "this engine keeps no state that could be saved"
 _NOTHING_TO_PREPARE = "this engine has nothing to prepare; serve with the engine hybrid"
 
 
@@ -87,6 +92,25 @@ class ModelParty(ABC):
         self.prepare(tokens, progress)
         return False
 
+    @property
+    def keeps(self) -> bool:
+        """Whether the session's state can be saved; otherwise a session goes on by computing it again."""
+        return False
+
+    def changed(self, first: int) -> dict[str, Piece]:
+        """This party's half of what tokens from `first` on have changed, by name. Local; after a step."""
+        raise UsageError(_NOTHING_TO_KEEP)
+
+    def saved(self) -> None:  # noqa: B027  (a hook)
+        """What `changed` returned last is safe."""
+
+    def restore(self, pieces: Pieces, length: int) -> None:
+        """Go on from saved pieces, oldest first, and `length` tokens of them. After `setup`, in lockstep.
+
+        CorruptFileError if they are not what this engine saved.
+        """
+        raise UsageError(_NOTHING_TO_KEEP)
+
     def close(self) -> None:  # noqa: B027  (a hook: not every engine holds something)
         """Release the session's keys and cache."""
 
@@ -96,10 +120,16 @@ class DataParty(ABC):
 
     shelf: where its pool of prepared material is; set before `setup`, None for none.
     dealer: connects to the dealer, where the options name one; set before `setup`.
+    secret: key of the session that goes on, as `secret_key` gave it; set before `setup`, None for a new one.
     """
 
     shelf: Shelf | None = None
     dealer: Callable[[], Channel] | None = None
+    secret: bytes | None = None
+
+    def secret_key(self) -> bytes:
+        """What decrypts the session's state, to be kept with it; empty if there is no such key."""
+        return b""
 
     @abstractmethod
     def setup(self, channel: Channel, progress: Progress | None = None) -> None:
@@ -147,6 +177,25 @@ class DataParty(ABC):
     def ready(self, most: int) -> int:
         """For how many tokens to come the pool has everything, counted to `most`."""
         return 0
+
+    @property
+    def keeps(self) -> bool:
+        """Whether the session's state can be saved; otherwise a session goes on by computing it again."""
+        return False
+
+    def changed(self, first: int) -> dict[str, Piece]:
+        """This party's half of what tokens from `first` on have changed, by name. Local; after a step."""
+        raise UsageError(_NOTHING_TO_KEEP)
+
+    def saved(self) -> None:  # noqa: B027  (a hook)
+        """What `changed` returned last is safe."""
+
+    def restore(self, pieces: Pieces, length: int) -> None:
+        """Go on from saved pieces, oldest first, and `length` tokens of them. After `setup`, in lockstep.
+
+        CorruptFileError if they are not what this engine saved.
+        """
+        raise UsageError(_NOTHING_TO_KEEP)
 
     def close(self) -> None:  # noqa: B027  (a hook)
         """Forget keys and one-time material."""

@@ -1,8 +1,8 @@
 """Saved caches: the slot table that both parties have, rows of tokens, blocks of ciphertexts.
 
-While a session goes on, its state is saved in *pieces*, named arrays. `tokens.N` holds rows of the tokens from
-N on and cuts off what earlier pieces said about these; `block.N` holds a block of ciphertexts of all layers and
-replaces the one that was saved before.
+While a session goes on, its state is saved in *pieces*, named arrays. `tokens.N` holds rows of the tokens
+from N on and cuts off what earlier pieces said about these; `block.N` holds a block of ciphertexts of all
+layers and replaces the one that was saved before.
 """
 
 from __future__ import annotations
@@ -33,11 +33,13 @@ def rows_name(first: int) -> str:
     return f"{_TOKENS}{first}"
 
 
-def joined_rows(pieces: Sequence[tuple[str, Piece]], length: int, like: Mapping[str, Array]) -> dict[str, Array]:
+def joined_rows(
+    pieces: Sequence[tuple[str, Piece]], length: int, like: Mapping[str, Array]
+) -> dict[str, Array]:
     """The rows of the first `length` tokens, from pieces in the order in which they were saved.
 
-    like: for each array its type and shape with no token, (layers, 0, …). CorruptFileError if tokens are missing
-    or of another kind.
+    like: for each array its type and shape with no token, (layers, 0, …). CorruptFileError if tokens are
+    missing or of another kind.
     """
     parts: list[tuple[int, int, Piece]] = []  # first token, last + 1, rows
     end = 0

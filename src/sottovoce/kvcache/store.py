@@ -61,7 +61,7 @@ class Store:
         return Ciphertext(self.parameters, flat, max(self.noise))
 
     def adopt(self, data: Words, bits: list[float]) -> None:
-        """Go on with saved blocks: data (blocks, G, 2, L, N), their noise. CorruptFileError if they are none."""
+        """Go on with saved blocks: data (blocks, G, 2, L, N), noises. CorruptFileError if they are none."""
         primes = np.array(self.parameters.primes, np.uint64)[:, None]
         if data.dtype != np.uint64 or data.shape != self._shape(len(bits)) or (data >= primes).any():
             raise CorruptFileError("a saved cache holds something that is no ciphertext of this model")

@@ -134,17 +134,25 @@ def wrap_server(sock: socket.socket, context: ssl.SSLContext, timeout: float = 1
 
 
 def wrap_client(
-    sock: socket.socket, host: str, port: int, pin: KnownHosts | str, timeout: float = 10.0
+    sock: socket.socket,
+    host: str,
+    port: int,
+    pin: KnownHosts | str,
+    timeout: float = 10.0,
+    certificate: Path | None = None,
 ) -> tuple[ssl.SSLSocket, str, bool]:
     """The client's side: handshake, then check the fingerprint before a byte of the protocol is sent.
 
-    `pin`: a file of known hosts, or the fingerprint to insist on. Returns (socket, fingerprint, first use).
+    `pin`: a file of known hosts, or the fingerprint to insist on. certificate: the client's own, with its
+    key, for a server that asks for one. Returns (socket, fingerprint, first use).
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     # Trust comes from the pin below, not from names and authorities.
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
+    if certificate is not None:
+        _load_chain(context, certificate)
     sock.settimeout(timeout)
     try:
         tls = context.wrap_socket(sock)
@@ -167,6 +175,16 @@ def wrap_client(
         tls.close()
         raise
     return tls, seen, False
+
+
+def _load_chain(context: ssl.SSLContext, certificate: Path) -> None:
+    try:
+        context.load_cert_chain(certificate)
+    except (ssl.SSLError, OSError) as error:
+        raise CorruptFileError(
+            f"the client certificate {certificate} cannot be read ({error.strerror or error}); "
+            "`sottovoce keys gen client NAME` makes one"
+        ) from None
 
 
 def fingerprint(der: bytes) -> str:

@@ -1,59 +1,44 @@
 """The client: connects, checks what the server offers, and drives the engine's client half step by step."""
 
-import socket
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 from ..engines.base import DataParty, Logits, Progress
 from ..engines.registry import make_data_party
-from ..errors import PeerConnectionError, PoolFullError, PromptTooLongError, UsageError
-from ..net import Channel, Ledger, Role, SocketChannel
-from ..net.tls import KnownHosts, wrap_client
+from ..errors import (
+    ModelMismatchError,
+    PeerConnectionError,
+    PoolFullError,
+    PromptTooLongError,
+    RefusedError,
+    ServerBusyError,
+    UsageError,
+)
+from ..net import Channel, Ledger, SocketChannel
+from ..net.tls import KnownHosts
+from .address import CONNECT_TIMEOUT, DEFAULT_PORT, Address, Identity, Route, open_socket
+from .kept import Checkpoints
 from .pools import Pools
-from .protocol import MAX_VERIFY, CardCache, Command, Verb, Welcome, Wish, client_handshake
+from .protocol import MAX_VERIFY, Caller, CardCache, Command, Verb, Welcome, Wish, client_handshake
+from .resume import Agreed, Stamps, Ticket, ask_to_keep, come_back
+from .saved import SavedSession
+from .store import SessionStore
 
-DEFAULT_PORT = 7443
-_CONNECT_TIMEOUT = 10.0
-_HANDSHAKE_TIMEOUT = 30.0
+__all__ = ["DEFAULT_PORT", "Address", "Client", "Identity", "open_socket"]
 
-
-@dataclass(frozen=True)
-class Address:
-    host: str
-    port: int = DEFAULT_PORT
-
-    @classmethod
-    def parse(cls, text: str) -> "Address":
-        """`host`, `host:port`, `[v6]:port`. UsageError for anything else."""
-        host, _, port = text.rpartition(":") if ":" in text and not text.endswith("]") else (text, "", "")
-        host = host.strip("[]")
-        try:
-            number = int(port) if port else DEFAULT_PORT
-        except ValueError:
-            number = -1
-        if not host or not 0 < number < 65536:
-            raise UsageError(
-                f"{text!r} is not a server address; write host:port, for example localhost:{DEFAULT_PORT}"
-            )
-        return cls(host, number)
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
-@dataclass(frozen=True)
-class Identity:
-    """The certificate a connection was made to, and whether it was seen for the first time."""
-
-    fingerprint: str
-    first_use: bool
+T = TypeVar("T")
+# Connections in a row that broke without a step having been done on them.
+_ATTEMPTS = 8
 
 
 class Client:
     """One session with one server. Steps: `connect` (handshake), `setup`, `prefill`, `decode`…, `close`.
 
-    Not thread-safe. After any error the session is over: its one-time material is thrown away with it.
+    Not thread-safe. After any error the session is over: its one-time material is thrown away with it. A
+    session that is kept (`keep`, or opened with `saved`) survives a broken connection: the step is done again
+    on a new one, with new one-time material.
     """
 
     def __init__(
@@ -66,29 +51,58 @@ class Client:
         dealer: Callable[[], Channel] | None = None,
         *,
         api_key: str | None = None,
+        saved: SavedSession | None = None,
+        again: Callable[[], tuple[Channel, Identity | None]] | None = None,
+        patience: float = 60.0,
     ) -> None:
         """Handshake over an open channel.
 
         pools: where prepared material is kept, None to go without. dealer: connects to the dealer, for a wish
-        with its correlations.
+        with its correlations. saved: the session to go on with. again: connects once more, for a session that
+        is kept and whose connection broke; tried for `patience` seconds.
         """
         self.channel = channel
         self.identity = identity
-        with self.ledger.phase("setup"), self.ledger.operation("handshake"):
-            self.welcome: Welcome = client_handshake(channel, wish, cards, api_key)
-            self.card = self.welcome.card
-            try:
-                self._party: DataParty = make_data_party(self.welcome.options, self.welcome.public)
-            except BaseException as error:
-                channel.abort(error)
-                raise
-        self._party.dealer = dealer
-        if pools is not None:
-            server = "no certificate" if identity is None else identity.fingerprint
-            self._party.shelf = pools.shelf(server, self.welcome)
+        self.patience = patience
+        self.resumed = 0  # how often the session came back by itself
+        self._wish, self._cards, self._pools, self._dealer = wish, cards, pools, dealer
+        self._api_key, self._again, self._saved = api_key, again, saved
+        self._kept: Checkpoints | None = None
+        self._facts: dict[str, Any] = {}
+        self.notes: dict[str, Any] = {} if saved is None else saved.notes
         self.tokens: list[int] = []  # public and private ones that the session's cache holds
         self.begun = False  # anything was ever sent: public tokens can only come first
         self.public_count = 0  # of the tokens that the session began with
+        self._begin()
+
+    def _begin(self) -> None:
+        """Handshake and agreement on the saved session, on a new channel."""
+        with self.ledger.phase("setup"), self.ledger.operation("handshake"):
+            caller = Caller(api_key=self._api_key)
+            if self._saved is not None:
+                caller = Caller("resume", self._saved.entry.id, self._api_key)
+            self.welcome: Welcome = client_handshake(self.channel, self._wish, self._cards, caller)
+            self.card = self.welcome.card
+            try:
+                self._party: DataParty = make_data_party(self.welcome.options, self.welcome.public)
+                self._agreed = None if self._saved is None else self._returned(self._saved)
+            except BaseException as error:
+                self.channel.abort(error)
+                raise
+        self._party.dealer = self._dealer
+        if self._pools is not None:
+            server = "no certificate" if self.identity is None else self.identity.fingerprint
+            self._party.shelf = self._pools.shelf(server, self.welcome)
+
+    def _returned(self, saved: SavedSession) -> Agreed:
+        """Hear how much of the saved session the server has."""
+        model = saved.entry.facts.get("model")
+        if model not in (None, self.card.model_digest):
+            raise ModelMismatchError(
+                "the session was saved with another model than the server has now; remove it, or serve that"
+                " model again"
+            )
+        return come_back(self.channel, saved.head.ticket, saved.head.stamps.astype("<u8").tobytes())
 
     @classmethod
     def connect(
@@ -97,27 +111,27 @@ class Client:
         wish: Wish,
         pin: KnownHosts | str | None,
         cards: CardCache | None = None,
-        timeout: float = _CONNECT_TIMEOUT,
+        timeout: float = CONNECT_TIMEOUT,
         pools: Pools | None = None,
         dealer: Callable[[], Channel] | None = None,
         *,
         api_key: str | None = None,
+        client_certificate: Path | None = None,
+        saved: SavedSession | None = None,
+        patience: float = 60.0,
     ) -> "Client":
         """Connect, check the certificate, shake hands.
 
         pin: known hosts, a fingerprint, or None for no TLS at all. cards: where model cards are kept.
         api_key: for a server that wants one; it travels inside TLS, after the certificate was checked.
+        client_certificate: PEM file, for a server that asks for one.
         """
-        sock = open_socket(address, timeout)
-        identity = None
-        if pin is not None:
-            sock, fingerprint, first_use = wrap_client(sock, address.host, address.port, pin, timeout)
-            identity = Identity(fingerprint, first_use)
-        channel = SocketChannel(Role.CLIENT, sock, timeout=_HANDSHAKE_TIMEOUT)
-        client = cls(channel, wish, identity, cards, pools, dealer, api_key=api_key)
-        # From here on the server may compute for minutes between two frames; keepalive notices a dead host.
-        channel.timeout = None
-        return client
+        route = Route(address, pin, client_certificate, timeout)
+        channel, identity = route.open()
+        return cls(
+            channel, wish, identity, cards, pools, dealer,
+            api_key=api_key, saved=saved, again=route.open, patience=patience,
+        )  # fmt: skip
 
     @property
     def ledger(self) -> Ledger:
@@ -134,9 +148,133 @@ class Client:
         return self.welcome.context_length
 
     def setup(self, progress: Progress | None = None) -> None:
-        """Exchange keys and base OTs: once a session."""
+        """Exchange keys and base OTs, once a session; `tokens` is then what a saved session holds."""
         with self.ledger.phase("setup"):
+            saved, agreed = self._saved, self._agreed
+            if saved is not None and agreed is not None and agreed.tokens:
+                self._party.secret = saved.secret
             self._guarded(self._party.setup, self.channel, progress)
+            if saved is not None and agreed is not None:
+                self._go_on(saved, agreed)
+        if isinstance(self.channel, SocketChannel):
+            # The server may compute for minutes between two frames; keepalive notices a dead host.
+            self.channel.timeout = None
+
+    def _go_on(self, saved: SavedSession, agreed: Agreed) -> None:
+        count = agreed.tokens
+        if count:
+            pieces = [(name, dict(piece)) for name, piece in saved.store.pieces(saved.entry.id)]
+            self._guarded(self._party.restore, pieces, count)
+        self.tokens = saved.tokens[:count]
+        self.begun, self.public_count = count > 0, min(saved.public_count, count)
+        self._facts = dict(saved.entry.facts)
+        if agreed.known:
+            self._kept = saved.checkpoints(agreed.epoch, count)
+        else:
+            self._keep(saved.store, saved.head.ticket)
+        self._checkpoint()
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the session survives this connection and this process."""
+        return self._kept is not None
+
+    def keep(self, store: SessionStore, name: str | None = None, server: str = "") -> None:
+        """Save the session at both parties from now on, after every step.
+
+        RefusedError if the server keeps none, UsageError if the name is taken, StorageError if it cannot be
+        written. server: the address to show in lists. Cost: 2 messages.
+        """
+        if name is not None and store.find(name) is not None:
+            raise UsageError(f"there is already a saved session named {name!r}; choose another name")
+        options, ticket = self.welcome.options, Ticket.new()
+        self._facts = {
+            "server": server,
+            "fingerprint": None if self.identity is None else self.identity.fingerprint,
+            "model": self.card.model_digest,
+            "model_name": self.card.name,
+            "engine": options.engine,
+            "kv": options.kv,
+        }
+        store.create(ticket.id.hex(), name, self._facts, b"{}")
+        try:
+            self._keep(store, ticket)
+        except BaseException:
+            store.remove(ticket.id.hex())
+            raise
+        self._checkpoint()
+        self._saved = SavedSession.open(store, ticket.id.hex())
+
+    def _keep(self, store: SessionStore, ticket: Ticket) -> None:
+        with self.ledger.phase("keep"):
+            self._order(Command(Verb.KEEP))
+            epoch = self._guarded(ask_to_keep, self.channel, ticket)
+        if epoch is None:
+            raise RefusedError(
+                "the server keeps no sessions, or has no room for another one; go on without --session"
+            )
+        self._kept = Checkpoints(store, ticket, Stamps(epoch))
+
+    def checkpoint(self) -> None:
+        """Save `notes`; what a step changes is saved by itself."""
+        if self._kept is not None:
+            self._checkpoint()
+
+    def _checkpoint(self) -> None:
+        if self._kept is not None:
+            head = {
+                "tokens": self.tokens,
+                "public": self.public_count,
+                "secret": self._party.secret_key().hex(),
+                "notes": self.notes,
+            }
+            self._kept.write(self._party, self.length, head, self._facts)
+
+    def _step(self, run: Callable[[], T]) -> T:
+        """Do a step and save it. If the connection of a kept session breaks, do it again on another one."""
+        wanted = list(self.tokens)
+        for attempt in range(_ATTEMPTS):
+            try:
+                if attempt:
+                    self._reconnect(wanted)
+                result = run()
+                break
+            except PeerConnectionError:
+                if self._again is None or self._kept is None or attempt + 1 == _ATTEMPTS:
+                    raise
+        self._checkpoint()
+        return result
+
+    def _reconnect(self, wanted: list[int]) -> None:
+        """Come back to the session on a new connection, and append what the server has not got."""
+        assert self._again is not None and self._kept is not None
+        store, id, public = self._kept.store, self._kept.id, self.public_count
+        self._party.close()
+        self.channel.close()
+        ledger, deadline, pause = self.ledger, time.monotonic() + self.patience, 0.1
+        while True:
+            try:
+                channel, self.identity = self._again()
+                channel.ledger = ledger
+                self.channel = channel
+                self._saved = SavedSession.open(store, id)
+                self._begin()
+                break
+            except (PeerConnectionError, ServerBusyError):
+                if time.monotonic() + pause > deadline:
+                    raise
+                time.sleep(pause)
+                pause = min(2 * pause, 5.0)
+        self.setup()
+        self.resumed += 1
+        if self.length < len(wanted):
+            # Public tokens go first, and at least one goes as a private one.
+            start = self.length if self.begun else min(public, len(wanted) - 1)
+            self._append(wanted[self.length : start], wanted[start:])
+            self._checkpoint()
+        elif self.length > len(wanted):
+            self._cut(len(wanted))
+            self._checkpoint()
 
     def prepare(self, tokens: int, progress: Progress | None = None) -> None:
         """Fill the pool for the next `tokens` tokens, or make that much ahead for this session.
@@ -177,6 +315,11 @@ class Client:
         private.
         """
         self._check_room(len(public_tokens) + len(private_tokens))
+        return self._step(lambda: self._append(public_tokens, private_tokens, progress))
+
+    def _append(
+        self, public_tokens: Sequence[int], private_tokens: Sequence[int], progress: Progress | None = None
+    ) -> Logits:
         command = Command(Verb.PREFILL, len(private_tokens), tuple(public_tokens))
         with self.ledger.phase("prefill"):
             self._order(command)
@@ -189,25 +332,36 @@ class Client:
     def decode(self, token: int, progress: Progress | None = None) -> Logits:
         """Append one private token; logits (vocab,) after it."""
         self._check_room(1)
-        with self.ledger.phase("decode"):
-            self._order(Command(Verb.DECODE))
-            logits: Logits = self._guarded(self._party.decode, token, progress)
-        self.tokens.append(token)
-        return logits
+
+        def run() -> Logits:
+            with self.ledger.phase("decode"):
+                self._order(Command(Verb.DECODE))
+                logits: Logits = self._guarded(self._party.decode, token, progress)
+            self.tokens.append(token)
+            return logits
+
+        return self._step(run)
 
     def verify(self, tokens: Sequence[int], progress: Progress | None = None) -> Logits:
         """Append private tokens in one pass; logits (T, vocab) after each. The server learns T."""
         if not 1 <= len(tokens) <= MAX_VERIFY:
             raise UsageError(f"a verification takes 1 to {MAX_VERIFY} tokens, not {len(tokens)}")
         self._check_room(len(tokens))
-        with self.ledger.phase("verify"):
-            self._order(Command(Verb.VERIFY, len(tokens)))
-            logits: Logits = self._guarded(self._party.verify, tokens, progress)
-        self.tokens += tokens
-        return logits
+
+        def run() -> Logits:
+            with self.ledger.phase("verify"):
+                self._order(Command(Verb.VERIFY, len(tokens)))
+                logits: Logits = self._guarded(self._party.verify, tokens, progress)
+            self.tokens += tokens
+            return logits
+
+        return self._step(run)
 
     def truncate(self, length: int) -> None:
         """Forget all tokens from position `length` on."""
+        self._step(lambda: self._cut(length))
+
+    def _cut(self, length: int) -> None:
         with self.ledger.phase("truncate"):
             self._order(Command(Verb.TRUNCATE, length))
             self._guarded(self._party.truncate, length)
@@ -252,20 +406,3 @@ class Client:
         except BaseException as error:
             self.channel.abort(error)
             raise
-
-
-def open_socket(address: Address, timeout: float, program: str = "sottovoce serve") -> socket.socket:
-    """A TCP connection; PeerConnectionError says why there is none. program: what should listen there."""
-    try:
-        return socket.create_connection((address.host, address.port), timeout)
-    except TimeoutError:
-        why = f"no answer within {timeout:g} seconds"
-    except ConnectionRefusedError:
-        why = "nothing listens there"
-    except socket.gaierror:
-        why = "the name is unknown"
-    except OSError as error:
-        why = error.strerror or "it cannot be reached"
-    raise PeerConnectionError(
-        f"cannot connect to {address}: {why}; check the address, and that `{program}` is running there"
-    )

@@ -17,7 +17,7 @@ from ..errors import (
 )
 from ..net import Channel, Role, SocketChannel
 from ..net.tls import KnownHosts, wrap_client, wrap_server
-from .client import Address, open_socket
+from .address import Address, open_socket
 
 DEALER_PORT = 7444
 _POLL = 0.25

@@ -20,6 +20,9 @@ class Observer:
     def step(self, session: ServerSession, verb: Verb, tokens: int, seconds: float, cost: LedgerRow) -> None:
         """A command was carried out. tokens: how many it added. cost: what the ledger booked for it."""
 
+    def failed(self, session: ServerSession, what: str, why: str) -> None:
+        """Something went wrong that the session survives."""
+
     def closed(self, report: SessionReport) -> None:
         """A connection ended, after a session or without one."""
 
@@ -37,6 +40,10 @@ class Observers(Observer):
     def step(self, session: ServerSession, verb: Verb, tokens: int, seconds: float, cost: LedgerRow) -> None:
         for one in self._watching:
             one.step(session, verb, tokens, seconds, cost)
+
+    def failed(self, session: ServerSession, what: str, why: str) -> None:
+        for one in self._watching:
+            one.failed(session, what, why)
 
     def closed(self, report: SessionReport) -> None:
         for one in self._watching:

@@ -77,9 +77,13 @@ class Wish:
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks the server, and for what. purpose: 'session', or 'describe' for the offer alone."""
+    """Who asks the server, and for what.
+
+    purpose: 'session'; 'resume' or 'forget' the saved session of that name; 'describe' for the offer alone.
+    """
 
     purpose: str = "session"
+    session: str | None = None  # 32 hexadecimal digits
     api_key: str | None = field(default=None, repr=False)
 
 
@@ -142,13 +146,13 @@ def ask_offer(channel: Channel, wish: Wish, caller: Caller) -> Offer:
 
 
 def client_handshake(
-    channel: Channel, wish: Wish, cards: "CardCache | None" = None, api_key: str | None = None
+    channel: Channel, wish: Wish, cards: "CardCache | None" = None, caller: Caller | None = None
 ) -> Welcome:
     """The client's side. Raises the RefusedError that fits; the server gets the same reason. Cost: 4
     messages.
     """
     try:
-        offer = ask_offer(channel, wish, Caller(api_key=api_key))
+        offer = ask_offer(channel, wish, caller or Caller())
         _check_wish(wish, offer.options, offer.model)
         card = None if cards is None else cards.load(offer.card)
         channel.send(_ACCEPT.pack(_agreement(offer.options, offer.public, offer.card), card is None))
@@ -168,8 +172,8 @@ def client_handshake(
 
 def server_handshake(
     channel: Channel, welcome: Welcome, admit: Callable[[Caller], int | None] = lambda caller: None
-) -> bool:
-    """The server's side; on a mismatch both sides get the reason. False if the client wants no session.
+) -> Caller:
+    """The server's side; on a mismatch both sides get the reason. Who asks: 'describe' leaves now.
 
     admit: called with who asks before anything is offered; raises a RefusedError, or returns how many tokens
     the session may hold (None: the model's bound).
@@ -183,7 +187,7 @@ def server_handshake(
     if not all(isinstance(value, str) for value in named):
         raise ProtocolError("the client's handshake is malformed")
     card = welcome.card
-    if caller.purpose == "session":
+    if caller.purpose != "describe":
         _check_wish(Wish(**wish), welcome.options, card.model_digest)
     offer = {
         "options": asdict(welcome.options),
@@ -195,7 +199,7 @@ def server_handshake(
     mine = {"protocol": PROTOCOL, "release": __version__, "parameters": parameters_digest(), "offer": offer}
     channel.send(json.dumps(mine).encode())
     if caller.purpose == "describe":
-        return False
+        return caller
     agreed, wants_card = _ACCEPT.unpack(channel.recv(_ACCEPT.size))
     if agreed != welcome.digest():
         raise ParameterMismatchError(
@@ -203,15 +207,19 @@ def server_handshake(
         )
     if wants_card:
         channel.send(card.to_bytes())
-    return True
+    return caller
 
 
 def _caller(value: Any) -> Caller:
-    fields = _entries(value, {"purpose", "api_key"})
-    purpose, api_key = fields["purpose"], fields["api_key"]
-    if purpose not in ("session", "describe") or not (api_key is None or isinstance(api_key, str)):
+    fields = _entries(value, {"purpose", "session", "api_key"})
+    purpose, session, api_key = fields["purpose"], fields["session"], fields["api_key"]
+    named = isinstance(session, str) and re.fullmatch("[0-9a-f]{32}", session) is not None
+    purposes = ("resume", "forget") if named else ("session", "describe")
+    if purpose not in purposes or not (named or session is None):
         raise ProtocolError("the client's handshake is malformed")
-    return Caller(purpose, api_key)
+    if not (api_key is None or isinstance(api_key, str)):
+        raise ProtocolError("the client's handshake is malformed")
+    return Caller(purpose, session, api_key)
 
 
 class CardCache:
@@ -257,12 +265,13 @@ class Verb(IntEnum):
     END = 4
     VERIFY = 5
     PREPARE = 6
+    KEEP = 7
 
 
 @dataclass(frozen=True)
 class Command:
     """One step the client asks for: n is the number of private tokens (PREFILL, VERIFY), the new length
-    (TRUNCATE), or how many tokens the pool is to be filled for (PREPARE).
+    (TRUNCATE), or how many tokens the pool is to be filled for (PREPARE). KEEP: save the session from now on.
     """
 
     verb: Verb

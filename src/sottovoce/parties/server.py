@@ -12,6 +12,7 @@ from ..net import Channel, Role, SocketChannel
 from ..net.tls import wrap_server
 from .admission import Admission
 from .fair import FairGate
+from .kept import KeptSessions
 from .observer import Observer
 from .protocol import Welcome
 from .session import ServerSession, SessionReport
@@ -46,19 +47,21 @@ class Server:
         admission: Admission | None = None,
         observer: Observer | None = None,
         gate: FairGate | None = None,
+        kept: KeptSessions | None = None,
     ) -> None:
         """admission: instead of `max_sessions` places for everybody and no queue. gate: how many sessions
-        compute at the same time; None leaves it to the operating system."""
+        compute at the same time; None leaves it to the operating system. kept: where sessions are saved."""
         self._open_party = open_party
         self._welcome = welcome
         self._tls = tls
         self.admission = Admission(max_sessions) if admission is None else admission
-        self._observer, self._gate = observer or Observer(), gate
+        self._observer, self._gate, self._kept = observer or Observer(), gate, kept
         self._idle_timeout = idle_timeout
         self._on_open, self._on_close, self._tap = on_open, on_close, tap
         self._stopping = Event()
         self._lock = Lock()
         self._channels: dict[Thread, Channel | None] = {}
+        self._accepting: Thread | None = None
         try:
             self._listener = socket.create_server((host, port), backlog=64)
         except (OSError, OverflowError) as error:
@@ -101,6 +104,8 @@ class Server:
     def wait(self, grace: float) -> bool:
         """After `stop`: give sessions `grace` seconds, then cut them. Whether all ended by themselves."""
         deadline = time.monotonic() + grace
+        if self._accepting is not None:
+            self._accepting.join()
         for thread in list(self._channels):
             thread.join(max(0.0, deadline - time.monotonic()))
         with self._lock:
@@ -120,7 +125,8 @@ class Server:
 
     def start(self) -> "Server":
         """Serve in a background thread: for tests and for programs that embed a server."""
-        Thread(target=self.serve_forever, name="accept", daemon=True).start()
+        self._accepting = Thread(target=self.serve_forever, name="accept", daemon=True)
+        self._accepting.start()
         return self
 
     def __enter__(self) -> "Server":
@@ -160,6 +166,7 @@ class Server:
             admission=self.admission,
             observer=self._observer,
             turn=None if self._gate is None else self._gate.member(),
+            kept=self._kept,
         )
         tap = self._tap
         if tap is not None:

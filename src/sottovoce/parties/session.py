@@ -11,12 +11,14 @@ from threading import Event
 from typing import Any
 
 from ..engines.base import ModelParty
-from ..errors import PeerGoneError, PoolFullError, ProtocolError, SottovoceError
+from ..errors import PeerGoneError, PoolFullError, ProtocolError, SottovoceError, StorageError
 from ..net import Channel, Role, SocketChannel
 from ..net.channel import Turn
 from .admission import Account, Admission
+from .kept import Checkpoints, KeptSessions, Resumed
 from .observer import Observer
 from .protocol import MAX_COMMAND, MAX_VERIFY, Caller, Command, Verb, Welcome, server_handshake
+from .resume import agree, answer_keep, new_epoch, read_keep, recognise, unknown
 
 _POLL = 0.25
 # A client that is silent this long inside a protocol step is taken for dead.
@@ -33,6 +35,7 @@ class SessionReport:
     ended: str = "client left"
     private_tokens: int = 0
     public_tokens: int = 0
+    resumed_tokens: int = 0  # of a saved session that went on
     seconds: float = 0.0
     cpu_seconds: float = 0.0  # of this session's thread; native worker threads count in the process only
     peak_memory_bytes: int = 0  # of the whole server process so far
@@ -54,10 +57,14 @@ class ServerSession:
         admission: Admission | None = None,
         observer: Observer | None = None,
         turn: Turn | None = None,
+        kept: KeptSessions | None = None,
     ) -> None:
-        """admission: who gets a place, None for everybody. turn: this session's on the processors."""
+        """admission: who gets a place, None for everybody. turn: this session's on the processors. kept:
+        where sessions are saved, None to save none."""
         self.channel = channel
         self._admission, self._observer, self._turn = admission, observer or Observer(), turn
+        self._kept = kept
+        self._checkpoints: Checkpoints | None = None
         self.report = SessionReport(id=secrets.token_hex(4), peer=peer)
         self._open_party = open_party
         self._welcome = welcome
@@ -93,17 +100,21 @@ class ServerSession:
         """All of it. held: what is given back at the end, the last thing first."""
         ledger = self.channel.ledger
         with ledger.phase("setup"), ledger.operation("handshake"):
-            if not server_handshake(self.channel, self._welcome, lambda caller: self._admit(held, caller)):
+            caller = server_handshake(self.channel, self._welcome, lambda caller: self._admit(held, caller))
+            if caller.purpose == "describe":
                 self.report.ended = "described"
                 return
+            resumed = None if caller.session is None else self._returned(held, caller)
         self._take_turns(held)
         with ledger.phase("setup"):
             party = self._open_party()
             held.callback(party.close)
             party.setup(self.channel)
+            if resumed is not None:
+                self._go_on(party, resumed)
         on_ready(self)
         self._observer.opened(self)
-        self._obey(party)
+        self._obey(party, held)
 
     def _admit(self, held: ExitStack, caller: Caller) -> int | None:
         """A place for this client, held to the end; tokens that its session may hold."""
@@ -111,9 +122,55 @@ class ServerSession:
             return self._welcome.context
         account = self._admission.account(caller.api_key, self.report.peer.rpartition(":")[0])
         self.report.account = account.name
-        if caller.purpose == "session":
+        if caller.purpose != "describe":
             held.enter_context(self._admission.place(account))
         return self._bounded(self._admission, account)
+
+    def _returned(self, held: ExitStack, caller: Caller) -> Resumed | None:
+        """What a client that comes back goes on from; None if there is nothing."""
+        assert caller.session is not None
+        head = None if self._kept is None else self._kept.find(caller.session, self._account)
+        if self._kept is None or head is None:
+            unknown(self.channel)
+            return None
+        theirs = recognise(self.channel, head.ticket, self._limit)
+        held.enter_context(self._kept.claimed(head.ticket, self.channel))
+        if caller.purpose == "forget":
+            self._kept.store.remove(caller.session)
+            agree(self.channel, 0)
+            return None
+        return self._kept.resume(self.channel, head.ticket, self._account, theirs)
+
+    def _go_on(self, party: ModelParty, resumed: Resumed) -> None:
+        if resumed.tokens:
+            party.restore(resumed.pieces, resumed.tokens)
+        self._length = resumed.tokens
+        self.report.resumed_tokens = resumed.tokens
+        self._checkpoints = resumed.checkpoints
+
+    def _keep(self, party: ModelParty, held: ExitStack) -> None:
+        """The client wants the session saved from now on."""
+        ticket, epoch = read_keep(self.channel), new_epoch()
+        if self._kept is None or self._checkpoints is not None:
+            return answer_keep(self.channel, None)
+        held.enter_context(self._kept.claimed(ticket, self.channel))
+        try:
+            self._checkpoints = self._kept.keep(ticket, self._account, epoch)
+        except StorageError:
+            return answer_keep(self.channel, None)
+        answer_keep(self.channel, epoch)
+
+    def _checkpoint(self, party: ModelParty) -> None:
+        """After a step. A full disk costs the session its resumption from here on, not its answer."""
+        if self._checkpoints is not None:
+            try:
+                self._checkpoints.write(party, self._length, {}, {"account": self._account})
+            except StorageError as error:
+                self._observer.failed(self, "checkpoint", str(error))
+
+    @property
+    def _account(self) -> str:
+        return self.report.account or self.report.peer.rpartition(":")[0]
 
     def _bounded(self, admission: Admission, account: Account) -> int:
         self._limit = admission.context_for(account, self._limit)
@@ -127,7 +184,7 @@ class ServerSession:
             held.callback(self._turn.pause)
             self.channel.turn = self._turn
 
-    def _obey(self, party: ModelParty) -> None:
+    def _obey(self, party: ModelParty, held: ExitStack) -> None:
         while True:
             with self.channel.ledger.operation("idle"):
                 self._wait()
@@ -138,7 +195,11 @@ class ServerSession:
             self._check(command)
             before, start, length = self.channel.ledger.total(), time.perf_counter(), self._length
             with self._phase(command, len(raw)):
-                self._execute(party, command)
+                if command.verb == Verb.KEEP:
+                    self._keep(party, held)
+                else:
+                    self._execute(party, command)
+            self._checkpoint(party)
             cost = self.channel.ledger.total()
             cost.add(before, -1)
             grown = max(0, self._length - length)

@@ -12,15 +12,28 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from sottovoce.engines.base import DataParty, Engine, EngineOptions, Logits, ModelParty, Progress
+from sottovoce.engines.base import (
+    DataParty,
+    Engine,
+    EngineOptions,
+    Logits,
+    ModelParty,
+    Piece,
+    Pieces,
+    Progress,
+)
 from sottovoce.engines.clear.fixed import FixedExecutor
 from sottovoce.errors import IntegrityError, ProtocolError
+from sottovoce.kvcache.saved import joined_rows, rows_name
 from sottovoce.models.config import Config
 from sottovoce.models.fixed import FixedModel
 from sottovoce.models.model import Model
 from sottovoce.models.quantize import quantize
 from sottovoce.net import Channel
+
+Rows = npt.NDArray[Any]
 
 _Tokens = np.dtype("<u4")
 _Logit = np.dtype("<f4")
@@ -63,6 +76,19 @@ class _FloatRun:
     def truncate(self, length: int) -> None:
         self._cache.truncate(length)
 
+    def rows(self, first: int) -> dict[str, Rows]:
+        layers = range(self._model.config.layers)
+        cache = self._cache
+        return {
+            "k": np.stack([cache.k(layer)[first:] for layer in layers]),
+            "v": np.stack([cache.v(layer)[first:] for layer in layers]),
+        }
+
+    def adopt(self, rows: dict[str, Rows]) -> None:
+        for layer, (k, v) in enumerate(zip(rows["k"], rows["v"], strict=True)):
+            self._cache.append(layer, k, v)
+        self._cache.advance(rows["k"].shape[1])
+
 
 class _FixedRun:
     """The fixed-point simulation."""
@@ -77,6 +103,18 @@ class _FixedRun:
 
     def truncate(self, length: int) -> None:
         self._executor.truncate(length)
+
+    def rows(self, first: int) -> dict[str, Rows]:
+        caches = self._executor.caches
+        return {
+            "k": np.stack([cache.k[first:] for cache in caches]),
+            "v": np.stack([cache.v[first:] for cache in caches]),
+        }
+
+    def adopt(self, rows: dict[str, Rows]) -> None:
+        for cache, k, v in zip(self._executor.caches, rows["k"], rows["v"], strict=True):
+            cache.append_public(k, v)
+        self._executor.length = rows["k"].shape[1]
 
 
 class ClearModelParty(ModelParty):
@@ -100,6 +138,16 @@ class ClearModelParty(ModelParty):
 
     def truncate(self, length: int) -> None:
         self._run.truncate(length)
+
+    @property
+    def keeps(self) -> bool:
+        return True
+
+    def changed(self, first: int) -> dict[str, Piece]:
+        return {rows_name(first): self._run.rows(first)}
+
+    def restore(self, pieces: Pieces, length: int) -> None:
+        self._run.adopt(joined_rows(pieces, length, self._run.rows(0)))
 
     def _answer(self, public: Sequence[int], count: int, rows: int = 1) -> None:
         private = np.frombuffer(self._channel.recv(count * _Tokens.itemsize), _Tokens)
@@ -136,6 +184,17 @@ class ClearDataParty(DataParty):
 
     def truncate(self, length: int) -> None:
         """The server's cache forgets; there is nothing on this side."""
+
+    @property
+    def keeps(self) -> bool:
+        return True
+
+    def changed(self, first: int) -> dict[str, Piece]:
+        """Nothing: the server has it all."""
+        return {}
+
+    def restore(self, pieces: Pieces, length: int) -> None:
+        """The server's cache is restored; there is nothing on this side."""
 
     def _run(self, tokens: Sequence[int], rows: int = 1) -> Logits:
         self._channel.send(np.asarray(tokens, _Tokens))

@@ -14,8 +14,9 @@ import numpy.typing as npt
 
 from sottovoce.bgv import SIMD
 from sottovoce.correlations import CorrelationSource
-from sottovoce.engines.base import Progress
+from sottovoce.engines.base import Pieces, Progress
 from sottovoce.engines.decoder import Decoder, Linears
+from sottovoce.engines.hybrid.keeping import Keeper
 from sottovoce.engines.public import PublicModel
 from sottovoce.kvcache import make_caches, prepare_caches
 from sottovoce.models.fixed import ACTIVATION_BITS
@@ -90,6 +91,7 @@ class Execution:
         self._history: list[int | None] = []  # `none` only: tokens at the client, as many None at the server
         c = public.config
         self.caches = make_caches(kv, side, c.layers, c.heads, c.kv_heads, c.head_dim)
+        self.keeper = Keeper(channel, self.caches)
         self.decoder = Decoder(public, self.ar, linears, self.caches, shifts, channel.ledger.operation)
 
     def append_public(self, n: int, prefix: Prefix | None) -> None:
@@ -150,6 +152,13 @@ class Execution:
         else:
             for cache in self.caches:
                 cache.truncate(length)
+        self.length = length
+
+    def restore(self, pieces: Pieces, length: int) -> None:
+        """Go on from saved caches with their first `length` tokens, before any other."""
+        with self.channel.ledger.operation("restore"):
+            self.source.expect(0, 0)
+            self.keeper.restore(pieces, length)
         self.length = length
 
     def _embed(self, tokens: Sequence[int | None]) -> Share:

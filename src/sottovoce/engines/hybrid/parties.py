@@ -10,11 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sottovoce.bgv import SecretKey
 from sottovoce.correlations import PairSource
 from sottovoce.correlations.dealer import DealerSource, new_token
 from sottovoce.correlations.hints import HintShelf, ModelHints
 from sottovoce.correlations.shelf import ClientShelf, NoShelf, Shelf
-from sottovoce.engines.base import DataParty, Engine, EngineOptions, Logits, ModelParty, Progress
+from sottovoce.engines.base import (
+    DataParty,
+    Engine,
+    EngineOptions,
+    Logits,
+    ModelParty,
+    Piece,
+    Pieces,
+    Progress,
+)
 from sottovoce.engines.hybrid.execution import PARAMETERS, Execution, Prefix
 from sottovoce.engines.hybrid.linears import EncodedModel, HomomorphicLinears, matrix_shapes
 from sottovoce.engines.hybrid.prepared import PreparedLinears, model_hints
@@ -25,7 +35,7 @@ from sottovoce.errors import UsageError
 from sottovoce.models.quantize import public_keys_values, quantize
 from sottovoce.mpc.linear import rotation_steps
 from sottovoce.net import Channel, Role
-from sottovoce.packing import exchange_keys
+from sottovoce.packing import DataSide, exchange_keys
 
 if TYPE_CHECKING:
     from sottovoce.models import Model
@@ -111,11 +121,14 @@ def _open(
     engine: HybridEngine | None,
     shelf: Shelf | None,
     dealer: Callable[[], Channel] | None,
+    secret: SecretKey | None = None,
 ) -> tuple[Execution, Provisions | None]:
-    """Setup of a session, in lockstep: keys, base OTs, pool. `engine` at the server only."""
+    """Setup of a session, in lockstep: keys, base OTs, pool. `engine` at the server only, `secret` at a
+    client that goes on."""
     ledger = channel.ledger
     with ledger.operation("keys"):
-        side = exchange_keys(channel, rotation_steps(matrix_shapes(public.config).values()), PARAMETERS)
+        steps = rotation_steps(matrix_shapes(public.config).values())
+        side = exchange_keys(channel, steps, PARAMETERS, secret)
     live: PairSource | DealerSource
     if options.correlations == "dealer":
         live = _dealt(channel, dealer)
@@ -200,6 +213,19 @@ class HybridModelParty(ModelParty):
     def truncate(self, length: int) -> None:
         self.execution.truncate(length)
 
+    @property
+    def keeps(self) -> bool:
+        return self.execution.keeper.keeps
+
+    def changed(self, first: int) -> dict[str, Piece]:
+        return self.execution.keeper.changed(first)
+
+    def saved(self) -> None:
+        self.execution.keeper.saved()
+
+    def restore(self, pieces: Pieces, length: int) -> None:
+        self.execution.restore(pieces, length)
+
     def close(self) -> None:
         if self._execution is not None:
             self._execution.source.close()
@@ -221,9 +247,15 @@ class HybridDataParty(DataParty):
         self._provisions: Provisions | None = None
 
     def setup(self, channel: Channel, progress: Progress | None = None) -> None:
+        secret = None if self.secret is None else SecretKey.from_bytes(PARAMETERS, self.secret)
         self._execution, self._provisions = _open(
-            channel, self.public, self.options, None, self.shelf, self.dealer
+            channel, self.public, self.options, None, self.shelf, self.dealer, secret
         )
+
+    def secret_key(self) -> bytes:
+        side = self.execution.side
+        assert isinstance(side, DataSide)
+        return side.secret.to_bytes()
 
     def prepare(self, tokens: int, progress: Progress | None = None) -> None:
         while self.prepare_step(tokens, progress):
@@ -261,6 +293,19 @@ class HybridDataParty(DataParty):
 
     def truncate(self, length: int) -> None:
         self.execution.truncate(length)
+
+    @property
+    def keeps(self) -> bool:
+        return self.execution.keeper.keeps
+
+    def changed(self, first: int) -> dict[str, Piece]:
+        return self.execution.keeper.changed(first)
+
+    def saved(self) -> None:
+        self.execution.keeper.saved()
+
+    def restore(self, pieces: Pieces, length: int) -> None:
+        self.execution.restore(pieces, length)
 
     def close(self) -> None:
         if self._execution is not None:

@@ -1,0 +1,196 @@
+"""A session that is kept: one party's checkpoints while it goes on, and the server's register of them."""
+
+import base64
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from threading import Condition
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..engines.base import DataParty, ModelParty, Piece
+from ..errors import CorruptFileError, RefusedError, ServerBusyError, SottovoceError
+from ..net import Channel
+from .resume import ID_BYTES, KEY_BYTES, Stamps, Ticket, agree, common, parse_stamps
+from .store import SessionStore
+
+DAY = 86400.0
+_PATIENCE = 30.0
+
+
+class Checkpoints:
+    """Writes a session to a store, after every step what that step changed."""
+
+    def __init__(self, store: SessionStore, ticket: Ticket, stamps: Stamps) -> None:
+        self.store, self.ticket, self.stamps = store, ticket, stamps
+        self._saved = len(stamps)  # tokens whose state is on the disk
+        self._failed = False
+
+    @property
+    def id(self) -> str:
+        return self.ticket.id.hex()
+
+    def write(
+        self,
+        party: DataParty | ModelParty,
+        length: int,
+        head: dict[str, Any],
+        facts: dict[str, Any],
+    ) -> None:
+        """The session holds `length` tokens now. head: what else this party needs. facts: what `ls` may show.
+
+        StorageError if it cannot be written: nothing is saved from then on, what was saved before holds.
+        """
+        self.stamps.resize(length)
+        first = min(self._saved, length)
+        if self._failed:
+            return
+        pieces = party.changed(first) if party.keeps and length else {}
+        try:
+            self.store.checkpoint(self.id, self._packed(party, head), pieces, {**facts, "tokens": length})
+        except SottovoceError:
+            # A later checkpoint could not repair it: shares are only good together with the other party's of
+            # the same moment.
+            self._failed = True
+            raise
+        party.saved()
+        self._saved = length
+
+    def _packed(self, party: DataParty | ModelParty, head: dict[str, Any]) -> bytes:
+        return json.dumps(
+            {
+                **head,
+                "key": self.ticket.key.hex(),
+                "stamps": base64.b64encode(self.stamps.to_bytes()).decode(),
+                "keeps": party.keeps,
+            }
+        ).encode()
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a saved session begins with."""
+
+    ticket: Ticket
+    stamps: npt.NDArray[np.uint64]
+    keeps: bool  # whether there is state to restore
+    fields: dict[str, Any] = field(repr=False)
+
+
+def read_head(id: str, raw: bytes) -> Head:
+    """CorruptFileError for anything but what `Checkpoints` wrote."""
+    try:
+        fields = json.loads(raw)
+        ticket = Ticket(bytes.fromhex(id), bytes.fromhex(fields["key"]))
+        stamps = parse_stamps(base64.b64decode(fields["stamps"], validate=True))
+        if len(ticket.id) != ID_BYTES or len(ticket.key) != KEY_BYTES:
+            raise ValueError
+        return Head(ticket, stamps, bool(fields["keeps"]), fields)
+    except (ValueError, KeyError, TypeError, SottovoceError):
+        raise CorruptFileError(
+            "a saved session cannot be read; remove it with `sottovoce session rm`"
+        ) from None
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """What a returning client goes on from. pieces: none if the engine computes everything again."""
+
+    checkpoints: Checkpoints
+    tokens: int
+    pieces: list[tuple[str, Piece]]
+
+
+class KeptSessions:
+    """The server's saved sessions; every session thread may use it at the same time.
+
+    limit: bytes of all together. max_idle: seconds after which a session that nobody came back to may go.
+    """
+
+    def __init__(self, store: SessionStore, limit: int = 16 << 30, max_idle: float = 7 * DAY) -> None:
+        self.store, self.limit, self.max_idle = store, limit, max_idle
+        self._changed = Condition()
+        self._open: dict[str, Channel] = {}
+        self.evict()
+
+    def __len__(self) -> int:
+        return len(self.store.entries())
+
+    def evict(self) -> int:
+        """Delete what is too old or too much, never what is open now; returns how many."""
+        with self._changed:
+            busy = frozenset(self._open)
+        return self.store.evict(self.limit, self.max_idle, busy)
+
+    @contextmanager
+    def claimed(self, ticket: Ticket, channel: Channel) -> Iterator[None]:
+        """The session is this connection's. One that still holds it has lost its client: it is cut off."""
+        self._claim(ticket.id.hex(), channel)
+        try:
+            yield
+        finally:
+            with self._changed:
+                del self._open[ticket.id.hex()]
+                self._changed.notify_all()
+
+    def _claim(self, id: str, channel: Channel) -> None:
+        deadline = time.monotonic() + _PATIENCE
+        with self._changed:
+            if id in self._open:
+                self._open[id].close()
+            while id in self._open:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise ServerBusyError("the session is still busy with its last step; try again", 10)
+                self._changed.wait(left)
+            self._open[id] = channel
+
+    def keep(self, ticket: Ticket, account: str, epoch: int) -> Checkpoints:
+        """A new session to be kept, or one that was evicted and is kept again. StorageError, RefusedError."""
+        self.evict()
+        id = ticket.id.hex()
+        if self.store.find(id) is not None:
+            self.find(id, account)  # refuses another client's
+            self.store.remove(id)
+        self.store.create(id, None, {"account": account}, b"{}")
+        return Checkpoints(self.store, ticket, Stamps(epoch))
+
+    def find(self, id: str, account: str) -> Head | None:
+        """A saved session of this account; None if there is none that can be read."""
+        entry = self.store.find(id)
+        if entry is None:
+            return None
+        if entry.facts.get("account") != account:
+            raise RefusedError(
+                "this session was saved for another API key or address; use the same one again"
+            )
+        try:
+            return read_head(entry.id, self.store.head(entry.id))
+        except CorruptFileError:
+            self.store.remove(entry.id)
+            return None
+
+    def resume(
+        self, channel: Channel, ticket: Ticket, account: str, theirs: npt.NDArray[np.uint64]
+    ) -> Resumed:
+        """Agree with the client, whose stamps are `theirs`, on what both have; the session is claimed.
+
+        What is damaged counts as nothing: the client sends its tokens again.
+        """
+        id, tokens, pieces = ticket.id.hex(), 0, list[tuple[str, Piece]]()
+        head = self.find(id, account)
+        if head is not None and head.keeps:
+            try:
+                pieces = [(name, dict(piece)) for name, piece in self.store.pieces(id)]
+                tokens = common(theirs, head.stamps)
+            except CorruptFileError:
+                self.store.remove(id)
+        if self.store.find(id) is None:
+            self.store.create(id, None, {"account": account}, b"{}")
+        known = np.zeros(0, np.uint64) if head is None else head.stamps[:tokens]
+        checkpoints = Checkpoints(self.store, ticket, Stamps(agree(channel, tokens), known))
+        return Resumed(checkpoints, tokens, pieces)

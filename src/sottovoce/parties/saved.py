@@ -1,0 +1,92 @@
+"""The client's saved sessions: tokens, keys and its half of the state, sealed on its disk."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import CorruptFileError, RefusedError, UsageError
+from .kept import Checkpoints, Head, read_head
+from .resume import Stamps
+from .store import Entry, SessionStore
+
+
+@dataclass
+class SavedSession:
+    """One of them, opened: what a `Client` needs to go on with it, and to keep it on the way.
+
+    notes: whatever the caller keeps with it (a conversation), JSON values, as secret as the tokens.
+    """
+
+    store: SessionStore
+    entry: Entry
+    head: Head = field(repr=False)
+
+    @classmethod
+    def open(cls, store: SessionStore, name: str) -> SavedSession:
+        """By name or id. UsageError if there is none, CorruptFileError if it cannot be read."""
+        entry = store.find(name)
+        if entry is None:
+            raise UsageError(f"there is no saved session {name!r}; `sottovoce session ls` lists them")
+        head = read_head(entry.id, store.head(entry.id))
+        saved = cls(store, entry, head)
+        if len(saved.tokens) != head.stamps.size:
+            raise CorruptFileError(
+                "a saved session contradicts itself; remove it with `sottovoce session rm`"
+            )
+        return saved
+
+    @property
+    def tokens(self) -> list[int]:
+        return _numbers(self.head.fields.get("tokens"))
+
+    @property
+    def public_count(self) -> int:
+        """Of the tokens, those the server knows."""
+        return int(self.head.fields.get("public", 0))
+
+    @property
+    def secret(self) -> bytes | None:
+        """The key of the session's state, if it has one."""
+        return bytes.fromhex(str(self.head.fields.get("secret", ""))) or None
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        return dict(self.head.fields.get("notes") or {})
+
+    @property
+    def server(self) -> str:
+        """Where it was last used."""
+        return str(self.entry.facts.get("server", ""))
+
+    def checkpoints(self, epoch: int, tokens: int) -> Checkpoints:
+        """To go on with the first `tokens` of them."""
+        return Checkpoints(self.store, self.head.ticket, Stamps(epoch, self.head.stamps[:tokens]))
+
+
+@contextmanager
+def exclusive(store: SessionStore, name: str) -> Iterator[None]:
+    """The session is this process's: another one that wants it meanwhile is refused."""
+    path: Path = store.directory / f".{name.replace('/', '_')}.lock"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RefusedError(
+                f"the saved session {name!r} is in use by another process; end that one first"
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _numbers(value: Any) -> list[int]:
+    if not isinstance(value, list) or not all(type(n) is int and 0 <= n < 1 << 32 for n in value):
+        raise CorruptFileError("a saved session cannot be read; remove it with `sottovoce session rm`")
+    return value
