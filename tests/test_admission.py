@@ -77,8 +77,8 @@ def test_api_keys(tmp_path):
     digest = hash_key("second").hex()
     path.write_text(f"# who\nann first sessions=2\nbob sha256:{digest} context=32\n\n")
     keys = ApiKeys(path)
-    assert keys.account("first") == Account("ann", 2, None)
-    assert keys.account("second") == Account("bob", None, 32)
+    assert keys.account("first") == Account("ann", 2, None, "ann")
+    assert keys.account("second") == Account("bob", None, 32, "bob")
     for wrong in (None, "", "third", digest, f"sha256:{digest}"):
         with pytest.raises(RefusedError, match="API key") as caught:
             keys.account(wrong)

@@ -60,7 +60,7 @@ def test_a_client_that_starts_again(host, expected):
     assert host.mine.find("mine").facts["tokens"] == second.length
     second.close()
     host.wait_until_empty()
-    assert host.kept.store.entries()[0].facts == {"account": "127.0.0.1", "tokens": second.length}
+    assert host.kept.store.entries()[0].facts == {"owner": "", "tokens": second.length}
 
 
 def test_a_server_that_starts_again(host, expected):
@@ -335,5 +335,5 @@ def test_limits_of_saved_sessions(tmp_path):
     kept = KeptSessions(store, limit=0)
     ticket = Ticket.new()
     kept.keep(ticket, "ann", 1)
-    store.checkpoint(ticket.id.hex(), b"{}", {"tokens.0": {"k": np.zeros(100)}}, {"account": "ann"})
+    store.checkpoint(ticket.id.hex(), b"{}", {"tokens.0": {"k": np.zeros(100)}}, {"owner": "ann"})
     assert len(kept) == 1 and kept.evict() == 1 and len(kept) == 0

@@ -46,7 +46,8 @@ class Channel(ABC):
     `tap`, if set, is called with every payload received, before it is used: tests and `demo` look through it
     at what this party gets to see. `tap_sent`, if set, is called with every
     payload before it is sent: what the other party gets to see. `turn`, if set, is given back during every
-    wait for the other party.
+    wait for the other party. `agreed` is what both parties agreed on before the session began, a digest that
+    goes into its keys; empty without a handshake.
     """
 
     is_network = True
@@ -57,6 +58,11 @@ class Channel(ABC):
         self.tap: Callable[[memoryview], None] | None = None
         self.tap_sent: Callable[[memoryview], None] | None = None
         self.turn: Turn | None = None
+        self.agreed = b""
+
+    def establish(self, agreed: bytes) -> None:
+        """The handshake is over, with this digest of what was agreed on at both parties."""
+        self.agreed = agreed
 
     def send(self, payload: Payload) -> None:
         """Send one frame. Cost: one message of len(payload) bytes."""

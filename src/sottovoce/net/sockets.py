@@ -12,7 +12,7 @@ from time import monotonic, perf_counter
 
 import numpy as np
 
-from ..errors import PeerConnectionError, PeerGoneError
+from ..errors import PeerConnectionError, PeerGoneError, RefusedError
 from .channel import Channel
 from .frame import HEADER_SIZE, Header, Kind, check_size, pack_error, pack_header, parse_error, parse_header
 from .role import Role
@@ -20,8 +20,10 @@ from .role import Role
 # Frames up to this size are joined with their header into one write (and one TLS record).
 _JOIN = 1 << 16
 _CHUNK = 1 << 16
-# What the other side may have in flight while we write; beyond it we let TCP push back.
+# What the other side may have in flight while we write; beyond it we let TCP push back. Matrices and their
+# products pass each other in messages of this size. Before a session begins there is no more than a hello.
 _MAX_EARLY = 1 << 27
+HANDSHAKE_EARLY = 1 << 16
 # Seconds that an abort waits for the other side to notice.
 _LINGER = 1.0
 _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
@@ -32,7 +34,8 @@ class SocketChannel(Channel):
 
     `timeout`: seconds the other side may stay silent while we wait for it, None for no limit. A host that
     vanished is noticed by TCP keepalive within about a minute. `deadline`: a moment of `time.monotonic` after
-    which no wait goes on, however often a byte arrives; None for no such moment.
+    which no wait goes on, however often a byte arrives; None for no such moment. `most_early`: bytes that are
+    taken in while we write; a server sets it to HANDSHAKE_EARLY, `establish` back.
     """
 
     def __init__(self, role: Role, sock: socket.socket, timeout: float | None = None) -> None:
@@ -41,6 +44,7 @@ class SocketChannel(Channel):
         _tune(sock)
         self.timeout = timeout
         self.deadline: float | None = None
+        self.most_early = _MAX_EARLY
         self._sock = sock
         self._tls = isinstance(sock, ssl.SSLSocket)
         self._readable = select.poll()
@@ -50,6 +54,10 @@ class SocketChannel(Channel):
         self._start = self._end = 0
         self._closed = False
         self._eof = False
+
+    def establish(self, agreed: bytes) -> None:
+        super().establish(agreed)
+        self.most_early = _MAX_EARLY
 
     def wait(self, timeout: float) -> bool:
         if self._eof or self._start < self._end or self._early:
@@ -109,7 +117,7 @@ class SocketChannel(Channel):
     def _wait_writable(self) -> None:
         """Wait until the socket takes more; meanwhile move what arrives into `_early`."""
         start = perf_counter()
-        full = len(self._early) >= _MAX_EARLY
+        full = len(self._early) >= self.most_early
         poller = select.poll()
         poller.register(self._sock, select.POLLOUT if full else select.POLLOUT | select.POLLIN)
         if not self._polled(poller):
@@ -119,7 +127,7 @@ class SocketChannel(Channel):
         self.ledger.waited(perf_counter() - start)
 
     def _take_early(self) -> None:
-        while len(self._early) < _MAX_EARLY:
+        while len(self._early) < self.most_early:
             try:
                 data = self._sock.recv(_CHUNK)
             except _WOULD_BLOCK:
@@ -225,6 +233,12 @@ class SocketChannel(Channel):
         reason = self._last_words()
         if reason is not None:
             return reason
+        if isinstance(error, ssl.SSLError) and "CERTIFICATE" in (error.reason or ""):
+            return RefusedError(
+                "the server wants a client certificate that it knows; make one with"
+                " `sottovoce keys gen client NAME`, have its operator add it, and give it with"
+                " --client-certificate"
+            )
         if isinstance(error, ssl.SSLError):
             return PeerConnectionError(
                 f"TLS with the other side failed ({error.reason or 'broken connection'})"

@@ -5,10 +5,14 @@ SSH does) or is given one, and refuses any other. A man in the middle on the ver
 detected unless the fingerprint that `serve` prints is compared or passed to the client.
 """
 
+import fcntl
 import hashlib
 import os
 import socket
 import ssl
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -32,7 +36,10 @@ class Certificate:
         """SHA-256 of the DER certificate, as the client sees it."""
         return fingerprint(ssl.PEM_cert_to_DER_cert(self.cert_path.read_text()))
 
-    def context(self) -> ssl.SSLContext:
+    def context(self, clients: Path | None = None) -> ssl.SSLContext:
+        """For the server's end of connections. clients: a PEM file with the certificates of all clients that
+        may connect; None lets everybody.
+        """
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         # No resumption: a ticket would be a second secret to guard, and a session is one connection.
@@ -45,36 +52,61 @@ class Certificate:
                 f"({error.strerror or error}); delete both files to make new ones "
                 "(clients will have to accept the new fingerprint)"
             ) from None
+        if clients is not None:
+            _trust_only(context, clients)
         return context
 
     def _create(self) -> None:
-        from cryptography import x509
-        from cryptography.hazmat.primitives import hashes, serialization
-        from cryptography.hazmat.primitives.asymmetric import ec
-        from cryptography.x509.oid import NameOID
+        key, certificate = self_signed("sottovoce")
+        write_private_file(self.key_path, key)
+        write_private_file(self.cert_path, certificate)
 
-        key = ec.generate_private_key(ec.SECP256R1())
-        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "sottovoce")])
-        now = datetime.now(UTC)
-        certificate = (
-            x509.CertificateBuilder()
-            .subject_name(name)
-            .issuer_name(name)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - timedelta(days=1))
-            .not_valid_after(now + _VALID_FOR)
-            .sign(key, hashes.SHA256())
-        )
-        pem = key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        write_private_file(self.key_path, pem)
-        write_private_file(self.cert_path, certificate.public_bytes(serialization.Encoding.PEM))
+
+def _trust_only(context: ssl.SSLContext, clients: Path) -> None:
+    context.verify_mode = ssl.CERT_REQUIRED
+    # The certificates in the file are trusted themselves; there is no authority above them.
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    try:
+        context.load_verify_locations(clients)
+    except (ssl.SSLError, OSError) as error:
+        raise CorruptFileError(
+            f"the clients' certificates in {clients} cannot be read ({error.strerror or error}); "
+            "put the .crt files that `sottovoce keys gen client NAME` makes into it, one after the other"
+        ) from None
+
+
+def self_signed(name: str) -> tuple[bytes, bytes]:
+    """A fresh P-256 key and its certificate, both PEM, for ten years."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import NameOID
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + _VALID_FOR)
+        .sign(key, hashes.SHA256())
+    )
+    pem = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return pem, certificate.public_bytes(serialization.Encoding.PEM)
 
 
 class KnownHosts:
-    """The fingerprints a client has accepted: one line "host:port fingerprint", file mode 0600."""
+    """The fingerprints a client has accepted: one line "host:port fingerprint", file mode 0600.
+
+    Several clients may use it at the same time: who adds a line holds a lock on `.<name>.lock` beside it, and
+    the file is replaced as a whole.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -87,13 +119,17 @@ class KnownHosts:
 
         Raises CertificateChangedError if the pin differs.
         """
-        pins = self._read()
-        pinned = pins.get(f"{host}:{port}")
+        pinned = self.lookup(host, port)
         if pinned is None:
             make_private_directory(self.path.parent)
-            pins[f"{host}:{port}"] = seen
-            write_private_file(self.path, "".join(f"{k} {v}\n" for k, v in sorted(pins.items())).encode())
-            return True
+            with self._locked():
+                pins = self._read()
+                pinned = pins.get(f"{host}:{port}")  # somebody else's first use, meanwhile
+                if pinned is None:
+                    pins[f"{host}:{port}"] = seen
+                    lines = [f"{name} {pin}\n" for name, pin in sorted(pins.items())]
+                    write_private_file(self.path, "".join(lines).encode())
+                    return True
         if pinned != seen:
             raise CertificateChangedError(
                 f"the certificate of {host}:{port} is not the one pinned on first use "
@@ -102,6 +138,15 @@ class KnownHosts:
                 f"{self.path}, otherwise somebody may be listening in"
             )
         return False
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        lock = os.open(self.path.with_name(f".{self.path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)
 
     def _read(self) -> dict[str, str]:
         try:
@@ -198,11 +243,14 @@ def make_private_directory(path: Path) -> None:
 
 def write_private_file(path: Path, data: bytes) -> None:
     """Replace a file atomically; nobody else can read it at any moment (mode 0600)."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-    os.replace(temporary, path)
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
 
 
 def _why(error: Exception) -> str:

@@ -52,10 +52,12 @@ class DataSide:
 
     def upload(self, slots: Words) -> None:
         """Encrypt slots (B, N) and send them. Cost: one message, `upload_bytes(parameters, B)`."""
+        self.channel.ledger.count("he_uploaded", len(slots))
         self.channel.send(self.encryptor.encrypt_many(slots))
 
     def take_back(self, count: int) -> Words:
         """Receive `count` masked results: this party's shares of their slots (count, N). One message."""
+        self.channel.ledger.count("he_returned", count)
         data = self.channel.recv(masked_bytes(self.parameters, count))
         size = masked_bytes(self.parameters, 1)
         parts = [
@@ -77,6 +79,7 @@ class ModelSide:
 
     def download(self, count: int) -> Ciphertext:
         """Receive what the client uploads: a batch of `count` ciphertexts."""
+        self.channel.ledger.count("he_uploaded", count)
         return load_many(self.parameters, self.channel.recv(fresh_bytes(self.parameters, count)), count)
 
     def give_back(self, results: Ciphertext) -> Words:
@@ -85,6 +88,7 @@ class ModelSide:
 
         What the client sees is uniform, whatever was multiplied into the results (recipe Z).
         """
+        self.channel.ledger.count("he_returned", len(results))
         parts = [mask_and_pack(results[first:last], self.public_key) for first, last in _slices(len(results))]
         self.channel.send(b"".join(data for data, _ in parts) if len(parts) > 1 else parts[0][0])
         return np.concatenate([shares for _, shares in parts]) if len(parts) > 1 else parts[0][1]

@@ -20,11 +20,15 @@ _MAX_KEY = 256
 
 @dataclass(frozen=True)
 class Account:
-    """A client as the server knows it. sessions, context: its quotas, None for the server's own."""
+    """A client as the server knows it. sessions, context: its quotas, None for the server's own.
+
+    owner: whose saved sessions are its own; empty where clients have no names, and a session's key decides.
+    """
 
     name: str
     sessions: int | None = None
     context: int | None = None
+    owner: str = ""
 
 
 class ApiKeys:
@@ -54,7 +58,7 @@ class ApiKeys:
             raise RefusedError(
                 "this server wants an API key"
                 + ("" if key is None else ", and does not know this one")
-                + "; ask its operator for one and give it with --api-key-file"
+                + "; ask its operator for one and give it with --api-key"
             )
         return found[0]
 
@@ -75,7 +79,7 @@ def _parse(fields: list[str], where: str) -> tuple[bytes, Account]:
         quotas[name] = int(value)
     hashed = _HASHED.fullmatch(fields[1])
     digest = bytes.fromhex(fields[1].removeprefix("sha256:")) if hashed else hash_key(fields[1])
-    return digest, Account(fields[0], quotas.get("sessions"), quotas.get("context"))
+    return digest, Account(fields[0], quotas.get("sessions"), quotas.get("context"), fields[0])
 
 
 class Admission:

@@ -149,40 +149,36 @@ class KeptSessions:
                 self._changed.wait(left)
             self._open[id] = channel
 
-    def keep(self, ticket: Ticket, account: str, epoch: int) -> Checkpoints:
+    def keep(self, ticket: Ticket, owner: str, epoch: int) -> Checkpoints:
         """A new session to be kept, or one that was evicted and is kept again. StorageError, RefusedError."""
         self.evict()
         id = ticket.id.hex()
         if self.store.find(id) is not None:
-            self.find(id, account)  # refuses another client's
+            self.find(id, owner)  # refuses another client's
             self.store.remove(id)
-        self.store.create(id, None, {"account": account}, b"{}")
+        self.store.create(id, None, {"owner": owner}, b"{}")
         return Checkpoints(self.store, ticket, Stamps(epoch))
 
-    def find(self, id: str, account: str) -> Head | None:
-        """A saved session of this account; None if there is none that can be read."""
+    def find(self, id: str, owner: str) -> Head | None:
+        """A saved session of this owner; None if there is none that can be read."""
         entry = self.store.find(id)
         if entry is None:
             return None
-        if entry.facts.get("account") != account:
-            raise RefusedError(
-                "this session was saved for another API key or address; use the same one again"
-            )
+        if entry.facts.get("owner") != owner:
+            raise RefusedError("this session was saved for another API key; use the same one again")
         try:
             return read_head(entry.id, self.store.head(entry.id))
         except CorruptFileError:
             self.store.remove(entry.id)
             return None
 
-    def resume(
-        self, channel: Channel, ticket: Ticket, account: str, theirs: npt.NDArray[np.uint64]
-    ) -> Resumed:
+    def resume(self, channel: Channel, ticket: Ticket, owner: str, theirs: npt.NDArray[np.uint64]) -> Resumed:
         """Agree with the client, whose stamps are `theirs`, on what both have; the session is claimed.
 
         What is damaged counts as nothing: the client sends its tokens again.
         """
         id, tokens, pieces = ticket.id.hex(), 0, list[tuple[str, Piece]]()
-        head = self.find(id, account)
+        head = self.find(id, owner)
         if head is not None and head.keeps:
             try:
                 pieces = [(name, dict(piece)) for name, piece in self.store.pieces(id)]
@@ -190,7 +186,7 @@ class KeptSessions:
             except CorruptFileError:
                 self.store.remove(id)
         if self.store.find(id) is None:
-            self.store.create(id, None, {"account": account}, b"{}")
+            self.store.create(id, None, {"owner": owner}, b"{}")
         known = np.zeros(0, np.uint64) if head is None else head.stamps[:tokens]
         checkpoints = Checkpoints(self.store, ticket, Stamps(agree(channel, tokens), known))
         return Resumed(checkpoints, tokens, pieces)

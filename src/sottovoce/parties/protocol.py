@@ -33,6 +33,7 @@ from ..errors import (
     ParameterMismatchError,
     ProtocolError,
     SottovoceError,
+    UsageError,
     VersionMismatchError,
 )
 from ..models.card import MAX_BYTES as MAX_CARD
@@ -51,6 +52,8 @@ MAX_COMMAND = 1 << 20
 MAX_VERIFY = 64  # tokens of one verification: bounds the server's memory for their logits
 _ACCEPT = struct.Struct("<32s?")
 _COMMAND = struct.Struct("<BII")
+# A shorter beginning could be met by searching for another model.
+_COMMITMENT = re.compile("[0-9a-fA-F]{32,64}")
 
 
 def parameters_digest() -> str:
@@ -72,7 +75,7 @@ class Wish:
     arithmetic: str | None = None
     correlations: str = "pair"
     profile: str | None = None
-    model: str | None = None  # commitment (hex SHA-256) or the beginning of one
+    model: str | None = None  # commitment (hex SHA-256), or at least its first 32 digits
 
 
 @dataclass(frozen=True)
@@ -152,10 +155,16 @@ def client_handshake(
     messages.
     """
     try:
+        if wish.model is not None and not _COMMITMENT.fullmatch(wish.model):
+            raise UsageError(
+                f"{wish.model!r:.80} is no commitment to a model: give the 64 hexadecimal digits that"
+                " `sottovoce serve` prints, or at least the first 32 of them"
+            )
         offer = ask_offer(channel, wish, caller or Caller())
         _check_wish(wish, offer.options, offer.model)
         card = None if cards is None else cards.load(offer.card)
-        channel.send(_ACCEPT.pack(_agreement(offer.options, offer.public, offer.card), card is None))
+        agreed = _agreement(offer.options, offer.public, offer.card)
+        channel.send(_ACCEPT.pack(agreed, card is None))
         if card is None:
             card = ModelCard.from_bytes(channel.recv_message(MAX_CARD))
         if card.digest != offer.card or card.model_digest != offer.model:
@@ -167,6 +176,7 @@ def client_handshake(
     except Exception as error:
         channel.abort(error)
         raise
+    channel.establish(agreed)
     return Welcome(offer.options, offer.public, card, offer.context)
 
 
@@ -207,6 +217,7 @@ def server_handshake(
         )
     if wants_card:
         channel.send(card.to_bytes())
+    channel.establish(agreed)
     return caller
 
 
@@ -327,7 +338,9 @@ def _check_wish(wish: Wish, options: EngineOptions, commitment: str) -> None:
                 f"the client wants {name} {wanted!r:.40}, the server runs {offered!r:.40}; "
                 f"start the client or the server with the other {_FLAGS.get(name, '--' + name)}"
             )
-    if wish.model is not None and not (len(wish.model) >= 8 and commitment.startswith(wish.model)):
+    if wish.model is not None and not (
+        _COMMITMENT.fullmatch(wish.model) and commitment.startswith(wish.model.lower())
+    ):
         raise ModelMismatchError(
             f"the server's model has commitment {commitment:.64}, the client expects {wish.model:.64}; "
             "connect to a server of the expected model or drop --model-commitment"

@@ -9,6 +9,7 @@ from threading import Event, Lock, Thread
 from ..engines.base import ModelParty
 from ..errors import PeerConnectionError, UsageError
 from ..net import Channel, Role, SocketChannel
+from ..net.sockets import HANDSHAKE_EARLY
 from ..net.tls import wrap_server
 from .admission import Admission
 from .fair import FairGate
@@ -145,6 +146,7 @@ class Server:
                 sock = wrap_server(sock, self._tls)
             channel = SocketChannel(Role.SERVER, sock, timeout=_HANDSHAKE_TIMEOUT)
             # However slowly its bytes drip, a connection gets to its session in time or ends.
+            channel.most_early = HANDSHAKE_EARLY
             channel.deadline = time.monotonic() + _HANDSHAKE_TIMEOUT + self.admission.patience
             with self._lock:
                 self._channels[me] = channel

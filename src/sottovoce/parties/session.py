@@ -65,6 +65,7 @@ class ServerSession:
         self._admission, self._observer, self._turn = admission, observer or Observer(), turn
         self._kept = kept
         self._checkpoints: Checkpoints | None = None
+        self._owner = ""
         self.report = SessionReport(id=secrets.token_hex(4), peer=peer)
         self._open_party = open_party
         self._welcome = welcome
@@ -121,7 +122,7 @@ class ServerSession:
         if self._admission is None:
             return self._welcome.context
         account = self._admission.account(caller.api_key, self.report.peer.rpartition(":")[0])
-        self.report.account = account.name
+        self.report.account, self._owner = account.name, account.owner
         if caller.purpose != "describe":
             held.enter_context(self._admission.place(account))
         return self._bounded(self._admission, account)
@@ -129,7 +130,7 @@ class ServerSession:
     def _returned(self, held: ExitStack, caller: Caller) -> Resumed | None:
         """What a client that comes back goes on from; None if there is nothing."""
         assert caller.session is not None
-        head = None if self._kept is None else self._kept.find(caller.session, self._account)
+        head = None if self._kept is None else self._kept.find(caller.session, self._owner)
         if self._kept is None or head is None:
             unknown(self.channel)
             return None
@@ -139,7 +140,7 @@ class ServerSession:
             self._kept.store.remove(caller.session)
             agree(self.channel, 0)
             return None
-        return self._kept.resume(self.channel, head.ticket, self._account, theirs)
+        return self._kept.resume(self.channel, head.ticket, self._owner, theirs)
 
     def _go_on(self, party: ModelParty, resumed: Resumed) -> None:
         if resumed.tokens:
@@ -155,7 +156,7 @@ class ServerSession:
             return answer_keep(self.channel, None)
         held.enter_context(self._kept.claimed(ticket, self.channel))
         try:
-            self._checkpoints = self._kept.keep(ticket, self._account, epoch)
+            self._checkpoints = self._kept.keep(ticket, self._owner, epoch)
         except StorageError:
             return answer_keep(self.channel, None)
         answer_keep(self.channel, epoch)
@@ -164,13 +165,9 @@ class ServerSession:
         """After a step. A full disk costs the session its resumption from here on, not its answer."""
         if self._checkpoints is not None:
             try:
-                self._checkpoints.write(party, self._length, {}, {"account": self._account})
+                self._checkpoints.write(party, self._length, {}, {"owner": self._owner})
             except StorageError as error:
                 self._observer.failed(self, "checkpoint", str(error))
-
-    @property
-    def _account(self) -> str:
-        return self.report.account or self.report.peer.rpartition(":")[0]
 
     def _bounded(self, admission: Admission, account: Account) -> int:
         self._limit = admission.context_for(account, self._limit)
