@@ -14,6 +14,7 @@ from sottovoce.errors import (
 )
 from sottovoce.net import Channel, Ledger, Role, SocketChannel, memory_pair, run_pair, socket_pair
 from sottovoce.net.frame import HEADER_SIZE, MAX_PAYLOAD, Kind, pack_header, parse_header
+from sottovoce.net.sockets import HANDSHAKE_EARLY
 
 
 @pytest.fixture(params=[memory_pair, socket_pair], ids=["memory", "socket"])
@@ -79,6 +80,32 @@ def test_simultaneous_one_way_sends_do_not_deadlock():
         return sum(len(ch.recv(1 << 20)) for _ in range(20))
 
     assert run_pair(party, party, socket_pair()) == (20 << 20, 20 << 20)
+
+
+def test_little_is_taken_in_early_before_a_session_begins():
+    client, server = socket_pair()
+    client._sock.setblocking(False)
+    server.most_early = HANDSHAKE_EARLY
+
+    def flood():
+        sent = 0
+        try:
+            while True:
+                sent += client._sock.send(bytes(1 << 16))
+        except BlockingIOError:
+            return sent
+
+    sent = 0
+    for _ in range(8):
+        sent += flood()
+        server._take_early()
+        assert len(server._early) < 3 * HANDSHAKE_EARLY
+    assert len(server._early) >= HANDSHAKE_EARLY
+    server.establish(b"agreed")
+    server._take_early()
+    assert server.agreed == b"agreed" and len(server._early) == sent > HANDSHAKE_EARLY
+    client.close()
+    server.close()
 
 
 def test_empty_sides_of_an_exchange(pair):

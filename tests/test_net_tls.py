@@ -8,7 +8,7 @@ import pytest
 
 from sottovoce.errors import CertificateChangedError, CorruptFileError, PeerConnectionError
 from sottovoce.net import Role, SocketChannel, run_pair
-from sottovoce.net.tls import Certificate, KnownHosts, wrap_client, wrap_server
+from sottovoce.net.tls import Certificate, KnownHosts, wrap_client, wrap_server, write_private_file
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +52,31 @@ def test_pin_is_kept_and_enforced(certificate, tmp_path):
     other = Certificate(tmp_path / "other")
     with pytest.raises(CertificateChangedError, match="not the one pinned"):
         tls_pair(other, pins)
+
+
+def test_many_first_uses_at_once(tmp_path):
+    """Every client keeps its line, whoever writes at the same time; no reader ever sees half a file."""
+    path, hosts = tmp_path / "known_hosts", range(40)
+    firsts = []
+
+    def use(host):
+        firsts.append((KnownHosts(path).check(f"h{host % 20}", 1, "sha256:00"), host % 20))
+
+    threads = [Thread(target=use, args=(host,)) for host in hosts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(host for first, host in firsts if first) == list(range(20))
+    assert len(path.read_text().splitlines()) == 20 and path.stat().st_mode & 0o777 == 0o600
+    assert {entry.name for entry in tmp_path.iterdir()} == {"known_hosts", ".known_hosts.lock"}
+
+
+def test_a_file_that_cannot_be_replaced_leaves_nothing(tmp_path):
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(OSError):
+        write_private_file(tmp_path / "taken", b"x")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["taken"]
 
 
 def test_given_fingerprint(certificate):

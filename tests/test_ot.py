@@ -118,6 +118,18 @@ def test_sixteen_pads_are_pairwise_and_fourwise_independent():
         assert len(np.unique(total)) == n
 
 
+@pytest.mark.parametrize("agreed", [(b"x", b"x"), (b"x", b"y"), (b"x", b"")])
+def test_keys_depend_on_what_the_handshake_agreed_on(agreed):
+    channels = memory_pair()
+    for channel, digest in zip(channels, agreed, strict=True):
+        channel.establish(digest)
+    pads, (index, chosen) = play(
+        lambda ot: ot.send_random(200, 2), lambda ot: ot.receive_random(200, 2), channels=channels
+    )
+    fits = pads[np.arange(200), index] == chosen
+    assert fits.all() if agreed[0] == agreed[1] else not fits.any()
+
+
 @pytest.mark.parametrize("sender", ROLES)
 def test_correlated_transfers(sender):
     n = 3000

@@ -5,6 +5,7 @@ import socket
 import struct
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -233,9 +234,19 @@ def test_a_private_client_refuses_the_clear_engine(hosted):
 def test_other_model(hosted, model):
     with pytest.raises(ModelMismatchError):
         hosted.client(Wish(engine="clear", model="0" * 64))
-    hosted.client(Wish(engine="clear", model=model.digest[:12])).close()
-    with pytest.raises(ModelMismatchError):
-        hosted.client(Wish(engine="clear", model=model.digest[:4]))  # too short to mean anything
+    hosted.client(Wish(engine="clear", model=model.digest[:32].upper())).close()
+    for short in (model.digest[:31], "", "x" * 64, model.digest + "0"):
+        with pytest.raises(UsageError, match="no commitment"):
+            hosted.client(Wish(engine="clear", model=short))
+
+
+def test_both_sides_hold_a_digest_of_what_was_agreed(open_host, model):
+    channel = raw_channel(open_host)
+    welcome = protocol_module.client_handshake(channel, CLEAR)
+    assert channel.agreed == welcome.digest() and len(channel.agreed) == 32
+    other = replace(welcome, options=replace(welcome.options, arithmetic="fixed"))
+    assert other.digest() != channel.agreed
+    channel.close()
 
 
 def test_other_arithmetic(hosted):

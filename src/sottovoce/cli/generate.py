@@ -13,7 +13,10 @@ from .scx import client_options as scx_options
 from .scx import say_statement
 
 connection_options = stack(
-    option("--model-commitment", help="Insist on the model with this commitment (as printed by serve)."),
+    option(
+        "--model-commitment",
+        help="Insist on the model with this commitment, as printed by serve; 32 digits or more.",
+    ),
     option("--fingerprint", help="Insist on the certificate with this fingerprint (as printed by serve)."),
     option(
         "--insecure-clear", is_flag=True, help="Accept a server without cryptography: it sees every token."

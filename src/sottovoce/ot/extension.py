@@ -170,13 +170,17 @@ def _check_m(m_bits: int) -> None:
 def _set_up(channel: Channel, threads: int) -> tuple[CotSender, CotReceiver]:
     """Base OTs and trees in both directions.
 
-    Whoever sends OTs receives the base OTs: their choices are its Δ.
+    Whoever sends OTs receives the base OTs: their choices are its Δ. Keys depend on what the handshake agreed
+    on (`Channel.agreed`: model, parameters, options), so that parties which understood it differently share
+    none.
     """
     nonce, base = os.urandom(_NONCE), BaseSender()
     theirs = bytes(channel.exchange(nonce + base.public, _NONCE + POINT_BYTES))
     nonces = (nonce, theirs[:_NONCE]) if channel.role == Role.CLIENT else (theirs[:_NONCE], nonce)
     outgoing, incoming = (
-        hashlib.blake2b(b"".join(nonces) + bytes([sender]), person=b"sottovoce ot", digest_size=32).digest()
+        hashlib.blake2b(
+            b"".join(nonces) + bytes([sender]) + channel.agreed, person=b"sottovoce ot", digest_size=32
+        ).digest()
         for sender in (channel.role, channel.role.other)
     )
     delta = np.frombuffer(os.urandom(TREES), np.uint8)
