@@ -47,13 +47,23 @@ std::vector<Modulus> moduli_of(const Ring& r, std::size_t first, std::size_t las
 
 std::size_t chunk_of(std::size_t n) { return std::min(n, kConvertChunk); }
 
-// One row of a conversion: y and v are complete.
-void convert_row(const CkksKernels& k, const BaseConversion& c, std::size_t target, const u64* y, const u64* v, u64* out,
-                 std::size_t n) {
+// Rows that one task converts: each run of the inputs is read from memory once for all of them, and the transforms find
+// the tables of their primes where the task before (another digit, the same rows) left them.
+constexpr std::size_t kGroup = 6;
+
+struct Row {
+    std::size_t target;
+    u64* out;
+};
+
+// Some rows of a conversion; y and v are complete.
+void convert_rows(const CkksKernels& k, const BaseConversion& c, const u64* y, const u64* v, const Row* rows, std::size_t count,
+                  std::size_t n) {
     const std::size_t step = chunk_of(n);
-    const u64* w = c.weights.data() + target * c.terms();
     for (std::size_t at = 0; at < n; at += step)
-        k.convert(c.to[target], w, c.from.size(), y + at, n, v + at, out + at, step);
+        for (std::size_t r = 0; r < count; ++r)
+            k.convert(c.to[rows[r].target], c.weights.data() + rows[r].target * c.terms(), c.from.size(), y + at, n, v + at,
+                      rows[r].out + at, step);
 }
 
 void overflow_row(const CkksKernels& k, const BaseConversion& c, const u64* y, u64* v, std::size_t n) {
@@ -71,35 +81,40 @@ void to_fractions(const Ring& r, std::size_t limb, const BaseConversion::From& f
 
 // x: (L, N) NTT form, the component to be switched. out: (D, L + K, N): digit d is x modulo the primes [d alpha, (d+1) alpha),
 // centred, modulo every prime of the ring (L chain primes, then K special ones).
-void decompose(const Ring& r, View x, std::size_t alpha, Words out, int threads) {
-    require(x.ndim() == 2 && x.shape(1) == r.n && rows_contiguous(x) && x.shape(0) < r.size() && alpha > 0,
+void decompose(const Ring& ring, View x, std::size_t alpha, Words out, int threads) {
+    require(x.ndim() == 2 && x.shape(1) == ring.n && rows_contiguous(x) && x.shape(0) < ring.size() && alpha > 0,
             "ckks_decompose: expected x (L, N), contiguous, and a ring with special primes");
-    const std::size_t limbs = x.shape(0), all = r.size(), n = r.n, digits = (limbs + alpha - 1) / alpha;
+    const std::size_t limbs = x.shape(0), all = ring.size(), n = ring.n, digits = (limbs + alpha - 1) / alpha;
     require(out.ndim() == 3 && out.shape(0) == digits && out.shape(1) == all && out.shape(2) == n,
             "ckks_decompose: expected out (D, L + K, N)");
     const CkksKernels& k = ckks_kernels(50, n);
-    const auto to = moduli_of(r, 0, all);
+    const auto to = moduli_of(ring, 0, all);
     std::vector<BaseConversion> conversions;
     for (std::size_t d = 0; d < digits; ++d)
-        conversions.emplace_back(moduli_of(r, d * alpha, std::min(limbs, (d + 1) * alpha)), to);
+        conversions.emplace_back(moduli_of(ring, d * alpha, std::min(limbs, (d + 1) * alpha)), to);
     const u64* in = x.data();
     u64* res = out.data();
     nb::gil_scoped_release release;
     u64* y = scratch((limbs + digits) * n);
     u64* v = y + limbs * n;
     parallel_for(limbs, threads, [&](std::size_t l) {
-        to_fractions(r, l, conversions[l / alpha].from[l % alpha], in + l * n, y + l * n);
+        to_fractions(ring, l, conversions[l / alpha].from[l % alpha], in + l * n, y + l * n);
     });
     parallel_for(digits, threads, [&](std::size_t d) { overflow_row(k, conversions[d], y + d * alpha * n, v + d * n, n); });
-    parallel_for(digits * all, threads, [&](std::size_t task) {
-        const std::size_t d = task / all, t = task % all;
-        u64* row = res + task * n;
-        if (t < limbs && t / alpha == d) {  // modulo its own primes the digit is x itself
-            std::memcpy(row, in + t * n, n * sizeof(u64));
-            return;
+    const std::size_t groups = (all + kGroup - 1) / kGroup;
+    parallel_for(groups * digits, threads, [&](std::size_t task) {
+        const std::size_t d = task % digits, first = task / digits * kGroup;
+        Row rows[kGroup];
+        std::size_t count = 0;
+        for (std::size_t t = first; t < std::min(all, first + kGroup); ++t) {
+            u64* row = res + (d * all + t) * n;
+            if (t < limbs && t / alpha == d)  // modulo its own primes the digit is x itself
+                std::memcpy(row, in + t * n, n * sizeof(u64));
+            else
+                rows[count++] = {t, row};
         }
-        convert_row(k, conversions[d], t, y + d * alpha * n, v + d * n, row, n);
-        ring_kernels(to[t]).ntt(row, *r.limbs[t]);
+        convert_rows(k, conversions[d], y + d * alpha * n, v + d * n, rows, count, n);
+        for (std::size_t r = 0; r < count; ++r) ring_kernels(to[rows[r].target]).ntt(rows[r].out, *ring.limbs[rows[r].target]);
     });
 }
 
@@ -214,16 +229,23 @@ void mod_down(const Ring& r, View x, View more, u64 element, Words out, int thre
         to_fractions(r, kept + i, c.from[i], in + part * stride + (kept + i) * n, y + task * n);
     });
     parallel_for(parts, threads, [&](std::size_t part) { overflow_row(k, c, y + part * dropped * n, v + part * n, n); });
-    parallel_for(parts * kept, threads, [&](std::size_t task) {
-        const std::size_t part = task / kept, l = task % kept;
+    const std::size_t groups = (kept + kGroup - 1) / kGroup;
+    parallel_for(groups * parts, threads, [&](std::size_t task) {
+        const std::size_t part = task % parts, first = task / parts * kGroup, count = std::min(kGroup, kept - first);
         thread_local AlignedWords turned;
-        if (positions && turned.size() < n) turned = AlignedWords(n);
-        u64* row = positions ? turned.data() : res + task * n;
-        convert_row(k, c, l, y + part * dropped * n, v + part * n, row, n);
-        ring_kernels(c.to[l]).ntt(row, *r.limbs[l]);
-        const u64* add = part < extra ? plus + part * plus_stride + l * n : nullptr;
-        bgv.sub_scale(c.to[l], in + part * stride + l * n, row, inverses[l], add, row, n);
-        if (positions) ring_kernels(c.to[l]).permute(row, positions->data(), res + task * n, n);
+        if (positions && turned.size() < kGroup * n) turned = AlignedWords(kGroup * n);
+        Row rows[kGroup];
+        for (std::size_t i = 0; i < count; ++i)
+            rows[i] = {first + i, positions ? turned.data() + i * n : res + (part * kept + first + i) * n};
+        convert_rows(k, c, y + part * dropped * n, v + part * n, rows, count, n);
+        for (std::size_t i = 0; i < count; ++i) {
+            const std::size_t l = first + i;
+            u64* row = rows[i].out;
+            ring_kernels(c.to[l]).ntt(row, *r.limbs[l]);
+            const u64* add = part < extra ? plus + part * plus_stride + l * n : nullptr;
+            bgv.sub_scale(c.to[l], in + part * stride + l * n, row, inverses[l], add, row, n);
+            if (positions) ring_kernels(c.to[l]).permute(row, positions->data(), res + (part * kept + l) * n, n);
+        }
     });
 }
 
