@@ -18,6 +18,8 @@ from sottovoce.engines.fhe.functions import (
     Functions,
     Margins,
     Predictor,
+    norm_gain,
+    residual_scale,
     softmax_functions,
 )
 from sottovoce.models.layers import rotate as rotate_heads
@@ -114,7 +116,13 @@ def calibrate(
         activation = make(bound, degrees.activation)
         blocks.append(BlockFunctions(norms[2 * layer], norms[2 * layer + 1], activation, predictor))
     return Functions(
-        tuple(blocks), norms[-1], exponential, coarse, accurate, degrees.squarings, _scale(shifted, tokens)
+        tuple(blocks),
+        norms[-1],
+        exponential,
+        coarse,
+        accurate,
+        degrees.squarings,
+        residual_scale(norms, norm_gain(c)),
     )
 
 
@@ -169,9 +177,3 @@ def _shifted(p: Predictor, head: int, rows: list[Row], tokens: int) -> Array:
     for line, row, predicted in zip(out, rows, _features(rows) @ w, strict=True):
         line[: len(row.scores)] = row.scores - predicted
     return out
-
-
-def _scale(shifted: Array, tokens: int) -> float:
-    """Scores are refreshed over twice this: their mean over all slots, empty ones too, stays below 1/8."""
-    largest = float(np.nansum(np.abs(shifted), axis=1).max()) / tokens
-    return float(2.0 ** max(0, np.ceil(np.log2(4 * largest))))

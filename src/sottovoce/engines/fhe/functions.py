@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from sottovoce.models.config import Config
 from sottovoce.packing.slots import Chebyshev
 from sottovoce.packing.slots import polynomial as polynomials
 
@@ -31,8 +32,10 @@ class Margins:
     activation: float = 1.6
     score_low: float = 1.6
     score_high: float = 8.0  # added, in nats: rows whose log-sum was predicted too low
-    sum_low: float = 3.0
-    sum_high: float = 2.5
+    coarse_low: float = 2.5
+    coarse_high: float = 2.0
+    sum_low: float = 1.7
+    sum_high: float = 1.5
 
 
 @dataclass(frozen=True)
@@ -69,8 +72,8 @@ class BlockFunctions:
 
 @dataclass(frozen=True)
 class Functions:
-    """exponential: of z/2^(rounds + squarings). coarse: one inverse for each round. scale: scores are
-    refreshed divided by it."""
+    """exponential: of z/2^(rounds + squarings). coarse: one inverse for each round. residual: ρ, by which
+    the residual stream is divided."""
 
     blocks: tuple[BlockFunctions, ...]
     norm: Chebyshev
@@ -78,7 +81,21 @@ class Functions:
     coarse: tuple[Chebyshev, ...]
     accurate: Chebyshev
     squarings: int
-    scale: float
+    residual: float
+
+    @property
+    def shrink(self) -> float:
+        return float(2.0 ** (self.rounds + self.squarings))
+
+    @property
+    def scale(self) -> float:
+        """Scores are divided by it: the exponential's argument gets radius 1."""
+        return self.shrink * self.exponential.radius
+
+    def key_scale(self, head_dim: int) -> float:
+        """What keys, and queries, are multiplied by: alike, because they are the two parts of one complex
+        value and share its noise. Twice their product is the score over `scale`, and half of 1/√d_h."""
+        return float(np.sqrt(0.5 / (self.scale * np.sqrt(head_dim))))
 
     @property
     def rounds(self) -> int:
@@ -100,12 +117,35 @@ def softmax_functions(
     coarse = []
     for _ in range(degrees.rounds):
         sums = u.sum(axis=1)
-        inverse = polynomials.reciprocal(*_range(sums, margins), degrees.coarse)
+        inverse = polynomials.reciprocal(
+            *_range(sums, margins.coarse_low, margins.coarse_high), degrees.coarse
+        )
         u = (u * inverse(sums)[:, None]) ** 2
         coarse.append(inverse)
-    accurate = polynomials.reciprocal(*_range(u.sum(axis=1), margins), degrees.accurate)
+    sums = _range(u.sum(axis=1), margins.sum_low, margins.sum_high)
+    accurate = polynomials.reciprocal(*sums, degrees.accurate)
     return power, tuple(coarse), accurate
 
 
-def _range(sums: Array, margins: Margins) -> tuple[float, float]:
-    return float(sums.min()) / margins.sum_low, float(sums.max()) * margins.sum_high
+def _range(sums: Array, low: float, high: float) -> tuple[float, float]:
+    return float(sums.min()) / low, float(sums.max()) * high
+
+
+def residual_scale(norms: list[Chebyshev], gain: float) -> float:
+    """ρ. Squares of x/ρ have to reach every norm's polynomial at radius 1 by a whole factor: ρ² is at least
+    the largest radius, and the one of a few that all factors fit best."""
+    radii = np.array([norm.radius * gain for norm in norms])
+    candidates = radii.max() * 2.0 ** np.linspace(0.0, 1.5, 61)
+    misfit = [max(abs(np.log2(whole_factor(r / c) * r / c)) for r in radii) for c in candidates]
+    return float(np.sqrt(candidates[int(np.argmin(misfit))]))
+
+
+def whole_factor(radius: float) -> int:
+    """The whole number that brings a radius of at most 1 nearest to 1."""
+    below = max(1, int(1 / radius))
+    return min((below, below + 1), key=lambda k: abs(np.log2(k * radius)))
+
+
+def norm_gain(config: Config) -> float:
+    """What the program computes over the mean square: d, or d² times the variance."""
+    return float(config.width if config.norm == "rms" else config.width**2)

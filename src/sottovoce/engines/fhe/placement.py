@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sottovoce.engines.fhe.flow import Decision, RecordingFlow, Segment
-from sottovoce.engines.fhe.functions import BlockFunctions, Degrees, Functions, Predictor
+from sottovoce.engines.fhe.functions import BlockFunctions, Degrees, Functions, Predictor, norm_gain
 from sottovoce.engines.fhe.program import Program
 from sottovoce.engines.fhe.shape import Shape
 from sottovoce.engines.fhe.weights import counted
@@ -62,14 +62,15 @@ def record(shape: Shape, degrees: Degrees, length: int) -> list[Segment]:
 def _shapes(shape: Shape, degrees: Degrees) -> Functions:
     """Polynomials of the right degrees, nothing else."""
 
-    def flat(degree: int) -> Chebyshev:
-        return Chebyshev(-1.0, 1.0, (0.0,) * (degree + 1))
+    def flat(degree: int, radius: float = 1.0) -> Chebyshev:
+        return Chebyshev(-radius, radius, (0.0,) * (degree + 1))
 
     nothing = Predictor(*(np.zeros(0),) * 4)
-    block = BlockFunctions(flat(degrees.norm), flat(degrees.norm), flat(degrees.activation), nothing)
+    norm = flat(degrees.norm, 1 / norm_gain(shape.config))
+    block = BlockFunctions(norm, norm, flat(degrees.activation), nothing)
     return Functions(
         (block,) * shape.config.layers,
-        flat(degrees.norm),
+        norm,
         flat(degrees.exponential),
         (flat(degrees.coarse),) * degrees.rounds,
         flat(degrees.accurate),

@@ -14,7 +14,7 @@ from typing import Any, Generic
 import numpy as np
 
 from sottovoce.engines.fhe.flow import Flow
-from sottovoce.engines.fhe.functions import BlockFunctions, Functions
+from sottovoce.engines.fhe.functions import BlockFunctions, Functions, norm_gain, whole_factor
 from sottovoce.engines.fhe.scores import PublicKeys, ScoreShift
 from sottovoce.engines.fhe.shape import Shape
 from sottovoce.engines.fhe.weights import Block, Matrix, SlotWeights
@@ -69,7 +69,7 @@ class Program(Generic[V]):
         x = ar.mul_plain(plan.fold(ar, total), plan.mask())
         if self.weights.positions is not None:
             row = np.zeros(self.shape.width)
-            row[: self.shape.config.width] = self.weights.positions[position]
+            row[: self.shape.config.width] = self.weights.positions[position] / self.functions.residual
             x = ar.add_plain(x, constant(place(row, self.shape.n)))
         return x
 
@@ -105,6 +105,7 @@ class Program(Generic[V]):
     def mlp(self, x: V, layer: int) -> V:
         ar, plan, block = self.ar, self.shape.up, self.weights.blocks[layer].up
         functions = self.functions.blocks[layer]
+        activation = functions.activation.stretched(1 / functions.activation.radius)
         x = self.flow.single(ar, layer, "mlp", x)
         r = self._norm(x, functions.norm2)
         low = plan.replicate(ar, ar.drop(x, ar.level(r) + 2))
@@ -112,9 +113,9 @@ class Program(Generic[V]):
         y = self._biased(ar.mul(ar.mul_plain(y, plan.mask()), r), block, plan)
         if self.shape.config.gated:
             gate, up = self.flow.parts(ar, layer, "activation", y)
-            y = ar.mul(ar.polynomial(gate, functions.activation), up)
+            y = ar.mul(ar.polynomial(gate, activation), up)
         else:
-            y = ar.polynomial(self.flow.single(ar, layer, "activation", y), functions.activation)
+            y = ar.polynomial(self.flow.single(ar, layer, "activation", y), activation)
             # Junk between the features is 0 before, but an activation of 0 is only nearly 0.
             y = ar.mul_plain(y, plan.mask())
         y = self.flow.single(ar, layer, "activated", y)
@@ -159,14 +160,13 @@ class Program(Generic[V]):
         """Shifted scores -> probabilities; 0 where there is no token."""
         ar, f, heads = self.ar, self.functions, self.shape.heads
         groups = 1 if self.shape.single else len(self.caches[layer].keys)
-        shrink = 2.0 ** (f.rounds + f.squarings) / f.scale
-        u = ar.polynomial(scores, f.exponential.stretched(shrink))
+        u = ar.polynomial(scores, f.exponential.stretched(f.shrink / f.scale))
         for _ in range(f.squarings):
             u = ar.mul(u, u)
         for i, inverse in enumerate((*f.coarse, f.accurate)):
             u = self.flow.single(ar, layer, f"round {i}", u)
-            total = att.sum_tokens(ar, heads, u, groups)
-            u = ar.mul(u, ar.polynomial(total, inverse))
+            total = att.sum_tokens(ar, heads, u, groups, 1 / inverse.radius)
+            u = ar.mul(u, ar.polynomial(total, inverse.stretched(1 / inverse.radius)))
             if i < f.rounds:
                 u = ar.mul(u, u)
         return self.flow.single(ar, layer, "probabilities", u)
@@ -193,12 +193,14 @@ class Program(Generic[V]):
 
     def _norm(self, x: V, p: Chebyshev) -> V:
         """1/√ of the mean square (of the variance), in all slots."""
-        ar, d, n = self.ar, self.shape.config.width, self.shape.n
+        ar, c, n = self.ar, self.shape.config, self.shape.n
         total = ar.fold(ar.mul(x, x), 1, n)
-        if self.shape.config.norm == "rms":
-            return ar.polynomial(total, p.stretched(d))
-        plain = ar.fold(x, 1, n)
-        return ar.polynomial(ar.sub(ar.times(total, d), ar.mul(plain, plain)), p.stretched(d * d))
+        if c.norm == "layer":
+            mean = ar.fold(x, 1, n)
+            total = ar.sub(ar.times(total, c.width), ar.mul(mean, mean))
+        gain = norm_gain(c) / self.functions.residual**2
+        k = whole_factor(gain * p.radius)
+        return ar.polynomial(ar.times(total, k), p.stretched(k * gain))
 
     def _apply(self, plan: Interleaved, x: V, matrix: Matrix) -> V:
         return self._biased(

@@ -49,7 +49,8 @@ class ScoreShift:
         heads, tokens = self._shape.heads, self._position + 1
         filled = min(max(tokens - group * heads.t, 0), heads.t)
         out = _spread(self._shape, np.tile(-self.weights(), (filled, 1)))
-        return out if public is None else out + public.keys
+        out = out if public is None else out + public.keys
+        return out * self._functions.key_scale(self._shape.config.head_dim)
 
     def weights(self) -> Array:
         """w = direct + rotated to the position, (width,) in the order of the heads."""
@@ -69,7 +70,7 @@ class ScoreShift:
         numbers = [heads.number(h) for h in range(heads.heads)]
         shift[numbers] = p.offset + p.slope * log
         at = (np.arange(heads.n) // heads.t) % heads.count
-        bottom = f.exponential.low * 2.0 ** (f.rounds + f.squarings)
+        bottom = f.exponential.low * f.shrink
         return (empty_or(self._shape, self._position + 1, -shift[at], bottom)) / f.scale
 
 

@@ -1,8 +1,9 @@
 """A model's matrices as plaintexts in slots, with everything folded in that costs nothing there.
 
 Folded: gains of norms into the rows behind them, LayerNorm's mean (x − mean is a matrix), 1/√d_h and the
-scale of scores into W_Q, rotary order, copies of grouped heads, and the halves that splitting a complex
-value into its parts leaves over. q and k, and gate and up, are the real and imaginary part of one product.
+scale of scores into W_Q, the scale of an activation's argument, rotary order, copies of grouped heads, and
+the halves that splitting a complex value into its parts leaves over. The residual stream is x/ρ. q and k,
+and gate and up, are the real and imaginary part of one product.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
+from sottovoce.engines.fhe.functions import Functions
 from sottovoce.engines.fhe.shape import Shape
 from sottovoce.models.weights import BlockWeights, Weights
 from sottovoce.packing.slots import Interleaved, Plain, Vector, constant, padded
@@ -63,17 +65,18 @@ def counted(shape: Shape) -> SlotWeights:
     )
 
 
-def slot_weights(weights: Weights, shape: Shape, scale: float) -> SlotWeights:
-    """scale: what scores are divided by before their refresh."""
+def slot_weights(weights: Weights, shape: Shape, functions: Functions) -> SlotWeights:
+    """All matrices of a model, with the scales that its functions take."""
+    rho = functions.residual
     size, count = shape.vocabulary, shape.vocabulary_blocks
-    embedding = weights.embedding.astype(np.float64)
+    embedding = weights.embedding.astype(np.float64) / rho
     rows = [embedding[i * size : (i + 1) * size] for i in range(count)]
-    fold = _Folded(shape, weights.norm, weights.norm_bias)
+    fold = _Folded(shape, weights.norm, weights.norm_bias, rho)
     output = weights.output.astype(np.float64)
     head = [fold.matrix(output[i * size : (i + 1) * size], None) for i in range(count)]
     return SlotWeights(
         tuple(_matrix(shape.embed, part, None) for part in rows),
-        tuple(_block(block, shape, scale) for block in weights.blocks),
+        tuple(_block(block, shape, functions, i) for i, block in enumerate(weights.blocks)),
         tuple(_matrix(shape.head, *part) for part in head),
         None if weights.positions is None else weights.positions.astype(np.float64),
     )
@@ -82,8 +85,14 @@ def slot_weights(weights: Weights, shape: Shape, scale: float) -> SlotWeights:
 class _Folded:
     """Matrices behind a norm: (x·r·gain + bias)·W + b = (x·r)·W' + b', mean included for LayerNorm."""
 
-    def __init__(self, shape: Shape, gain: npt.NDArray[np.float32], bias: npt.NDArray[np.float32] | None):
-        self._centred = shape.config.norm == "layer"
+    def __init__(
+        self,
+        shape: Shape,
+        gain: npt.NDArray[np.float32],
+        bias: npt.NDArray[np.float32] | None,
+        residual: float,
+    ) -> None:
+        self._centred, self._residual = shape.config.norm == "layer", residual
         self._gain, self._bias = gain.astype(np.float64), None if bias is None else bias.astype(np.float64)
 
     def matrix(
@@ -94,39 +103,43 @@ class _Folded:
         added = None if bias is None else bias.astype(np.float64)
         if self._bias is not None:
             added = self._bias @ w + (0.0 if added is None else added)
-        w = self._gain[:, None] * w
+        w = self._residual * self._gain[:, None] * w
         if self._centred:
             w = w - w.mean(axis=0)
         return w, added
 
 
-def _block(b: BlockWeights, shape: Shape, scale: float) -> Block:
-    c, heads = shape.config, shape.heads
+def _block(b: BlockWeights, shape: Shape, functions: Functions, layer: int) -> Block:
+    c, heads, rho = shape.config, shape.heads, functions.residual
+    radius = functions.blocks[layer].activation.radius
     interleaved = c.rope is not None and c.rope.style == "interleaved"
-    first, second = _Folded(shape, b.norm1, b.norm1_bias), _Folded(shape, b.norm2, b.norm2_bias)
+    first = _Folded(shape, b.norm1, b.norm1_bias, rho)
+    second = _Folded(shape, b.norm2, b.norm2_bias, rho)
     (wq, bq), (wk, bk), (wv, bv) = (
         first.matrix(w, bias) for w, bias in ((b.q, b.q_bias), (b.k, b.k_bias), (b.v, b.v_bias))
     )
-    # The two parts come back doubled, and so does the score once more from its own refresh.
-    query, key = 0.25 / (scale * np.sqrt(c.head_dim)), 0.5
-    wqk = query * heads.query_columns(wq, interleaved) + 1j * key * heads.key_columns(wk, interleaved)
+    # The two parts come back doubled.
+    half = 0.5 * functions.key_scale(c.head_dim)
+    wqk = half * (heads.query_columns(wq, interleaved) + 1j * heads.key_columns(wk, interleaved))
     bqk = None
     if bq is not None and bk is not None:
-        bqk = query * heads.query_columns(bq[None], interleaved)[0]
-        bqk = bqk + 1j * key * heads.key_columns(bk[None], interleaved)[0]
+        bqk = half * heads.query_columns(bq[None], interleaved)[0]
+        bqk = bqk + 1j * half * heads.key_columns(bk[None], interleaved)[0]
     wv = 0.5 * heads.key_columns(wv)
     bv = None if bv is None else 0.5 * heads.key_columns(bv[None])[0]
     wu, bu = second.matrix(b.up, b.up_bias)
     if b.gate is not None:
         wg, bg = second.matrix(b.gate, b.gate_bias)
-        wu = 0.5 * (wg + 1j * wu)
-        bu = None if bg is None or bu is None else 0.5 * (bg + 1j * bu)
+        wu = 0.5 * (wg / radius + 1j * wu)
+        bu = None if bg is None or bu is None else 0.5 * (bg / radius + 1j * bu)
+    else:
+        wu, bu = wu / radius, None if bu is None else bu / radius
     return Block(
         _matrix(shape.qkv, wqk, bqk),
         _matrix(shape.qkv, wv, bv),
-        _matrix(shape.out, heads.output_rows(b.o.T.astype(np.float64)), b.o_bias),
+        _matrix(shape.out, heads.output_rows(b.o.T.astype(np.float64)) / rho, _over(b.o_bias, rho)),
         _matrix(shape.up, wu, bu),
-        _matrix(shape.down, b.down.T.astype(np.float64), b.down_bias),
+        _matrix(shape.down, b.down.T.astype(np.float64) / rho, _over(b.down_bias, rho)),
     )
 
 
@@ -136,6 +149,10 @@ def _matrix(plan: Interleaved, weights: Vector, bias: Vector | None) -> Matrix:
     if plan.count * plan.n * weights.itemsize <= _KEPT_BYTES:
         return Matrix([constant(plan.plaintext(weights, q)) for q in range(plan.count)], added)
     return Matrix([partial(plan.plaintext, weights, q) for q in range(plan.count)], added)
+
+
+def _over(bias: npt.NDArray[np.float32] | None, by: float) -> Array | None:
+    return None if bias is None else bias.astype(np.float64) / by
 
 
 def _nothing() -> Vector:

@@ -22,6 +22,7 @@ from sottovoce.packing.slots.polynomial import Chebyshev
 
 V = TypeVar("V")
 MEAN_BOUND = 0.25
+RADIUS = 2.0**0.45  # a polynomial's radius is at most this factor from 1
 Vector = npt.NDArray[Any]
 # A plaintext is made when it is needed: counting needs none, and a large model has too many to keep.
 Plain = Callable[[], Vector]
@@ -76,7 +77,7 @@ class SlotArithmetic(ABC, Generic[V]):
     @abstractmethod
     def polynomial(self, x: V, p: Chebyshev) -> V:
         """p in every slot; takes p.depth levels. The real parts must lie in p's domain, the imaginary ones
-        be 0."""
+        be 0. p.radius must be near 1 (`RADIUS`): powers of other numbers run out of precision."""
 
     @abstractmethod
     def times(self, x: V, k: int) -> V:

@@ -34,9 +34,17 @@ def clean(heads: Heads, value: float = 1.0) -> Plain:
     return lambda: every(heads.n, heads.t, value=value)
 
 
+def turn_right(ar: SlotArithmetic[V], x: V, by: int) -> V:
+    """Rotated right by powers of two, whose keys `spread` needs anyway."""
+    for bit in range(by.bit_length()):
+        if by >> bit & 1:
+            x = ar.rotate(x, -(1 << bit))
+    return x
+
+
 def append_key(ar: SlotArithmetic[V], heads: Heads, groups: list[V], key: V, position: int) -> None:
-    """key: compact and free of junk. One rotation, no level."""
-    turned = ar.rotate(key, -(position % heads.t))
+    """key: compact and free of junk. Up to log2 t rotations, no level."""
+    turned = turn_right(ar, key, position % heads.t)
     if position // heads.t == len(groups):
         groups.append(turned)
     else:
@@ -55,8 +63,8 @@ def scores(ar: SlotArithmetic[V], heads: Heads, groups: Sequence[V], query: V) -
 
 
 def append_value(ar: SlotArithmetic[V], heads: Heads, lanes: list[V | None], value: V, position: int) -> None:
-    """value: compact and free of junk; `lanes` has d_h places. One level, one rotation."""
-    c, turned = position // heads.t, ar.rotate(value, -(position % heads.t))
+    """value: compact and free of junk; `lanes` has d_h places. One level."""
+    c, turned = position // heads.t, turn_right(ar, value, position % heads.t)
     for block in range(heads.dim):
         part = ar.mul_plain(turned, block_mask(heads, block))
         lane, place = lanes[(c - block) % heads.dim], (c - block) % heads.dim

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sottovoce.errors import RangeError
-from sottovoce.packing.slots.arithmetic import Plain, SlotArithmetic, Vector
+from sottovoce.packing.slots.arithmetic import RADIUS, Plain, SlotArithmetic, Vector
 from sottovoce.packing.slots.polynomial import Chebyshev
 
 
@@ -97,6 +97,8 @@ class CountingSlots(SlotArithmetic[Slots]):
 
     def polynomial(self, x: Slots, p: Chebyshev) -> Slots:
         self._spend(x.level, f"a polynomial of degree {p.degree}", p.depth)
+        if not 1 / RADIUS <= p.radius <= RADIUS:
+            raise RangeError(f"a polynomial's argument must be scaled to radius 1, not {p.radius:.3g}")
         # Powers are made at every level on the way, the last blocks near the end.
         for i in range(p.products):
             level = x.level - min(i, p.depth - 1) if i < p.depth else x.level - p.depth + 1

@@ -25,6 +25,11 @@ class Chebyshev:
     coefficients: tuple[float, ...]
 
     @property
+    def radius(self) -> float:
+        """Half the length of the interval."""
+        return (self.high - self.low) / 2
+
+    @property
     def degree(self) -> int:
         return len(self.coefficients) - 1
 
