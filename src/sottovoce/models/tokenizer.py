@@ -14,9 +14,10 @@ from typing import Any
 from tokenizers import Tokenizer as Backend
 
 from sottovoce.errors import CorruptFileError, UnsupportedModelError, UsageError
+from sottovoce.models.patterns import MAX_PATTERN, check_pattern
 
 MAX_JSON = 32 << 20
-_MAX_PATTERN = 1024
+_MAX_PARTS = 32
 _MODELS = ("BPE",)
 _NORMALIZERS = ("Sequence", "NFC", "NFKC", "NFD", "NFKD", "Prepend", "Replace")
 _PRE_TOKENIZERS = ("Sequence", "ByteLevel", "Digits", "Split", "Metaspace")
@@ -56,7 +57,12 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids. Special tokens written out in the text are recognised; none is added."""
-        return list(self._backend.encode(text, add_special_tokens=False).ids)
+        try:
+            return list(self._backend.encode(text, add_special_tokens=False).ids)
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # the backend's own, which is no Exception
+                raise
+        raise UsageError("tokenizer: this text cannot be cut into tokens by the model's patterns")
 
     def decode(self, tokens: Iterable[int], *, keep_special: bool = False) -> str:
         return str(self._backend.decode(list(tokens), skip_special_tokens=not keep_special))
@@ -115,7 +121,7 @@ class StreamDecoder:
 
 
 def _check_document(document: str) -> None:
-    """Refuse a tokenizer.json with parts other than the ones listed above, or patterns of absurd length."""
+    """Refuse a tokenizer.json with parts other than the ones listed above, or patterns that may take long."""
     if len(document) > MAX_JSON:
         raise CorruptFileError(f"tokenizer: {len(document)} characters, the limit is {MAX_JSON}")
     try:
@@ -145,12 +151,22 @@ def _check_part(part: Any, known: tuple[str, ...], what: str, depth: int = 0) ->
         raise UnsupportedModelError(
             f"tokenizer: {what} {kind!r} is not implemented; supported: {', '.join(known)}"
         )
-    pattern = part.get("pattern")
-    if isinstance(pattern, dict):
-        pattern = next(iter(pattern.values()), "")
-    if pattern is not None and (not isinstance(pattern, str) or len(pattern) > _MAX_PATTERN):
-        raise CorruptFileError(f"tokenizer: {what} with a malformed pattern")
+    if part.get("pattern") is not None:
+        _check_pattern(part["pattern"], what)
     if kind == "Sequence":
         children = next((v for v in part.values() if isinstance(v, list)), [])
+        if len(children) > _MAX_PARTS:
+            raise CorruptFileError(f"tokenizer: a {what} with {len(children)} parts")
         for child in children:
             _check_part(child, known, what, depth + 1)
+
+
+def _check_pattern(pattern: Any, what: str) -> None:
+    """{"String": …} is looked for as it is, {"Regex": …} is an expression."""
+    if not isinstance(pattern, dict) or len(pattern) != 1:
+        raise CorruptFileError(f"tokenizer: {what} with a malformed pattern")
+    ((kind, text),) = pattern.items()
+    if kind not in ("String", "Regex") or not isinstance(text, str) or len(text) > MAX_PATTERN:
+        raise CorruptFileError(f"tokenizer: {what} with a malformed pattern")
+    if kind == "Regex":
+        check_pattern(text)
