@@ -10,7 +10,7 @@ import numpy as np
 import models_common as common
 from sottovoce.bgv import SIMD, SecretKey
 from sottovoce.cli.generate import harmless
-from sottovoce.cli.serve import Journal, Recorder
+from sottovoce.cli.journal import Journal, Recorder
 from sottovoce.correlations.coefficients import CoefficientKey
 from sottovoce.correlations.matrix import MatrixItems
 from sottovoce.engines.base import EngineOptions

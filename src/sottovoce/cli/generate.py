@@ -3,6 +3,7 @@
 import json
 import sys
 import unicodedata
+from pathlib import Path
 from typing import Any
 
 import click
@@ -22,6 +23,12 @@ connection_options = stack(
         "--insecure-clear", is_flag=True, help="Accept a server without cryptography: it sees every token."
     ),
     option("--insecure-plaintext", is_flag=True, help="No TLS. Only for benchmarks on one machine."),
+    option("--api-key", metavar="KEY|@FILE", help="For servers that want one; @FILE reads it from a file."),
+    option(
+        "--client-certificate",
+        type=click.Path(exists=True, dir_okay=False),
+        help="For servers that want one (PEM with its key); `sottovoce keys gen client NAME` makes it.",
+    ),
     dealer_option,
     scx_options,
 )
@@ -131,8 +138,11 @@ def build_speculation(console: Any, flags: dict[str, Any], card: Any) -> Any:
     return Speculation(drafter, DraftLength(flags["draft_tokens"], timed=flags.get("seed") is None))
 
 
-def open_client(console: Any, server: str, flags: dict[str, Any], pools: Any = None) -> Any:
-    """Connect and shake hands, saying who answered and who will see what. pools: None for what is there."""
+def open_client(
+    console: Any, server: str, flags: dict[str, Any], pools: Any = None, saved: Any = None
+) -> Any:
+    """Connect and shake hands, saying who answered and who will see what. pools: None for what is there.
+    saved: the session to go on with."""
     from ..engines.explain import (
         CLEAR_BANNER,
         DEALER_BANNER,
@@ -156,7 +166,18 @@ def open_client(console: Any, server: str, flags: dict[str, Any], pools: Any = N
     if pools is None and not flags["no_pool"]:
         pools = Pools(pools_dir())
     pin = None if flags["insecure_plaintext"] else pin
-    client = Client.connect(address, wish, pin, CardCache(card_cache_dir()), pools=pools, dealer=dealer)
+    certificate = flags.get("client_certificate")
+    client = Client.connect(
+        address,
+        wish,
+        pin,
+        CardCache(card_cache_dir()),
+        pools=pools,
+        dealer=dealer,
+        api_key=read_api_key(flags.get("api_key")),
+        client_certificate=None if certificate is None else Path(certificate),
+        saved=saved,
+    )
     options = client.welcome.options
     console.note(f"{client.card.name} at {address}: {engine_line(options)}")
     if flags["insecure_plaintext"]:
@@ -182,13 +203,23 @@ def _engine(flags: dict[str, Any]) -> str:
     return "scx" if flags["accept_statistical_privacy"] else "hybrid"
 
 
+def read_api_key(text: str | None) -> str | None:
+    """--api-key: the key itself, or @FILE."""
+    from ..errors import UsageError
+
+    if text is None or not text.startswith("@"):
+        return text
+    try:
+        return Path(text[1:]).expanduser().read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"the API key in {text[1:]} cannot be read ({error}); check --api-key") from None
+
+
 def build_prompt(card: Any, text: str, flags: dict[str, Any]) -> Any:
     """Tokens of the prompt, public prefix and private rest.
 
     UsageError for combinations that make no sense.
     """
-    from pathlib import Path
-
     from ..errors import UsageError
     from ..models.chat import Prompt
 

@@ -178,6 +178,14 @@ class ServerShelf:
                     gone += 1
         return gone
 
+    def size(self) -> int:
+        """Bytes of all pools."""
+        return sum(map(_size, self._pools()))
+
+    def count(self) -> int:
+        """How many there are."""
+        return len(self._pools())
+
     def _room(self, path: Path) -> int:
         """Bytes that the pool at `path` may hold now."""
         others = sum(_size(other) for other in self._pools() if other != path)

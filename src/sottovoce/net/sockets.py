@@ -5,6 +5,7 @@ sends is taken in, so two parties that send at the same time cannot wait for eac
 frames.
 """
 
+import re
 import select
 import socket
 import ssl
@@ -26,6 +27,7 @@ _MAX_EARLY = 1 << 27
 HANDSHAKE_EARLY = 1 << 16
 # Seconds that an abort waits for the other side to notice.
 _LINGER = 1.0
+_ASKS_FOR_CERTIFICATE = re.compile("ALERT.*(CERTIFICATE|UNKNOWN_CA)")
 _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
@@ -233,7 +235,7 @@ class SocketChannel(Channel):
         reason = self._last_words()
         if reason is not None:
             return reason
-        if isinstance(error, ssl.SSLError) and "CERTIFICATE" in (error.reason or ""):
+        if isinstance(error, ssl.SSLError) and _ASKS_FOR_CERTIFICATE.search(error.reason or ""):
             return RefusedError(
                 "the server wants a client certificate that it knows; make one with"
                 " `sottovoce keys gen client NAME`, have its operator add it, and give it with"

@@ -172,10 +172,30 @@ def wrap_server(sock: socket.socket, context: ssl.SSLContext, timeout: float = 1
     """The server's side of the TLS handshake."""
     sock.settimeout(timeout)
     try:
-        return context.wrap_socket(sock, server_side=True)
+        tls = context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+        try:
+            tls.do_handshake()
+        except (OSError, ValueError):
+            _part(tls)
+            raise
+        return tls
     except (OSError, ValueError) as error:
         sock.close()
         raise PeerConnectionError(f"a connection failed its TLS handshake ({_why(error)})") from None
+
+
+def _part(tls: ssl.SSLSocket) -> None:
+    """Close so that the alert which says why arrives: closing over unread bytes would destroy it."""
+    try:
+        with socket.socket(fileno=os.dup(tls.fileno())) as raw:
+            raw.settimeout(1.0)
+            raw.shutdown(socket.SHUT_WR)
+            for _ in range(16):
+                if not raw.recv(1 << 16):
+                    break
+    except OSError:
+        pass
+    tls.close()
 
 
 def wrap_client(

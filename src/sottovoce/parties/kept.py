@@ -120,6 +120,10 @@ class KeptSessions:
     def __len__(self) -> int:
         return len(self.store.entries())
 
+    def size(self) -> int:
+        """Bytes of all."""
+        return sum(entry.size for entry in self.store.entries())
+
     def evict(self) -> int:
         """Delete what is too old or too much, never what is open now; returns how many."""
         with self._changed:

@@ -25,6 +25,16 @@ def card_cache_dir() -> Path:
     return config_dir() / "cards"
 
 
+def sessions_dir() -> Path:
+    """The client's saved sessions, sealed, and what unseals them."""
+    return config_dir() / "sessions"
+
+
+def server_sessions_dir() -> Path:
+    """The server's halves of its clients' saved sessions."""
+    return config_dir() / "server-sessions"
+
+
 def pools_dir() -> Path:
     """Prepared material: one-time secrets of both roles, gigabytes. SOTTOVOCE_POOL_DIR, or `pools` here."""
     own = os.environ.get("SOTTOVOCE_POOL_DIR")
