@@ -144,7 +144,7 @@ class Bootstrapper:
     def steps(self) -> dict[int, int]:
         """Rotations (and CONJUGATE) with the highest level at which each is used: for `galois_keys`."""
         parameters, n = self.parameters, self.spec.slots
-        found: dict[int, int] = {CONJUGATE: self.sine_level}
+        found: dict[int, int] = {CONJUGATE: self.sine_level + 1}
         for transform in (*self.forward, *self.back):
             for step, level in transform.steps.items():
                 found[step] = max(found.get(step, 0), level)
@@ -206,19 +206,22 @@ class Bootstrapper:
 
     def to_slots(self, evaluator: Evaluator, raised: Ciphertext) -> list[Ciphertext]:
         """The real and the imaginary half of the coefficients, in one ciphertext or two."""
-        for transform in self.forward:
+        *first, last = self.forward
+        for transform in first:
             raised = transform(evaluator, raised)
+        # Rescaled after the conjugate is added: its rounding is not doubled, the key switch's vanishes.
+        raised = last(evaluator, raised, rescale=0)
         mirrored = evaluator.conjugate(raised)
         parts = [evaluator.add(raised, mirrored)]
         if self.full:
             parts.append(evaluator.mul_by_i(evaluator.sub(mirrored, raised)))
-        return [part.with_scale(self._sine_scale) for part in parts]
+        return [evaluator.rescale(part).with_scale(self._sine_scale) for part in parts]
 
     def reduce(self, evaluator: Evaluator, x: Ciphertext) -> Ciphertext:
         """2π times the distance to the next integer of K·x, nearly."""
         sine, primes = self.spec.sine, self.parameters.primes
         level = x.level - self._plan.depth
-        value = paterson_stockmeyer.evaluate(evaluator, x, self._plan, float(primes[level]))
+        value = paterson_stockmeyer.evaluate(evaluator, x, self._plan, float(primes[level]), central=True)
         for _ in range(sine.doublings):
             square = evaluator.mul_integer(evaluator.tensor(value, value), 2)
             value = evaluator.relinearize(evaluator.add_scalar(square, -1.0), rescale=1)

@@ -141,19 +141,28 @@ def _divide(coefficients: Floats, power: int) -> tuple[Floats, Floats]:
 
 
 def evaluate(
-    evaluator: Evaluator, x: Ciphertext, how: Plan | Polynomial, scale: float | None = None
+    evaluator: Evaluator,
+    x: Ciphertext,
+    how: Plan | Polynomial,
+    scale: float | None = None,
+    central: bool = False,
 ) -> Ciphertext:
     """The polynomial at every slot of x.
 
     x: slots in [low, high]; beyond, the result grows without bound. Takes `how.depth` levels, and one more
-    if x's scale is not near `how.best_scale`. scale: of the result (the parameters' if not given).
-    LevelError if x has too few levels.
+    if x's scale is not near `how.best_scale`. scale: of the result (the parameters' if not given). central:
+    most arguments are near the middle of the interval; costs little and loses less precision there
+    (`_doubled`). LevelError if x has too few levels.
     """
     how = plan(how) if isinstance(how, Polynomial) else how
     t = _normalised(evaluator, x, how)
-    powers = {1: t}
+    powers, raw = {1: t}, {}
     for index in how.powers:
-        powers[index] = _power(evaluator, powers, index)
+        if central and index & (index - 1) == 0:
+            raw[index] = _doubled(evaluator, index // 2, powers, raw)
+            powers[index] = evaluator.rescale(raw[index])
+        else:
+            powers[index] = _power(evaluator, powers, index)
     target = evaluator.parameters.scale if scale is None else scale
     return _finish(evaluator, how.root, powers, t.level - how.depth, target)
 
@@ -187,6 +196,30 @@ def _power(evaluator: Evaluator, powers: Mapping[int, Ciphertext], index: int) -
         other = evaluator.drop_to(powers[index - 2 * small], level)
         doubled = evaluator.sub(doubled, evaluator.combine([other], [1.0], doubled.scale))
     return evaluator.relinearize(doubled, rescale=1)
+
+
+def _doubled(
+    evaluator: Evaluator, half: int, powers: Mapping[int, Ciphertext], raw: Mapping[int, Ciphertext]
+) -> Ciphertext:
+    """T_2k = 2w² + 4ow + 1 with w = T_k − o and o = T_k(0) = ±1, not rescaled; k = half.
+
+    Near the middle w is small, so the rounding of w hardly matters in w²; 4ow takes w as it was before it was
+    rescaled. 2·T_k² − 1 would multiply the rounding by 4, at every doubling. Both are exact in scale: what
+    the two scales differ by (some 2^-20) is taken from the rescaled w.
+    """
+    t = powers[half]
+    if half not in raw:
+        square = evaluator.mul_integer(evaluator.tensor(t, t), 2)
+        return evaluator.relinearize(evaluator.add_scalar(square, -1.0))
+    middle = 1 if half % 4 == 0 else -1
+    w = evaluator.add_scalar(t, -float(middle))
+    square = evaluator.mul_integer(evaluator.tensor(w, w), 2)
+    exact = evaluator.add_scalar(evaluator.drop_to(raw[half], t.level), -float(middle))
+    ratio = exact.scale / square.scale
+    linear = evaluator.mul_integer(exact, 4 * middle).with_scale(square.scale)
+    rest = evaluator.combine([w], [4 * middle * (1 - ratio)], square.scale)
+    total = evaluator.add(square, evaluator.add(linear, rest))
+    return evaluator.relinearize(evaluator.add_scalar(total, 1.0))
 
 
 def _finish(
