@@ -1,0 +1,229 @@
+"""The kernels of CKKS against exact integers, on every instruction set."""
+
+import math
+
+import numpy as np
+import pytest
+
+from sottovoce import _native
+from sottovoce.ckks.keys import expansion_keys
+from sottovoce.ckks.parameters import chain
+from sottovoce.errors import ParameterError
+from sottovoce.ring import context
+from sottovoce.ring.primes import is_prime
+
+N = 64
+PRIMES = chain(N, [49, 41, 41, 41, 41, 45, 50, 50])
+CHAIN, SPECIAL = PRIMES[:6], PRIMES[6:]
+NOTHING = np.zeros((0, 0, 0), np.uint64)
+
+
+@pytest.fixture(params=["portable", "avx2", "avx512"])
+def isa(request):
+    order = ["portable", "avx2", "avx512"]
+    if order.index(request.param) > order.index(_native.detected_isa()):
+        pytest.skip(f"this machine has no {request.param}")
+    _native.set_isa(request.param)
+    yield request.param
+    _native.set_isa(_native.detected_isa())
+
+
+def random_integers(bound, count, seed=0):
+    rng = np.random.default_rng(seed)
+    words = [int.from_bytes(rng.bytes(80), "little") for _ in range(count)]
+    return [w % (2 * bound + 1) - bound for w in words]
+
+
+def to_rns(values, primes):
+    return np.array([[v % q for v in values] for q in primes], np.uint64)
+
+
+def from_rns(data, primes):
+    """Centred integers of a coefficient-form polynomial."""
+    q = math.prod(primes)
+    weights = [q // p * pow(q // p, -1, p) for p in primes]
+    values = [sum(int(x) * w for x, w in zip(column, weights, strict=True)) % q for column in data.T]
+    return [v - q if v > q // 2 else v for v in values]
+
+
+@pytest.mark.parametrize("alpha", [1, 2, 4, 6])
+def test_digits_are_the_centred_residues(isa, alpha):
+    ring, low = context(N, PRIMES), context(N, CHAIN)
+    modulus = math.prod(CHAIN)
+    values = random_integers(modulus // 2, N)
+    digits = -(-len(CHAIN) // alpha)
+    out = np.empty((digits, len(PRIMES), N), np.uint64)
+    _native.ckks_decompose(ring._native, low.ntt(to_rns(values, CHAIN)), alpha, out, 2)
+    ring.intt(out)
+    for d in range(digits):
+        part = CHAIN[d * alpha : (d + 1) * alpha]
+        q = math.prod(part)
+        expected = [v % q - (q if v % q > q // 2 else 0) for v in values]
+        # The digit is the same integer modulo every prime.
+        assert np.array_equal(out[d], to_rns(expected, PRIMES))
+
+
+@pytest.mark.parametrize("dropped", [1, 2, 3, 7])
+@pytest.mark.parametrize("element", [1, 5])
+def test_division_rounds_to_nearest(isa, dropped, element):
+    kept = PRIMES[: len(PRIMES) - dropped]
+    ring, low, p = context(N, PRIMES), context(N, kept), math.prod(PRIMES[len(PRIMES) - dropped :])
+    values = [random_integers(math.prod(PRIMES) // 2, N, seed) for seed in (1, 2)]
+    more = [random_integers(100, N, 3)]
+    data = np.stack([to_rns(v, PRIMES) for v in values])
+    plus = low.ntt(np.stack([to_rns(v, kept) for v in more]))
+    out = np.empty((2, len(kept), N), np.uint64)
+    _native.ckks_mod_down(ring._native, ring.ntt(data), plus, element, out, 2)
+    low.intt(out)
+    for part in range(2):
+        quotient = [(2 * v + p) // (2 * p) for v in values[part]]
+        if part == 0:
+            quotient = [a + b for a, b in zip(quotient, more[0], strict=True)]
+        expected = to_rns(quotient, kept)
+        if element != 1:
+            expected = low.automorphism_coeff(expected, element)
+        assert np.array_equal(out[part], expected)
+
+
+def test_a_strided_operand_is_read_at_its_own_level(isa):
+    ring = context(N, PRIMES)
+    data = np.stack([to_rns(random_integers(1 << 60, N, seed), (*PRIMES, 97)) for seed in (1, 2)])
+    view, out = data[:, : len(PRIMES)], np.empty((2, len(PRIMES) - 1, N), np.uint64)
+    again = out.copy()
+    _native.ckks_mod_down(ring._native, view, NOTHING, 1, out, 1)
+    _native.ckks_mod_down(ring._native, np.ascontiguousarray(view), NOTHING, 1, again, 1)
+    assert np.array_equal(out, again)
+
+
+def test_products_of_ciphertexts(isa):
+    ring = context(N, CHAIN)
+    a, b = (np.stack([to_rns(random_integers(1 << 240, N, s + k), CHAIN) for k in (0, 1)]) for s in (1, 3))
+    out = np.empty((3, len(CHAIN), N), np.uint64)
+    _native.ckks_tensor(ring._native, a, b, out, 2)
+    middle = ring.add(ring.mul(a[0], b[1]), ring.mul(a[1], b[0]))
+    for got, expected in zip(out, (ring.mul(a[0], b[0]), middle, ring.mul(a[1], b[1])), strict=True):
+        assert np.array_equal(got, expected)
+
+
+def reference_expansion(key, q, n):
+    """Word i of the counter blocks, or of later ones when it lies in the last incomplete multiple of q."""
+
+    def stream(block, count):
+        out = np.empty((1, count, 16), np.uint8)
+        _native.aes_ctr(np.frombuffer(key, np.uint8)[None].copy(), block, out)
+        return out.reshape(-1).view("<u8")
+
+    last = (1 << 64) // q * q
+    words = [int(w) for w in stream(0, n // 2)]
+    for i in range(n):
+        attempt = 0
+        while words[i] >= last:
+            attempt += 1
+            words[i] = int(stream((attempt << 32) + i // 2, 1)[i % 2])
+    return [w % q for w in words]
+
+
+def test_expansion_is_uniform_and_the_same_everywhere(isa):
+    n = 4096
+    primes = chain(n, [50, 49, 41, 30])
+    keys = expansion_keys(bytes(range(32)), b"test", (len(primes),))
+    out = np.empty((len(primes), n), np.uint64)
+    _native.ckks_expand(keys, list(primes), out, 2)
+    for row, key, q in zip(out, keys, primes, strict=True):
+        assert [int(v) for v in row] == reference_expansion(key.tobytes(), q, n)
+        assert abs(float(row.mean()) / q - 0.5) < 0.03
+
+
+def test_words_beyond_the_last_multiple_are_drawn_again(isa):
+    """A prime that leaves a large remainder of 2^64 refuses about one word in 2^15: some of 2^19."""
+    n, step = 1 << 16, 1 << 17
+    q = next(c for c in range(3 * 2**48 + 1, 2**50, step) if (1 << 64) % c > c // 2 and is_prime(c))
+    last = (1 << 64) // q * q
+    keys = expansion_keys(bytes(32), b"retry", (8,))
+    raw = np.empty((8, n // 2, 16), np.uint8)
+    _native.aes_ctr(keys, 0, raw)
+    refused = np.argwhere(raw.reshape(8, -1).view("<u8") >= np.uint64(last))
+    assert len(refused) > 0
+    out = np.empty((8, n), np.uint64)
+    _native.ckks_expand(keys, [q], out, 2)
+    assert int(out.max()) < q
+    row, column = map(int, refused[0])
+    block = np.empty((1, 1, 16), np.uint8)
+    _native.aes_ctr(keys[row : row + 1], (1 << 32) + column // 2, block)
+    assert int(out[row, column]) == int(block.reshape(-1).view("<u8")[column % 2]) % q
+
+
+def test_key_products_expand_the_uniform_half(isa):
+    """At the key's level and below it; with and without a value to add to."""
+    n, special = 1024, 2
+    primes = chain(n, [49, 41, 41, 41, 50, 50])
+    keys = expansion_keys(bytes(32), b"product", (2, len(primes)))
+    full, rng = context(n, primes), np.random.default_rng(5)
+    b = np.stack([np.stack([rng.integers(0, q, n).astype(np.uint64) for q in primes]) for _ in range(2)])
+    a = np.empty((2 * len(primes), n), np.uint64)
+    _native.ckks_expand(keys.reshape(-1, 16), list(primes), a, 1)
+    a = a.reshape(2, len(primes), n)
+    for level in (3, 1):
+        rows = [*range(level + 1), 4, 5]
+        ring = context(n, tuple(primes[r] for r in rows))
+        count = -(-(level + 1) // special)
+        digits = np.stack([full.mul(b[0], b[1])[rows] for _ in range(count)])
+        out = np.empty((2, len(rows), n), np.uint64)
+        _native.ckks_key_product(ring._native, digits, b, keys, special, False, out, 2)
+        for part, half in enumerate((b, a)):
+            expected = ring.zeros()
+            for d in range(count):
+                ring.mul_add(expected, digits[d], np.ascontiguousarray(half[d, rows]))
+            assert np.array_equal(out[part], expected)
+        before = out.copy()
+        _native.ckks_key_product(ring._native, digits, b, keys, special, True, out, 2)
+        assert np.array_equal(out, ring.add(before, before))
+
+
+@pytest.mark.parametrize("size", [1, 2, 16, N])
+def test_short_plaintexts_are_added(isa, size):
+    ring = context(N, CHAIN)
+    x = to_rns(random_integers(1 << 240, N), CHAIN)
+    plain = to_rns(random_integers(1 << 240, size, 7), CHAIN)
+    out = np.empty_like(x)
+    _native.ckks_add_plain(ring._native, x, plain, out, 2)
+    assert np.array_equal(out, ring.add(x, np.repeat(plain, N // size, axis=1)))
+
+
+def test_integers_and_residues(isa):
+    values = np.array([0, 1, -1, 2**62, -(2**62), 12345678901234567, -(2**63)], np.int64)
+    out = np.empty((len(CHAIN), len(values)), np.uint64)
+    for shift in (0, 3, 70):
+        _native.ckks_reduce(values, shift, list(CHAIN), out, 1)
+        assert np.array_equal(out, to_rns([int(v) << shift for v in values], CHAIN))
+    wide = random_integers(1 << 200, 50)
+    lifted = np.empty(50)
+    _native.ckks_lift(to_rns(wide, CHAIN), list(CHAIN), lifted, 1)
+    assert np.allclose(lifted, [float(v) for v in wide], rtol=1e-14)
+
+
+def test_wrong_shapes_are_refused():
+    ring, x = context(N, PRIMES), np.zeros((6, N), np.uint64)
+    with pytest.raises(ValueError):
+        _native.ckks_decompose(ring._native, x, 2, np.zeros((2, 8, N), np.uint64), 1)
+    with pytest.raises(ValueError):
+        _native.ckks_mod_down(ring._native, x[None], NOTHING, 1, np.zeros((1, 5, N), np.uint64), 1)
+    with pytest.raises(ValueError):
+        _native.ckks_tensor(ring._native, x, x, np.zeros((3, 8, N), np.uint64), 1)
+    with pytest.raises(ValueError):
+        _native.ckks_reduce(np.zeros(4, np.int64), 0, [97], np.zeros((1, 5), np.uint64), 1)
+    with pytest.raises(ParameterError):
+        chain(N, [12])
+
+
+def test_memory_is_used_again():
+    first = _native.recycled_words([3, 1 << 18])
+    first[:] = 7
+    address = first.ctypes.data
+    del first
+    again = _native.recycled_words([1 << 18, 3])
+    assert again.shape == (1 << 18, 3) and again.dtype == np.uint64 and again.flags.writeable
+    assert again.ctypes.data == address
+    before = _native.keep_recycled(0)
+    del again
+    assert _native.keep_recycled(before) == 0
