@@ -1,5 +1,6 @@
 """A random two-block llama over bytes, with a chat template: everything a session needs, in milliseconds."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -40,9 +41,9 @@ def byte_tokenizer() -> OurTokenizer:
     return OurTokenizer(backend.to_str(), bos_id=256, eos_ids=[257])
 
 
-def tiny_model(seed: int = 0) -> Model:
+def tiny_model(seed: int = 0, layers: int = CONFIG.layers) -> Model:
     rng = np.random.default_rng(seed)
-    c = CONFIG
+    c = dataclasses.replace(CONFIG, layers=layers)
 
     def matrix(*shape: int) -> np.ndarray:
         return (rng.standard_normal(shape) / np.sqrt(shape[-1])).astype(np.float32)

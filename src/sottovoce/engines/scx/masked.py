@@ -75,11 +75,15 @@ class MaskedCloud:
 class MaskedUser:
     """One session at the user side, with all weights, keys and values."""
 
-    def __init__(self, config: Config, weights: UserWeights, arrays: Arrays) -> None:
+    def __init__(
+        self, config: Config, weights: UserWeights, arrays: Arrays, mask_bits: int = MASK_BITS
+    ) -> None:
+        """mask_bits: fewer only for the attack lab's control."""
         self.config, self.arrays = config, arrays
         self._graph = Graph(config, weights, arrays)
         self._stream = Stream()
-        self._weights = weights
+        self.weights = weights
+        self._mask_bits = mask_bits
         self._stocks = {
             (i, name): NoiseStock(
                 arrays, partial(self._draw, inputs), partial(self._image, i, name), np.float64
@@ -144,10 +148,10 @@ class MaskedUser:
         return namespace(present[0]).concat(present) if present else None
 
     def _draw(self, inputs: int, rows: int) -> npt.NDArray[np.float64]:
-        return np.rint(normal(self._stream, rows, inputs) * 2.0**MASK_BITS)
+        return np.rint(normal(self._stream, rows, inputs) * 2.0**self._mask_bits)
 
     def _image(self, layer: int, name: str, mask: Array) -> Array:
-        return multiply(without_biases(self._weights.layer(layer, np.float64)), name, mask)
+        return multiply(without_biases(self.weights.layer(layer, np.float64)), name, mask)
 
 
 def on_grid(x: Array) -> tuple[Array, Array]:
