@@ -35,3 +35,33 @@ def test_the_published_scheme_is_read(model, name):
 def test_masked_vectors_are_not_read(model, name):
     found = outcome(model, name, "hardened", samples=12)
     assert found.success_rate <= 0.12 and min(c.success_rate for c in found.controls) >= 0.5
+
+
+def test_lengths_survive_every_orthogonal_encoding(model):
+    assert outcome(model, "gram-matrix", "paper").success_rate >= 0.95
+    found = outcome(model, "gram-matrix", "hardened", samples=12)
+    assert found.success_rate <= 0.12
+    # Attention at the server is read at every depth: why `hardened` has none there.
+    assert len(found.controls) >= 4 and min(c.success_rate for c in found.controls) >= 0.95
+
+
+def test_noise_on_every_coordinate_does_not_hide_the_row(model):
+    found = outcome(model, "dp-accounting", "paper")
+    assert found.details["epsilon_of_a_row_largest"] > 3 * found.details["epsilon_of_a_coordinate"] > 3
+    assert min(c.success_rate for c in found.controls) >= 0.95
+    hidden = outcome(model, "dp-accounting", "hardened", samples=12)
+    assert hidden.success_rate <= 0.3 and hidden.details["total_variation_of_a_token"] < 1e-5
+    assert min(c.success_rate for c in hidden.controls) >= 0.5
+
+
+def test_orders_are_checked_exactly_but_there_are_too_many(model):
+    found = outcome(model, "brute-force", "paper")
+    assert min(c.success_rate for c in found.controls) >= 0.95
+    assert found.success_rate <= 0.4 and found.details["bits_of_orders"] > 20
+
+
+@pytest.mark.parametrize("profile", ["paper", "hardened"])
+@pytest.mark.parametrize("name", ["two-layer-fitting", "lm-reordering", "brute-force"])
+def test_the_other_attacks_run(model, name, profile):
+    found = outcome(model, name, profile, samples=4)
+    assert 0.0 <= found.success_rate <= 1.0 and found.controls
