@@ -115,9 +115,38 @@ struct Tail {
     }
 };
 
+// The companion words of the tail's factors, derived from the factors: the tables of a long transform are larger than its
+// data, so half of them stay unread. The estimate is at most one too small. Below 2^49 that is within bounds: y * w / q is
+// then estimated from below by less than y / 2^51 + 1 <= 2; above, what remains of w * 2^52 tells (`Exact`).
+struct Ratios {
+    V inverse;
+    __m128i shift;
+    explicit Ratios(const Modulus& m)
+        : inverse(set(static_cast<u64>((u128{1} << (52 + m.bits)) / m.q) - (u64{1} << 52))),
+          shift(_mm_cvtsi32_si128(static_cast<int>(52 - m.bits))) {}
+    template <bool Exact>
+    V of(V w, const Consts& c) const {
+        const V up = _mm512_sll_epi64(w, shift);
+        const V ratio = _mm512_madd52hi_epu64(up, up, inverse);
+        if (!Exact) return ratio;
+        const V rest = _mm512_and_si512(lo52(ratio, c.minus_q), c.mask);
+        return _mm512_mask_add_epi64(ratio, _mm512_cmpge_epu64_mask(rest, c.q), ratio, set(1));
+    }
+};
+enum class Companions { stored, near, exact };
+inline Companions companions(const NttPlan& p) {
+    // Beyond what the second-level cache holds, deriving is cheaper than reading.
+    if (p.n < 16384) return Companions::stored;
+    return p.m.bits <= 49 ? Companions::near : Companions::exact;
+}
+template <Companions How>
+inline V companion(V w, const u64* stored, const Ratios& ratios, const Consts& c) {
+    return How == Companions::stored ? load(stored) : ratios.of<How == Companions::exact>(w, c);
+}
+
 // The last four levels of 64 words: one between neighbouring registers, three after a transposition.
-template <bool Roomy>
-inline void forward_tail(u64* x, const NttPlan& p, u32 group, const Consts& c) {
+template <bool Roomy, Companions How>
+inline void forward_tail(u64* x, const NttPlan& p, u32 group, const Consts& c, const Ratios& ratios) {
     V v[8];
     const u32 at = p.n / 16 + 4 * group;
 #pragma GCC unroll 8
@@ -133,7 +162,8 @@ inline void forward_tail(u64* x, const NttPlan& p, u32 group, const Consts& c) {
         for (int k = 0; k < 8; ++k)
             if (!(k & gap)) {
                 const int f = (1 << level) - 1 + (k >> (3 - level));
-                forward<Roomy>(v[k], v[k + gap], load(tail + 8 * f), load(tail + 56 + 8 * f), c);
+                const V w = load(tail + 8 * f);
+                forward<Roomy>(v[k], v[k + gap], w, companion<How>(w, tail + 56 + 8 * f, ratios, c), c);
             }
     }
     transpose(v);
@@ -149,7 +179,8 @@ inline void forward_tail(u64* x, const NttPlan& p, u32 group, const Consts& c) {
     }
 }
 
-inline void inverse_tail(u64* x, const NttPlan& p, u32 group, const Consts& c) {
+template <Companions How>
+inline void inverse_tail(u64* x, const NttPlan& p, u32 group, const Consts& c, const Ratios& ratios) {
     V v[8];
     const u32 at = p.n / 16 + 4 * group;
 #pragma GCC unroll 8
@@ -163,7 +194,8 @@ inline void inverse_tail(u64* x, const NttPlan& p, u32 group, const Consts& c) {
         for (int k = 0; k < 8; ++k)
             if (!(k & gap)) {
                 const int f = (1 << level) - 1 + (k >> (3 - level));
-                inverse(v[k], v[k + gap], load(tail + 8 * f), load(tail + 56 + 8 * f), c);
+                const V w = load(tail + 8 * f);
+                inverse(v[k], v[k + gap], w, companion<How>(w, tail + 56 + 8 * f, ratios, c), c);
             }
     }
     transpose(v);
@@ -175,42 +207,69 @@ inline void inverse_tail(u64* x, const NttPlan& p, u32 group, const Consts& c) {
 
 // Passes of three levels, after a first one of one or two where lg n - 4 is no multiple of three. Going depth first
 // keeps a block in the first-level cache from the second pass on.
-template <bool Roomy>
-void forward_from(u64* x, const NttPlan& p, u32 m, u32 i, const Consts& c) {
+template <bool Roomy, Companions How>
+void forward_from(u64* x, const NttPlan& p, u32 m, u32 i, const Consts& c, const Ratios& ratios) {
     const std::size_t part = p.n / m / 8;
     forward_pass<3, Roomy>(x, p, m, i, c);
     if (part == 16) {
-        forward_tail<Roomy>(x, p, 2 * i, c);
-        forward_tail<Roomy>(x + 64, p, 2 * i + 1, c);
+        forward_tail<Roomy, How>(x, p, 2 * i, c, ratios);
+        forward_tail<Roomy, How>(x + 64, p, 2 * i + 1, c, ratios);
         return;
     }
-    for (u32 k = 0; k < 8; ++k) forward_from<Roomy>(x + k * part, p, 8 * m, 8 * i + k, c);
+    for (u32 k = 0; k < 8; ++k) forward_from<Roomy, How>(x + k * part, p, 8 * m, 8 * i + k, c, ratios);
 }
 
-template <bool Roomy>
+template <bool Roomy, Companions How>
 void ntt_with(u64* x, const NttPlan& p) {
     const Consts c(p.m.q);
+    const Ratios ratios(p.m);
     const unsigned first = (p.lg - 4) % 3;
     if (first == 1) forward_pass<1, Roomy>(x, p, 1, 0, c);
     if (first == 2) forward_pass<2, Roomy>(x, p, 1, 0, c);
     const u32 m = u32{1} << first;
     const std::size_t part = p.n / m;
     if (part == 16) {
-        for (u32 g = 0; g < p.n / 64; ++g) forward_tail<Roomy>(x + 64 * g, p, g, c);
+        for (u32 g = 0; g < p.n / 64; ++g) forward_tail<Roomy, How>(x + 64 * g, p, g, c, ratios);
         return;
     }
-    for (u32 k = 0; k < m; ++k) forward_from<Roomy>(x + k * part, p, m, k, c);
+    for (u32 k = 0; k < m; ++k) forward_from<Roomy, How>(x + k * part, p, m, k, c, ratios);
 }
 
-void inverse_from(u64* x, const NttPlan& p, u32 m, u32 i, const Consts& c) {
+template <Companions How>
+void inverse_from(u64* x, const NttPlan& p, u32 m, u32 i, const Consts& c, const Ratios& ratios) {
     const std::size_t part = p.n / m / 8;
     if (part == 16) {
-        inverse_tail(x, p, 2 * i, c);
-        inverse_tail(x + 64, p, 2 * i + 1, c);
+        inverse_tail<How>(x, p, 2 * i, c, ratios);
+        inverse_tail<How>(x + 64, p, 2 * i + 1, c, ratios);
     } else {
-        for (u32 k = 0; k < 8; ++k) inverse_from(x + k * part, p, 8 * m, 8 * i + k, c);
+        for (u32 k = 0; k < 8; ++k) inverse_from<How>(x + k * part, p, 8 * m, 8 * i + k, c, ratios);
     }
     inverse_pass<3>(x, p, m, i, c);
+}
+
+template <Companions How>
+void intt_with(u64* x, const NttPlan& p) {
+    const Consts c(p.m.q);
+    const Ratios ratios(p.m);
+    const unsigned first = (p.lg - 4) % 3;
+    const u32 m = u32{1} << first;
+    const std::size_t part = p.n / m;
+    if (part == 16)
+        for (u32 g = 0; g < p.n / 64; ++g) inverse_tail<How>(x + 64 * g, p, g, c, ratios);
+    else
+        for (u32 k = 0; k < m; ++k) inverse_from<How>(x + k * part, p, m, k, c, ratios);
+    if (first == 1) inverse_pass<1>(x, p, 1, 0, c);
+    if (first == 2) inverse_pass<2>(x, p, 1, 0, c);
+    scale_row(c, x, set(p.n_inv), set(static_cast<u64>((u128{p.n_inv} << 52) / p.m.q)), x, p.n);
+}
+
+template <bool Roomy>
+void ntt_by_size(u64* x, const NttPlan& p) {
+    switch (companions(p)) {
+        case Companions::stored: return ntt_with<Roomy, Companions::stored>(x, p);
+        case Companions::near: return ntt_with<Roomy, Companions::near>(x, p);
+        case Companions::exact: return ntt_with<Roomy, Companions::exact>(x, p);
+    }
 }
 
 }  // namespace
@@ -218,22 +277,15 @@ void inverse_from(u64* x, const NttPlan& p, u32 m, u32 i, const Consts& c) {
 void ring_ntt_avx512(u64* x, const NttPlan& p) {
     if (p.n < 64) return ring_portable.ntt(x, p);
     // Every level adds at most 2q to a value: lg n levels from q stay below 2^52 without any reduction.
-    if (p.m.bits <= 46) return ntt_with<true>(x, p);
-    ntt_with<false>(x, p);
+    p.m.bits <= 46 ? ntt_by_size<true>(x, p) : ntt_by_size<false>(x, p);
 }
 
 void ring_intt_avx512(u64* x, const NttPlan& p) {
     if (p.n < 64) return ring_portable.intt(x, p);
-    const Consts c(p.m.q);
-    const unsigned first = (p.lg - 4) % 3;
-    const u32 m = u32{1} << first;
-    const std::size_t part = p.n / m;
-    if (part == 16)
-        for (u32 g = 0; g < p.n / 64; ++g) inverse_tail(x + 64 * g, p, g, c);
-    else
-        for (u32 k = 0; k < m; ++k) inverse_from(x + k * part, p, m, k, c);
-    if (first == 1) inverse_pass<1>(x, p, 1, 0, c);
-    if (first == 2) inverse_pass<2>(x, p, 1, 0, c);
-    scale_row(c, x, set(p.n_inv), set(static_cast<u64>((u128{p.n_inv} << 52) / p.m.q)), x, p.n);
+    switch (companions(p)) {
+        case Companions::stored: return intt_with<Companions::stored>(x, p);
+        case Companions::near: return intt_with<Companions::near>(x, p);
+        case Companions::exact: return intt_with<Companions::exact>(x, p);
+    }
 }
 #endif
