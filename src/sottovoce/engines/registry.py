@@ -11,7 +11,7 @@ from sottovoce.errors import ParameterMismatchError
 if TYPE_CHECKING:
     from sottovoce.models import Model
 
-ENGINES = ("hybrid", "scx", "clear")
+ENGINES = ("hybrid", "fhe", "scx", "clear")
 KV_STRATEGIES = ("ciphertext", "masked", "none")
 ARITHMETICS = ("float", "fixed")
 CORRELATIONS = ("pair", "dealer")
@@ -42,6 +42,10 @@ def make_engine(options: EngineOptions, model: Model) -> Engine:
         from sottovoce.engines.hybrid import HybridEngine
 
         return HybridEngine(options, model)
+    if options.engine == "fhe":
+        from sottovoce.engines.fhe import FheEngine
+
+        return FheEngine(options, model)
     if options.engine == "scx":
         from sottovoce.engines.scx import ScxEngine
 
@@ -58,6 +62,10 @@ def make_data_party(options: EngineOptions, public: dict[str, Any]) -> DataParty
         from sottovoce.engines.hybrid import HybridDataParty
 
         return HybridDataParty(options, public)
+    if options.engine == "fhe":
+        from sottovoce.engines.fhe import FheDataParty
+
+        return FheDataParty(options, public)
     if options.engine == "scx":
         from sottovoce.engines.scx import data_party
 

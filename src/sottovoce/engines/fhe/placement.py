@@ -13,17 +13,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sottovoce.engines.fhe.flow import Decision, RecordingFlow, Segment
+from sottovoce.engines.fhe.flow import Decision, PlannedFlow, RecordingFlow, Segment
 from sottovoce.engines.fhe.functions import BlockFunctions, Degrees, Functions, Predictor, norm_gain
 from sottovoce.engines.fhe.program import Program
 from sottovoce.engines.fhe.shape import Shape
 from sottovoce.engines.fhe.weights import counted
 from sottovoce.errors import ParameterError
-from sottovoce.packing.slots import Chebyshev, CountingSlots
+from sottovoce.packing.slots import Chebyshev, CountingSlots, Slots
 
 # seconds(operation, level); the operation "bootstrap" at the top level.
 Cost = Callable[[str, int], float]
 _ENDLESS = 1000
+# What the embedding takes of a one-hot vector.
+EMBED_LEVELS = 2
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,17 @@ def record(shape: Shape, degrees: Degrees, length: int) -> list[Segment]:
     program.length = length
     out = program.step([ar.fresh()] * shape.vocabulary_blocks)
     return flow.finish(ar.level(out[0]))
+
+
+def rotation_levels(shape: Shape, degrees: Degrees, placement: Placement, top: int) -> dict[int, int]:
+    """The rotations of a step and the highest level at which each happens: what keys are made for."""
+    ar = CountingSlots(shape.n, top)
+    program = Program(
+        ar, shape, counted(shape), _shapes(shape, degrees), PlannedFlow[Slots](placement.decisions)
+    )
+    program.length = shape.tokens - 1  # the position with the most rotations
+    program.step([ar.fresh(level=placement.entry + EMBED_LEVELS)] * shape.vocabulary_blocks)
+    return ar.steps
 
 
 def _shapes(shape: Shape, degrees: Degrees) -> Functions:

@@ -176,7 +176,7 @@ class Program(Generic[V]):
         ar, heads = self.ar, self.shape.heads
         value = ar.drop(value, ar.level(p))
         if self.shape.single:
-            turned = ar.rotate(value, -(self.length % heads.t))
+            turned = att.turn_right(ar, value, self.length % heads.t)
             before = cache.values[0] if cache.values else None
             if before is not None:
                 turned = ar.add(turned, before)

@@ -34,7 +34,8 @@ class CountingSlots(SlotArithmetic[Slots]):
     def __init__(self, n: int, top: int) -> None:
         self.n, self.top = n, top
         self.counts: Counter[tuple[str, int]] = Counter()
-        self.steps: set[int] = set()  # rotations for which a key is needed
+        # Rotations for which a key is needed, and the highest level at which each happens.
+        self.steps: dict[int, int] = {}
 
     def total(self, *names: str) -> int:
         """How often the named operations happened, at all levels together."""
@@ -61,7 +62,7 @@ class CountingSlots(SlotArithmetic[Slots]):
                 out.append(x)
                 continue
             self.counts["rotate" if first else "hoisted", x.level] += 1
-            self.steps.add(step % self.n)
+            self.steps[step % self.n] = max(self.steps.get(step % self.n, 0), x.level)
             first = False
             out.append(self._map(x, lambda v, step=step: np.roll(v, -step)))
         return out

@@ -1,0 +1,89 @@
+"""What both parties know: parameters, layout, which keys exist, at which levels ciphertexts travel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sottovoce.ckks import CONJUGATE, ENGINE16, Parameters
+from sottovoce.engines.fhe.shape import Shape
+from sottovoce.errors import CorruptFileError, ParameterMismatchError
+from sottovoce.models.config import Config
+
+# The sets that a client agrees to. All of them have 128-bit security; tests add small ones.
+PARAMETERS: dict[str, Parameters] = {"engine16": ENGINE16}
+_ENTRIES = {"config", "parameters", "slots", "tokens", "entry", "steps"}
+_MAX_KEYS = 512
+
+
+@dataclass(frozen=True)
+class Description:
+    """entry: the level of a token's one-hot ciphertexts. steps: rotation -> level of its key, CONJUGATE
+    included."""
+
+    name: str
+    shape: Shape
+    entry: int
+    steps: Mapping[int, int]
+
+    @property
+    def parameters(self) -> Parameters:
+        return PARAMETERS[self.name]
+
+    @property
+    def product_level(self) -> int:
+        """The level of the relinearisation key: products happen below the maps of a refresh."""
+        return self.parameters.top - self.parameters.spec.refresh[2]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "config": self.shape.config.to_json(),
+            "parameters": self.name,
+            "slots": self.shape.n,
+            "tokens": self.shape.tokens,
+            "entry": self.entry,
+            "steps": [[step, level] for step, level in sorted(self.steps.items())],
+        }
+
+    @classmethod
+    def from_json(cls, data: Any) -> Description:
+        """From the server's handshake; everything is checked before a key is made for it."""
+        if not isinstance(data, dict) or set(data) != _ENTRIES:
+            raise CorruptFileError("model description: unexpected or missing entries")
+        config, name = Config.from_json(data["config"]), data["parameters"]
+        if name not in PARAMETERS:
+            raise ParameterMismatchError(
+                f"the server uses parameters {name!r:.40}; this version knows {', '.join(PARAMETERS)}"
+            )
+        parameters = PARAMETERS[name]
+        slots = _integer(data, "slots", 2, parameters.slots)
+        if slots & (slots - 1):
+            raise CorruptFileError("model description: slots is not a power of two")
+        tokens = _integer(data, "tokens", 1, config.context_length)
+        entry = _integer(data, "entry", 1, parameters.working_top)
+        shape = Shape(config, slots, tokens)
+        # Fail here, not in the middle of a session, if the layout does not fit.
+        _ = shape.heads, shape.embed, shape.head
+        return cls(name, shape, entry, _steps(data["steps"], slots, parameters))
+
+
+def _integer(data: Mapping[str, Any], name: str, low: int, high: int) -> int:
+    value = data[name]
+    if type(value) is not int or not low <= value <= high:
+        raise CorruptFileError(f"model description: {name} = {value!r:.40} is not between {low} and {high}")
+    return value
+
+
+def _steps(entries: Any, slots: int, parameters: Parameters) -> dict[int, int]:
+    if not isinstance(entries, list) or len(entries) > _MAX_KEYS:
+        raise CorruptFileError("model description: malformed list of rotations")
+    found: dict[int, int] = {}
+    for entry in entries:
+        if not isinstance(entry, list) or len(entry) != 2 or any(type(value) is not int for value in entry):
+            raise CorruptFileError("model description: malformed rotation")
+        step, level = entry
+        if not (step == CONJUGATE or 0 < step < parameters.slots) or not 0 <= level <= parameters.top:
+            raise CorruptFileError("model description: a rotation is out of range")
+        found[step] = level
+    return found

@@ -1,0 +1,141 @@
+"""Evaluation keys on their way to the server: one frame each, made when they are sent, kept there by name.
+
+    client                                      server
+    key id                                -->
+                                          <--   which keys it has (one byte each)
+    every missing key, in a fixed order   -->   checked, stored
+
+An upload that broke off goes on where it was: the client keeps its secret, the server what arrived. Keys are
+gigabytes at N = 2^16, so the client never holds more than one. The key id is 16 random bytes or so of which
+only the two parties know; keys under another id are refused.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from sottovoce.ckks import (
+    EncapsulationKeys,
+    Evaluator,
+    GaloisKeys,
+    KeyGenerator,
+    RelinearizationKey,
+    SwitchingKey,
+)
+from sottovoce.ckks.secret import KEY_ID_BYTES
+from sottovoce.engines.base import Progress
+from sottovoce.engines.fhe.description import Description
+from sottovoce.errors import CorruptFileError, IntegrityError
+from sottovoce.net import Channel
+
+_MAX_KEY = 1 << 29
+
+
+def send_keys(
+    channel: Channel, description: Description, keys: KeyGenerator, progress: Progress | None = None
+) -> None:
+    """The client's side. Cost: 1 round and the missing keys."""
+    makers = list(_makers(description, keys))
+    channel.send(keys.secret_key.key_id)
+    there = bytes(channel.recv(len(makers)))
+    for i, (name, make) in enumerate(makers):
+        if progress is not None:
+            progress(i, len(makers), f"uploading keys: {name}")
+        if not there[i]:
+            channel.send(make())
+    if progress is not None:
+        progress(len(makers), len(makers), "uploading keys")
+
+
+def _makers(description: Description, keys: KeyGenerator) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    parameters = description.parameters
+    yield "products", lambda: keys.relinearization_key(description.product_level).to_bytes()
+    yield "refresh", lambda: keys.encapsulation_keys().to_bytes()
+    for step, level in sorted(description.steps.items()):
+
+        def rotation(step: int = step, level: int = level) -> bytes:
+            key = keys.galois_key(step, level)
+            return GaloisKeys(parameters, keys.secret_key.key_id, {step: key}).to_bytes()
+
+        yield "rotations", rotation
+
+
+def receive_keys(channel: Channel, description: Description, directory: Path | None) -> Evaluator:
+    """The server's side: an evaluator with all keys. IntegrityError if one is not what was agreed.
+
+    directory: where keys are kept beyond the session, None to keep none.
+    """
+    key_id = bytes(channel.recv(KEY_ID_BYTES))
+    store = None if directory is None else KeyStore(directory / key_id.hex())
+    parameters, steps = description.parameters, sorted(description.steps.items())
+    count = 2 + len(steps)
+    there = [store is not None and store.has(i) for i in range(count)]
+    channel.send(bytes(there))
+    rotations: dict[int, SwitchingKey] = {}
+    products: RelinearizationKey | None = None
+    refresh: EncapsulationKeys | None = None
+    for i in range(count):
+        raw = store.load(i) if store is not None and there[i] else channel.recv_message(_MAX_KEY)
+        found: RelinearizationKey | EncapsulationKeys | GaloisKeys
+        if i == 0:
+            found = products = RelinearizationKey.from_bytes(parameters, raw)
+            right = products.key.level >= description.product_level
+        elif i == 1:
+            found = refresh = EncapsulationKeys.from_bytes(parameters, raw)
+            right = refresh.up.level == parameters.top
+        else:
+            step, level = steps[i - 2]
+            found = GaloisKeys.from_bytes(parameters, raw)
+            right = found.steps == (step,) and found.keys[step].level >= level
+            rotations.update(found.keys)
+        if found.key_id != key_id or not right:
+            raise IntegrityError("an evaluation key is not the one that was announced")
+        if store is not None and not there[i]:
+            store.save(i, raw)
+    return Evaluator(parameters, products, GaloisKeys(parameters, key_id, rotations), refresh)
+
+
+class KeyStore:
+    """A directory with one file for each key of a client. Nothing in it is secret."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def has(self, number: int) -> bool:
+        return self._path(number).is_file()
+
+    def load(self, number: int) -> bytes:
+        try:
+            return self._path(number).read_bytes()
+        except OSError as error:
+            raise CorruptFileError(f"{self._path(number)} cannot be read: {error}") from None
+
+    def save(self, number: int, raw: bytes | memoryview) -> None:
+        """Best effort and atomic: a full disk costs the next upload, not this session."""
+        try:
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            partial = self._path(number).with_suffix(".part")
+            with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+                file.write(raw)
+            os.replace(partial, self._path(number))
+        except OSError:
+            pass
+
+    def _path(self, number: int) -> Path:
+        return self._directory / f"{number:04d}.key"
+
+
+def forget_others(directory: Path, keep: int) -> None:
+    """Delete the oldest clients' keys until at most `keep` are left. They are uploaded again when needed."""
+    folders = [p for p in directory.iterdir() if p.is_dir() and re.fullmatch("[0-9a-f]+", p.name)]
+    folders.sort(key=lambda p: p.stat().st_mtime)
+    for folder in folders[: max(0, len(folders) - keep)]:
+        for file in folder.iterdir():
+            file.unlink(missing_ok=True)
+        folder.rmdir()
+
+
+__all__ = ["KeyStore", "forget_others", "receive_keys", "send_keys"]
