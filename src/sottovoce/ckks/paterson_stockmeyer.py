@@ -156,7 +156,7 @@ def evaluate(
     """
     how = plan(how) if isinstance(how, Polynomial) else how
     t = _normalised(evaluator, x, how)
-    powers, raw = {1: t}, {}
+    powers, raw = {1: t}, dict[int, Ciphertext]()
     for index in how.powers:
         if central and index & (index - 1) == 0:
             raw[index] = _doubled(evaluator, index // 2, powers, raw)
