@@ -67,11 +67,12 @@ class Outcome:
 
 
 class Attack(Protocol):
-    """target: the engine. profiles: what it can be run against, the first by default."""
+    """target: the engine. profiles: what it can be run against, the first by default. samples: by default."""
 
     name: str
     target: str
     profiles: tuple[str, ...]
+    samples: int
     says: str
 
     def run(self, setting: Setting) -> Outcome: ...

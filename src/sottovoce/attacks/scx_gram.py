@@ -32,7 +32,7 @@ def read_gram(table: Floats, features: Floats) -> list[int]:
 
 
 class GramMatrix:
-    name, target, profiles = "gram-matrix", "scx", ("paper", "hardened")
+    name, target, profiles, samples = "gram-matrix", "scx", ("paper", "hardened"), 100
     says = "lengths and inner products of queries, keys and values, which no orthogonal encoding changes"
 
     def run(self, setting: Setting) -> Outcome:

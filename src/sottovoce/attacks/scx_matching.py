@@ -71,7 +71,7 @@ def over_prompts(
 
 
 class VocabularyMatching:
-    name, target, profiles = "vocabulary-matching", "scx", PROFILES
+    name, target, profiles, samples = "vocabulary-matching", "scx", PROFILES, 100
     says = "sorted values of the first block against those of every token"
 
     def run(self, setting: Setting) -> Outcome:
@@ -100,7 +100,7 @@ class VocabularyMatching:
 
 
 class GreedyMatching:
-    name, target, profiles = "greedy-matching", "scx", PROFILES
+    name, target, profiles, samples = "greedy-matching", "scx", PROFILES, 100
     says = "exact activations of generated tokens against those of candidates behind the known prefix"
 
     def run(self, setting: Setting) -> Outcome:
@@ -148,7 +148,7 @@ def continue_from(
 
 
 class KvInversion:
-    name, target, profiles = "kv-inversion", "scx", PROFILES
+    name, target, profiles, samples = "kv-inversion", "scx", PROFILES, 100
     says = "plain values of a middle block, inverted token by token"
 
     def run(self, setting: Setting) -> Outcome:

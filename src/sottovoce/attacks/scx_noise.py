@@ -56,7 +56,7 @@ def noise_scale(vocabulary: Vocabulary) -> float:
 
 
 class TwoLayerFitting:
-    name, target, profiles = "two-layer-fitting", "scx", ("paper", "hardened")
+    name, target, profiles, samples = "two-layer-fitting", "scx", ("paper", "hardened"), 100
     says = "a two-layer network fitted to take the noise away"
 
     def run(self, setting: Setting) -> Outcome:
@@ -104,7 +104,7 @@ def fitted(vocabulary: Vocabulary, profile: str, noise: float) -> Reader:
 
 
 class DpAccounting:
-    name, target, profiles = "dp-accounting", "scx", ("paper", "hardened")
+    name, target, profiles, samples = "dp-accounting", "scx", ("paper", "hardened"), 100
     says = "the whole row's ε beside the coordinate's, and the likeliest token of each noised row"
 
     def run(self, setting: Setting) -> Outcome:

@@ -20,11 +20,11 @@ import numpy as np
 import numpy.typing as npt
 
 from sottovoce.attacks.base import Control, Outcome, Setting
-from sottovoce.attacks.candidates import Floats, Prefix
+from sottovoce.attacks.candidates import Floats
 from sottovoce.attacks.scx_matching import over_prompts, read_values
 from sottovoce.attacks.scx_session import CuriousServer, Seen, recovered, shortened
 from sottovoce.attacks.vocabulary import Vocabulary
-from sottovoce.engines.scx import PROFILES
+from sottovoce.engines.scx import PROFILES, Arrays, ops
 from sottovoce.models import Model
 
 _TRIES = 24  # orders, as many as four tokens have
@@ -32,7 +32,7 @@ _SHORT = 4
 
 
 class BruteForce:
-    name, target, profiles = "brute-force", "scx", ("paper", "hardened")
+    name, target, profiles, samples = "brute-force", "scx", ("paper", "hardened"), 100
     says = "orders of the known tokens, tried one after the other and checked exactly"
 
     def run(self, setting: Setting) -> Outcome:
@@ -73,17 +73,13 @@ def misfit(model: Model, rows: Floats, order: Sequence[int]) -> float:
 
 def first_residuals(model: Model, tokens: Sequence[int]) -> Floats:
     """(T, width) behind the first block's attention."""
-    known = Prefix(model, 1)
-    out = []
-    for token in tokens:
-        state = known.states(np.array([token]))[0]
-        assert state.residual is not None
-        out.append(state.residual[0])
-        known.k[0], known.v[0] = (
-            np.concatenate([a, b]) for a, b in ((known.k[0], state.k), (known.v[0], state.v))
-        )
-        known.length += 1
-    return np.array(out)
+    c, layer = model.config, ops.layer_of(model.weights.blocks[0], Arrays(np))
+    x = model.weights.embedding[np.asarray(tokens)]
+    if model.weights.positions is not None:
+        x = x + model.weights.positions[: len(tokens)]
+    q, k, v = ops.split(ops.qkv(ops.norm(x, layer.norm1, layer.norm1_bias, c), layer), c)
+    q, k = (ops.rotate(part, c, 0, Arrays(np)) for part in (q, k))
+    return np.asarray(x + ops.linear(ops.attention(q, k, v), layer.o, layer.o_bias))
 
 
 def key_bits(model: Model, tokens: int) -> dict[str, float]:
@@ -101,7 +97,7 @@ def key_bits(model: Model, tokens: int) -> dict[str, float]:
 
 
 class LmReordering:
-    name, target, profiles = "lm-reordering", "scx", ("paper", "hardened")
+    name, target, profiles, samples = "lm-reordering", "scx", ("paper", "hardened"), 100
     says = "the known tokens in the order that a local language model finds most likely"
 
     def run(self, setting: Setting) -> Outcome:
@@ -130,8 +126,8 @@ def likely_order(model: Model, tokens: npt.NDArray[np.int64]) -> list[int]:
     cache = model.new_cache()
     last = list(model.card.plain("a").public) or [left[0]]
     while left:
-        logits = model.forward(last, cache, last_only=True)[-1]
-        best = max(range(len(left)), key=lambda i: logits[left[i]])
+        logits = model.weights.output[left] @ model.hidden(last, cache)[-1]
+        best = int(logits.argmax())
         out.append(left.pop(best))
         last = out[-1:]
     return out

@@ -16,6 +16,7 @@ COMMANDS = {
     "prepare": ("prepare", "prepare", "Do ahead what does not depend on the prompt."),
     "proxy": ("proxy", "proxy", "OpenAI's interface and a chat page, on your own machine."),
     "demo": ("demo", "demo", "Server and client on this machine, explained."),
+    "attack": ("attack", "attack", "Attack the engines, with controls that must break."),
     "bench": ("bench", "bench", "Measure: end to end, quality, homomorphic primitives."),
     "dealer": ("dealer", "dealer", "A third machine that deals one-time material (insecure if it colludes)."),
     "worker": ("scx", "worker", "The users' side of the engine scx, for users who trust this machine."),

@@ -1,0 +1,85 @@
+"""Results of attacks on disk: `attacks.json` holds every run, `attacks.md` the table made from it, and
+`privacy-speed.svg` shows what a profile gives away against what it costs.
+
+A run replaces the one before it of the same attack, target and profile.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sottovoce import __version__
+from sottovoce.errors import CorruptFileError
+
+Run = dict[str, Any]
+DATA, TABLE, PLOT = "attacks.json", "attacks.md", "privacy-speed.svg"
+_KEYS = ("target", "profile", "attack")
+
+
+def save(outcome: Mapping[str, Any], directory: str | Path) -> Path:
+    """Add a run and make table and plot again."""
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / DATA
+    made = {"date": datetime.now(UTC).date().isoformat(), "version": __version__}
+    kept = [run for run in load(path) if _key(run) != _key(outcome)]
+    runs = sorted([*kept, {**made, **outcome}], key=_key)
+    path.write_text(json.dumps(runs, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    render(folder)
+    return path
+
+
+def load(path: Path) -> list[Run]:
+    """The runs in a file, none if it does not exist."""
+    try:
+        runs = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
+    except ValueError as error:
+        raise CorruptFileError(f"{path} is not JSON ({error}); delete it or restore it") from None
+    if not isinstance(runs, list) or not all(isinstance(run, dict) for run in runs):
+        raise CorruptFileError(f"{path} is not a list of attacks; delete it or restore it")
+    return runs
+
+
+def render(folder: Path) -> None:
+    """Write the table from the data."""
+    runs = load(folder / DATA)
+    lines = ["# Attacks and what they got", ""]
+    lines += [
+        "Share of tokens, weights or trials recovered. A control is the same attack with a safeguard left "
+        "out:"
+    ]
+    lines += [
+        "where it does not break, the attack proves nothing. Each row was made by `sottovoce attack`.",
+        "",
+    ]
+    lines += ["| engine | profile | attack | recovered | controls | samples |", "|---|---|---|---:|---|---:|"]
+    for run in runs:
+        controls = "; ".join(f"{c['name']}: {_percent(c['success_rate'])}" for c in run["controls"])
+        cells = (run["target"], run["profile"], f"`{run['attack']}`", _percent(run["success_rate"]), controls)
+        lines.append("| " + " | ".join([*cells, str(run["samples"])]) + " |")
+    lines += ["", "## Details", ""]
+    for run in runs:
+        details = ", ".join(f"{name} {_shown(value)}" for name, value in run["details"].items())
+        lines.append(f"- {run['target']} {run['profile']}, `{run['attack']}` ({run['date']}): {details}")
+    lines += ["", f"Generated from `{DATA}`; do not edit."]
+    (folder / TABLE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _key(run: Mapping[str, Any]) -> list[str]:
+    return [str(run.get(key)) for key in _KEYS]
+
+
+def _percent(rate: float) -> str:
+    return f"{100 * rate:.1f} %"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)
