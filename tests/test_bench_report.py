@@ -9,6 +9,26 @@ from sottovoce.bench.machine import header
 from sottovoce.errors import CorruptFileError, UsageError
 
 PRIMITIVE = {"ours_s": 1e-5, "peer_s": 8e-5, "ratio": 8.0}
+BOOTSTRAP = {
+    "set": "boot16",
+    "slots": 32768,
+    "threads": 1,
+    "ours_s": 5.0,
+    "peer_s": None,
+    "ratio": None,
+    "steps": {"raise": 0.1, "sine": 2.0},
+    "levels": 9,
+    "level_bits": 41.0,
+    "bits": 22.0,
+    "worst_bits": 19.5,
+    "memory_bytes": 6e9,
+    "key_bytes": 4e9,
+    "key_seconds": 11.0,
+    "peer_levels": None,
+    "peer_bits": None,
+    "peer_worst_bits": None,
+    "peer_memory_bytes": None,
+}
 OPERATION = {"name": "linear", "phase": "decode", "seconds": 0.5, "bytes": 1e6, "rounds": 4.0}
 
 
@@ -78,6 +98,27 @@ def sample(name):
                     }
                 ],
             },
+            "bootstrap": BOOTSTRAP,
+            "polynomials": {
+                "period": 64,
+                "rows": [
+                    {
+                        "function": "1/x",
+                        "degree": 31,
+                        "low": 1 / 32,
+                        "fit_bits": 16.0,
+                        "key_switches": 10,
+                        "slim_key_switches": 10,
+                        "levels": 5,
+                        "slim_levels": 5,
+                        "seconds": 0.5,
+                        "slim_seconds": 0.4,
+                        "speedup": 1.25,
+                        "bits": 25.0,
+                        "slim_bits": 24.0,
+                    }
+                ],
+            },
             "matrix": {
                 "rows": [{"batch": 64, "core_seconds": 0.1, "bytes": 1e6}],
                 "online": {"core_seconds": 2.0, "bytes": 4e7},
@@ -125,6 +166,30 @@ def sample(name):
                 "kl": 1e-4,
                 "top1": 0.99,
                 "encrypted": None,
+            },
+            "faults": {
+                "kv": "masked",
+                "points": 10,
+                "seed": 1,
+                "seamless": 6,
+                "reopened": 3,
+                "restarted": 1,
+                "resumed_connections": 4,
+                "failures": [],
+                "seconds": 9.0,
+            },
+            "load": {
+                "model": "tiny",
+                "kv": "masked",
+                "sessions": 2,
+                "tokens": 16,
+                "seconds": [1.0, 1.2],
+                "ratio": 1.2,
+                "throughput": 20.0,
+                "throughput_alone": 25.0,
+                "sessions_after": 50,
+                "memory_half": 1e8,
+                "memory_last": 1e8,
             },
         }[name]
     )

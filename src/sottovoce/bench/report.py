@@ -41,6 +41,16 @@ KINDS = {
         "The private model answers prompts greedily; float32 reads the same text, the private model's own "
         "tokens included, and is asked for the next token at each position.",
     ),
+    "bootstrap": Kind(
+        "Bootstrapping beside Lattigo",
+        ("set", "slots", "threads"),
+        "One CKKS bootstrap in the ring of degree 65,536, here and in Lattigo, one after the other, each in "
+        "a process of its own pinned to the same cores. Real slots, uniform in [−1, 1]; both treat them as "
+        "complex. Medians without the first run; memory is the peak of the process.",
+        "`bits` is −lg of the mean (and of the largest) absolute error of a slot. Levels are what is left "
+        "for computing. Both sides keep 128 bits of security by their own tables: ours limits h = 192 to "
+        "1,546 bits of modulus and uniform ternary secrets to 1,747.",
+    ),
     "draft": Kind(
         "Draft and verify",
         ("model", "kv", "draft"),
@@ -51,6 +61,14 @@ KINDS = {
         "Decode, end to end",
         ("model", "engine", "kv", "context", "prepared"),
         "One private token: two processes over TLS on one machine, both parties and both directions counted.",
+    ),
+    "faults": Kind(
+        "Faults",
+        ("kv",),
+        "Kept sessions of a tiny model in which one thing goes wrong at one random frame: the connection "
+        "breaks, a frame is cut, doubled or late, one of the two processes ends. After an error the saved "
+        "session is opened again. A failure would be another token, a frame of tokens sent twice, or a "
+        "damaged file.",
     ),
     "growth": Kind(
         "Growth with the context",
@@ -69,6 +87,13 @@ KINDS = {
         "where several sums share the ciphertexts, as in a layer, 192 KB are left and a product takes about "
         "20 µs. BFV needs a base extension for a product of ciphertexts, BGV does not, which is most of "
         "the last line.",
+    ),
+    "load": Kind(
+        "Many sessions at once",
+        ("model", "kv", "sessions", "tokens"),
+        "One server process and one for each client, on one machine, over TLS; all answer from the same "
+        "moment on, one more client dawdles. Then short sessions follow one another, and the server's memory "
+        "is read.",
     ),
     "matrix": Kind(
         "Matrix products made ahead",
@@ -94,6 +119,14 @@ KINDS = {
         ("model", "kv", "tokens"),
         "Private tokens in one pass, products of matrices made online: with several tokens in a ciphertext "
         "(*matrix*) and with one (*vector*), as in decode.",
+    ),
+    "polynomials": Kind(
+        "Polynomials of ciphertexts",
+        ("period",),
+        "Relative minimax fits evaluated by Paterson and Stockmeyer's method in the Chebyshev basis and by "
+        "the slim method in the blocks of one ciphertext; ring of degree 32,768, one thread, medians.",
+        "Key switches are relinearisations, and for the slim method rotations as well. Bits compare with the "
+        "exact value of the same polynomial.",
     ),
     "quality": Kind(
         "Quality of text",
@@ -171,6 +204,8 @@ def command(name: str, settings: Mapping[str, Any]) -> str:
             continue
         if key == "spu_python":
             value = "PYTHON"
+        elif key == "peer_python":
+            value = "PYTHON"
         elif key == "text":
             value = Path(value).name
         elif isinstance(value, tuple | list):
@@ -181,7 +216,8 @@ def command(name: str, settings: Mapping[str, Any]) -> str:
 
 def suite(texts: str | Path | None = None) -> list[tuple[str, dict[str, Any]]]:
     """Every benchmark of the documentation with its settings; quality for every text in a directory."""
-    jobs: list[tuple[str, dict[str, Any]]] = [("he", {}), ("matrix", {})]
+    jobs: list[tuple[str, dict[str, Any]]] = [("he", {}), ("matrix", {}), ("polynomials", {})]
+    jobs += [("bootstrap", {}), ("bootstrap", {"set": "engine16", "slots": 4096, "ratio": 5})]
     prepared = {"kv": "masked", "prepared": DENSE.block}
     for how in ({"kv": "ciphertext"}, prepared, {"kv": "none"}):
         slow = how["kv"] == "none"
@@ -192,6 +228,8 @@ def suite(texts: str | Path | None = None) -> list[tuple[str, dict[str, Any]]]:
         jobs += [("network", how), ("peers", how), ("agreement", how)]
         jobs.append(("draft", {"kv": how["kv"], "networks": NETWORKS}))
     jobs.append(("prefill", {"kv": "ciphertext", "tokens": 64}))
+    jobs += [("faults", {"kv": "clear", "points": 1000}), ("faults", {"kv": "masked", "points": 60})]
+    jobs += [("load", {"kv": kv}) for kv in ("clear", "masked")]
     jobs.append(("quality", {"chain": 128, "sample": 40}))
     for path in sorted(p for p in Path(texts).iterdir() if p.suffix in (".txt", ".jsonl")) if texts else []:
         jobs.append(("quality", {"text": str(path)}))

@@ -367,15 +367,94 @@ def prefill(runs: Sequence[Run]) -> list[str]:
     return table(headers, rows, left=4)
 
 
+def bootstrap(runs: Sequence[Run]) -> list[str]:
+    headers = ["set, slots", "threads", "ours s", "Lattigo s", "ratio", "levels", "Lattigo", "bits mean"]
+    headers += ["worst", "Lattigo mean", "worst", "GB", "Lattigo", "of it keys", "keys s"]
+    rows = [
+        (
+            f"{run['set']}, {run['slots']:,}",
+            str(run["threads"]),
+            number(run["ours_s"]),
+            number(run["peer_s"]),
+            times(run["ratio"]),
+            f"{run['levels']} × {run['level_bits']:.0f} bits",
+            _count(run["peer_levels"]),
+            number(run["bits"]),
+            number(run["worst_bits"]),
+            number(run["peer_bits"]),
+            number(run["peer_worst_bits"]),
+            _gigabytes(run["memory_bytes"]),
+            _gigabytes(run["peer_memory_bytes"]),
+            _gigabytes(run["key_bytes"]),
+            number(run["key_seconds"]),
+        )
+        for run in runs
+    ]
+    lines = table(headers, rows)
+    for run in runs:
+        shares = ", ".join(f"{name.replace('_', ' ')} {number(s)} s" for name, s in run["steps"].items())
+        lines += [f"{run['set']}, {run['slots']:,} slots: {shares}.", ""]
+    return lines
+
+
+def polynomials(runs: Sequence[Run]) -> list[str]:
+    headers = ["function", "degree", "on", "fit bits", "key switches", "slim", "levels", "slim"]
+    headers += ["seconds", "slim", "speed-up", "bits", "slim"]
+    rows = [
+        (
+            row["function"],
+            str(row["degree"]),
+            f"[1/{round(1 / row['low'])}, 1]",
+            number(row["fit_bits"]),
+            str(row["key_switches"]),
+            str(row["slim_key_switches"]),
+            str(row["levels"]),
+            str(row["slim_levels"]),
+            number(row["seconds"]),
+            number(row["slim_seconds"]),
+            times(row["speedup"]),
+            number(row["bits"]),
+            number(row["slim_bits"]),
+        )
+        for run in runs
+        for row in run["rows"]
+    ]
+    return table(headers, rows)
+
+
+def _gigabytes(count: float | None) -> str:
+    return number(None if count is None else count / 1e9)
+
+
+def _count(value: int | None) -> str:
+    return "–" if value is None else str(value)
+
+
+def _later(name: str) -> Callable[[Sequence[Run]], list[str]]:
+    """A table of a module that needs this one."""
+
+    def made(runs: Sequence[Run]) -> list[str]:
+        from sottovoce.bench import robust_tables
+
+        lines: list[str] = getattr(robust_tables, name)(runs)
+        return lines
+
+    return made
+
+
 RENDERERS: dict[str, Callable[[Sequence[Run]], list[str]]] = {
     "agreement": agreement,
+    "bootstrap": bootstrap,
     "draft": draft,
     "e2e": e2e,
+    "faults": _later("faults"),
     "growth": growth,
     "he": he,
+    "load": _later("load"),
     "matrix": matrix,
     "network": network,
     "peers": peers,
+    "polynomials": polynomials,
     "prefill": prefill,
     "quality": quality,
 }

@@ -184,6 +184,35 @@ def matrix(**settings: Any) -> None:
 
 
 @bench.command()
+@option("--slots", type=click.IntRange(2, 1 << 15), default=1 << 15, help="Slots in use, a power of two.")
+@option(
+    "--set",
+    type=click.Choice(["boot16", "engine16", "full16"]),
+    default="boot16",
+    help="Our parameter set; boot16 is the peer's kind of secret.",
+)
+@option("--ratio", type=click.IntRange(1, 10), default=4, help="Bits between the message and the modulus.")
+@option("--threads", type=click.IntRange(1), default=1, help="Threads (and cores) of both sides.")
+@option("--repeat", type=click.IntRange(1), default=3, help="Measured runs after a first one.")
+@option(
+    "--peer-python",
+    type=click.Path(exists=True, dir_okay=False),
+    help="A Python to load Lattigo with; this one if unset. LATTIGO_SO names the library.",
+)
+@_common
+def bootstrap(**settings: Any) -> None:
+    """A CKKS bootstrap beside Lattigo's (18 GB; skipped without LATTIGO_SO or the memory)."""
+    _run("bootstrap", settings)
+
+
+@bench.command()
+@_common
+def polynomials(**settings: Any) -> None:
+    """Polynomials of ciphertexts: the slim method against Paterson and Stockmeyer's."""
+    _run("polynomials", settings)
+
+
+@bench.command()
 @_model_option
 @_kv_option
 @option("--draft", default="ngram", help="Who guesses: ngram, or a model with the same tokenizer.")
@@ -194,6 +223,36 @@ def matrix(**settings: Any) -> None:
 def draft(**settings: Any) -> None:
     """One answer with and without guessed tokens that are verified together."""
     _run("draft", settings)
+
+
+_engine_option = option(
+    "--kv",
+    type=click.Choice(["clear", *KV_STRATEGIES]),
+    default="masked",
+    help="The cache of the engine hybrid, or the engine without cryptography.",
+)
+
+
+@bench.command()
+@option("--points", type=click.IntRange(1), default=1000, help="Sessions in which something goes wrong.")
+@option("--seed", type=int, default=0, help="Chooses the same points again.")
+@_engine_option
+@_common
+def faults(**settings: Any) -> None:
+    """Broken connections, damaged frames and killed processes at random points of kept sessions."""
+    _run("faults", settings)
+
+
+@bench.command()
+@option("--sessions", type=click.IntRange(1), default=8, help="At the same time.")
+@option("--tokens", type=click.IntRange(2), default=16, help="Of each answer.")
+@option("--model", default="tiny", help="A name or a path; tiny is a random model.")
+@option("--after", type=click.IntRange(0), default=50, help="Short sessions, for the server's memory.")
+@_engine_option
+@_common
+def load(**settings: Any) -> None:
+    """Sessions at the same time: do they finish together, and does the server give back its memory?"""
+    _run("load", settings)
 
 
 @bench.command("all")

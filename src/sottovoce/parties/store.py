@@ -91,14 +91,15 @@ class SessionStore:
             )
 
     def close(self) -> None:
-        self._db.close()
+        """No checkpoint is under way after it, and none begins."""
+        with self._lock:
+            self._db.close()
 
     def entries(self) -> list[Entry]:
         """All sessions, the last used first."""
-        with self._lock:
-            rows = self._db.execute(
-                "SELECT id, name, created, touched, facts, size FROM sessions ORDER BY touched DESC, id"
-            ).fetchall()
+        rows = self._rows(
+            "SELECT id, name, created, touched, facts, size FROM sessions ORDER BY touched DESC, id"
+        )
         return [Entry(id, name, a, b, json.loads(facts), size) for id, name, a, b, facts, size in rows]
 
     def find(self, name: str) -> Entry | None:
@@ -149,19 +150,16 @@ class SessionStore:
 
     def head(self, id: str) -> bytes:
         """What the last checkpoint said. UsageError if there is no such session."""
-        with self._lock:
-            row = self._db.execute("SELECT head FROM sessions WHERE id = ?", (id,)).fetchone()
-        if row is None:
+        rows = self._rows("SELECT head FROM sessions WHERE id = ?", id)
+        if not rows:
             raise UsageError("there is no such saved session; `sottovoce session ls` lists them")
-        return self._unseal(f"{id} head", bytes(row[0]))
+        return self._unseal(f"{id} head", bytes(rows[0][0]))
 
     def pieces(self, id: str) -> list[tuple[str, Piece]]:
         """All pieces, oldest first. CorruptFileError if a file is missing or was changed."""
         with self._lock:
-            files = self._db.execute(
-                "SELECT number, size, digest FROM files WHERE session = ? ORDER BY number", (id,)
-            ).fetchall()
-            names = dict(self._db.execute("SELECT name, number FROM pieces WHERE session = ?", (id,)))
+            files = self._rows("SELECT number, size, digest FROM files WHERE session = ? ORDER BY number", id)
+            names = dict(self._rows("SELECT name, number FROM pieces WHERE session = ?", id))
             found: list[tuple[str, Piece]] = []
             for number, size, digest in files:
                 for name, piece in self._read(id, number, size, bytes(digest)).items():
@@ -186,6 +184,15 @@ class SessionStore:
                 self.remove(entry.id)
                 total, gone = total - entry.size, gone + 1
         return gone
+
+    def _rows(self, query: str, *arguments: str) -> list[Any]:
+        with self._lock:
+            try:
+                return self._db.execute(query, arguments).fetchall()
+            except sqlite3.Error as error:
+                raise CorruptFileError(
+                    f"the saved sessions in {self.directory} cannot be read ({error})"
+                ) from None
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
