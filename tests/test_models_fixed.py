@@ -191,6 +191,7 @@ def test_calibration_is_remembered_and_repaired(tmp_path: Path) -> None:
         json.dumps(good | {"norms": good["norms"][1:]}),
         json.dumps(good | {"norms": [[2, 1]] * len(good["norms"])}),
         json.dumps(good | {"score_top": [[float("nan")] * 4] * 2}),
+        json.dumps(good | {"score_error": [[0.0] * 3] * 2}),
     ):
         entry.write_text(damage)
         assert cached_calibration(model, tmp_path).norms == first.norms

@@ -20,9 +20,10 @@ import numpy as np
 
 from sottovoce.models.calibration_text import CHATS, MIXED, PROSE
 from sottovoce.models.model import Model
+from sottovoce.models.static_shift import shift_errors
 from sottovoce.models.weights import Array
 
-_VERSION = 2
+_VERSION = 3
 _WIDEN = 4.0  # a norm's range reaches this factor beyond what was seen, on both sides
 # A mean square this far above its layer's median is a massive activation. It is saturated and hardly
 # varies, so it is widened less: every bit spent on the range is taken from the precision of the squares.
@@ -38,12 +39,13 @@ class Calibration:
 
     `score_top`, (layers, heads): in nats, what a static softmax shift should be put above: the largest score
     of the head, unless that is so far above its ordinary rows that they would vanish. `score_low`: its
-    smallest score.
+    smallest score. `score_error`: what such a shift costs (`static_shift`).
     """
 
     norms: tuple[tuple[float, float], ...]
     score_top: Array
     score_low: Array
+    score_error: Array
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -51,19 +53,22 @@ class Calibration:
             "norms": [list(pair) for pair in self.norms],
             "score_top": self.score_top.tolist(),
             "score_low": self.score_low.tolist(),
+            "score_error": self.score_error.tolist(),
         }
 
 
 def calibrate(model: Model) -> Calibration:
-    """Measure now. A few forward passes over about 700 tokens: seconds for a model of 135 M weights."""
+    """Measure now. A few forward passes over about 1,100 tokens: seconds for a model of 135 M weights."""
     recorder = _Recorder(model)
     texts = _texts(model)
     for tokens in texts:
         model.hidden(tokens, hook=recorder.record)
     # Scores of text that nobody writes would push the shift so high that ordinary rows vanish: only norms
     # see it, unless there is nothing else.
-    model.hidden(_odd_tokens(model), hook=recorder.record_norms if texts else recorder.record)
-    return recorder.result()
+    odd = _odd_tokens(model)
+    model.hidden(odd, hook=recorder.record_norms if texts else recorder.record)
+    errors = shift_errors(model, texts[:2] or [odd], recorder.score_top())
+    return Calibration(recorder.norms(), recorder.score_top(), recorder.score_low, errors)
 
 
 def cached_calibration(model: Model, directory: Path | None = None) -> Calibration:
@@ -109,7 +114,7 @@ class _Recorder:
         self._centred = config.norm == "layer"
         self._squares: list[list[Array]] = [[] for _ in range(2 * config.layers + 1)]
         self._row_maxima: list[list[Array]] = [[] for _ in range(config.layers)]
-        self._score_low = np.full((config.layers, config.heads), np.inf, np.float32)
+        self.score_low = np.full((config.layers, config.heads), np.inf, np.float32)
 
     def record(self, name: str, layer: int, value: Array) -> Array:
         if name == "scores":
@@ -131,9 +136,9 @@ class _Recorder:
         # Row 0 is left out: its softmax is over one entry.
         self._row_maxima[layer].append(np.where(future, -np.inf, scores).max(axis=-1)[:, 1:])
         low = np.where(future, np.inf, scores).min(axis=(-1, -2))
-        self._score_low[layer] = np.minimum(self._score_low[layer], low)
+        self.score_low[layer] = np.minimum(self.score_low[layer], low)
 
-    def result(self) -> Calibration:
+    def norms(self) -> tuple[tuple[float, float], ...]:
         pairs = [self._range(np.concatenate(squares)) for squares in self._squares]
         if self._model.config.rope is not None:
             # The first norm sees embedding rows and nothing else: its range can be computed instead of
@@ -142,10 +147,9 @@ class _Recorder:
             pairs[0] = float(rows.min() / 1.1), float(rows.max() * 1.1)
         # Below eps a norm is flat.
         floor = self._model.config.eps
-        norms = tuple((max(low, floor), max(high, _WIDEN * floor, _WIDEN * low)) for low, high in pairs)
-        return Calibration(norms, self._score_top(), self._score_low)
+        return tuple((max(low, floor), max(high, _WIDEN * floor, _WIDEN * low)) for low, high in pairs)
 
-    def _score_top(self) -> Array:
+    def score_top(self) -> Array:
         rows = np.stack([np.concatenate(layer, axis=-1) for layer in self._row_maxima])
         # A weight has 28 fractional bits below the shift: what lies 20 nats under it is lost. A few rows
         # that are far above all others (of odd tokens) are cut off instead; they still get the largest
@@ -182,7 +186,7 @@ def _load(data: Any, model: Model) -> Calibration:
     if data["version"] != _VERSION:
         raise ValueError("another version")
     pairs = tuple((float(low), float(high)) for low, high in data["norms"])
-    tables = [np.asarray(data[key], np.float32) for key in ("score_top", "score_low")]
+    tables = [np.asarray(data[key], np.float32) for key in ("score_top", "score_low", "score_error")]
     if len(pairs) != 2 * config.layers + 1 or any(t.shape != (config.layers, config.heads) for t in tables):
         raise ValueError("another shape")
     if not all(0 < low < high < math.inf for low, high in pairs) or not all(

@@ -28,11 +28,11 @@ from sottovoce.models.fixed import (
 )
 from sottovoce.models.layers import rope_tables
 from sottovoce.models.model import Model
+from sottovoce.models.static_shift import SHIFT_MARGIN, check_static_shift
 from sottovoce.models.weights import Array, BlockWeights, Weights, to_rotate_half
 
 WEIGHT_BITS = 11
 _LOG2E = math.log2(math.e)
-_SHIFT_MARGIN = 3.0  # nats above the calibrated maximum
 _RANGE_MARGIN = 1.2  # of the distance from the shift to the lowest score
 _MOST_RANGE_BITS = 9  # what the softmax protocol offers
 _HALF_FIELD = 2.0**42  # bound of a sum of squares
@@ -47,16 +47,18 @@ def quantize(
 ) -> FixedModel:
     """The fixed-point form of a model. Without `calibration` it is measured, or taken from the user's cache.
 
-    Raises `UnsupportedModelError` if a folded matrix does not fit int16 at 2^-weight_bits.
+    Raises `UnsupportedModelError` if a folded matrix does not fit int16 at 2^-weight_bits, or if attention
+    scores spread too far for the softmax of private engines.
     """
     measured = cached_calibration(model) if calibration is None else calibration
+    check_static_shift(measured.score_error)
     config, weights = to_rotate_half(model.config, model.weights)
     score_shift = _score_shift(config, weights, weight_bits)
     round_ = _Rounder(weight_bits)
     norms = [_norm(config, *pair) for pair in measured.norms]
     blocks = []
     for layer, w in enumerate(weights.blocks):
-        shift = (measured.score_top[layer].astype(np.float64) + _SHIFT_MARGIN) * _LOG2E
+        shift = (measured.score_top[layer].astype(np.float64) + SHIFT_MARGIN) * _LOG2E
         fixed = _block(
             config, w, round_.at(layer), score_shift, norms[2 * layer], norms[2 * layer + 1], shift
         )
@@ -240,7 +242,7 @@ def _score_range_bits(measured: Calibration) -> int:
 
     8 is enough for most models.
     """
-    y = (measured.score_top + _SHIFT_MARGIN - measured.score_low) * _LOG2E
+    y = (measured.score_top + SHIFT_MARGIN - measured.score_low) * _LOG2E
     lowest = float(y.max())
     if lowest > 2**_MOST_RANGE_BITS - 66:
         raise UnsupportedModelError(
