@@ -28,12 +28,7 @@ def load_huggingface(directory: Path, name: str) -> Model:
     The message names the file, tensor or config entry.
     """
     source = HfConfig(_read_json(directory / "config.json"), "config.json")
-    kind = source.text("model_type")
-    if kind not in _FAMILIES:
-        raise UnsupportedModelError(
-            f"config.json: model type {kind!r} is not implemented; supported: {', '.join(MODEL_TYPES)}"
-        )
-    family = _FAMILIES[kind]
+    family = _family(source)
     config: Config = family.describe(source)
     tensors = _Tensors(directory)
     weights = family.assemble(config, tensors.take)
@@ -41,6 +36,22 @@ def load_huggingface(directory: Path, name: str) -> Model:
     tensors.refuse_unused(ignored, config)
     tokenizer, template = _client_files(directory, source)
     return build(name, config, weights, tokenizer, template)
+
+
+def describe_json(path: Path) -> Config:
+    """The shapes that a `config.json` describes, without any weights."""
+    source = HfConfig(_read_json(path), path.name)
+    config: Config = _family(source).describe(source)
+    return config
+
+
+def _family(source: HfConfig) -> ModuleType:
+    kind = source.text("model_type")
+    if kind not in _FAMILIES:
+        raise UnsupportedModelError(
+            f"config.json: model type {kind!r} is not implemented; supported: {', '.join(MODEL_TYPES)}"
+        )
+    return _FAMILIES[kind]
 
 
 class _Tensors:

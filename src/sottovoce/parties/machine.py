@@ -1,0 +1,75 @@
+"""How fast this machine is at what sessions spend their time on: a calibration of a few seconds."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+
+from ..bgv import SIMD, Encoder, Encryptor, Evaluator, KeyGenerator
+from ..net import Role, memory_pair, run_pair
+from ..ot import OtExtension
+from ..packing.cost import CostModel
+from ..ring.primes import P_FIELD
+
+_PRODUCTS = 16
+_TRANSFERS = 1 << 17
+
+
+@dataclass(frozen=True)
+class MachineSpeed:
+    """lattice: time of homomorphic work here over `packing.CostModel`'s machine. transfer: seconds of one
+    oblivious transfer, both parties on this machine."""
+
+    lattice: float = 1.0
+    transfer: float = 1.5e-7
+
+    @classmethod
+    def measured(cls, repetitions: int = 5) -> MachineSpeed:
+        """About two seconds."""
+        return cls(_lattice(repetitions), _transfer())
+
+
+def _lattice(repetitions: int) -> float:
+    """The mean ratio for products and rotations, the two that most of the time goes to."""
+    keys, model = KeyGenerator(SIMD), CostModel()
+    evaluator = Evaluator(SIMD, keys.relinearization_key(), keys.galois_keys([1]))
+    encoder, encryptor = Encoder(SIMD), Encryptor(SIMD, keys.secret_key)
+    slots = np.random.default_rng(1).integers(0, P_FIELD, (_PRODUCTS, SIMD.degree), np.uint64)
+    plain = encoder.encode(slots)
+    cts, operands = encryptor.encrypt(plain), list(encoder.to_ntt(plain))
+    product = _median(lambda: evaluator.mul_plain_accumulate(cts, operands), repetitions) / _PRODUCTS
+    rotation = _median(lambda: evaluator.rotate(cts[0], 1), repetitions)
+    return (1e3 * product / model.product + 1e3 * rotation / model.rotation) / 2
+
+
+def _transfer() -> float:
+    """Correlated transfers as most correlations take them."""
+
+    def client(channel: object) -> float:
+        transfers = OtExtension(ends[0])
+        start = perf_counter()
+        transfers.receive_correlated(_TRANSFERS, [P_FIELD])
+        return perf_counter() - start
+
+    def server(channel: object) -> None:
+        transfers = OtExtension(ends[1])
+        transfers.send_correlated(_TRANSFERS, [(np.zeros(_TRANSFERS, np.uint64), P_FIELD)])
+
+    ends = memory_pair()
+    assert ends[0].role is Role.CLIENT
+    seconds, _ = run_pair(client, server, ends)
+    return seconds / _TRANSFERS
+
+
+def _median(operation: Callable[[], object], repetitions: int) -> float:
+    operation()
+    times = []
+    for _ in range(repetitions):
+        start = perf_counter()
+        operation()
+        times.append(perf_counter() - start)
+    return statistics.median(times)
