@@ -9,13 +9,14 @@ Source: Bossuat et al., EUROCRYPT 2021.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import gcd
 
 import numpy as np
 
-from sottovoce.ckks.ciphertext import Ciphertext, Plaintext
+from sottovoce.ckks.ciphertext import Ciphertext, Plaintext, Wide, empty
 from sottovoce.ckks.encoder import Encoder
 from sottovoce.ckks.evaluator import Evaluator
 from sottovoce.ckks.linear_map import LinearMap
@@ -73,14 +74,29 @@ class Transform:
             )
         x = evaluator.drop_to(x, self.level).with_slots(self.slots)
         digits = evaluator.decompose(x)
-        turned = {baby: evaluator.rotate_wide(digits, baby) for baby in self.babies}
-        total = None
-        for giant, row in self.rows.items():
-            inner = evaluator.mul_plain_wide([turned[baby] for baby in row], list(row.values()))
-            part = evaluator.turn_wide(inner, giant)
-            total = part if total is None else evaluator.add_wide(total, part)
-        assert total is not None
+        turned = [evaluator.rotate_wide(digits, baby) for baby in self.babies]
+        inner = self._inner(evaluator, turned)
+        total = functools.reduce(
+            evaluator.add_wide, (evaluator.turn_wide(each, giant) for giant, each in inner.items())
+        )
         return evaluator.mod_down(total, rescale)
+
+    def _inner(self, evaluator: Evaluator, turned: Sequence[Wide]) -> dict[int, Wide]:
+        """The sum below every giant step; all of them in one pass over the rotated inputs."""
+        first = turned[0]
+        some = next(iter(next(iter(self.rows.values())).values()))
+        zero = np.zeros_like(some.data)
+        plains = [
+            [row[baby].data if baby in row else zero for baby in self.babies] for row in self.rows.values()
+        ]
+        out = empty(len(plains), *first.data.shape)
+        out[:] = 0
+        ring = evaluator.parameters.wide_ring(first.level)
+        ring.mac_matrix(out, [each.data for each in turned], plains)
+        scale = first.scale * self.scale
+        return {
+            giant: replace(first, data=data, scale=scale) for giant, data in zip(self.rows, out, strict=True)
+        }
 
 
 def prepare(encoder: Encoder, linear: LinearMap, level: int, scale: float) -> Transform:
