@@ -5,7 +5,7 @@ two, which is what the encrypted evaluation (`paterson_stockmeyer`) builds on.
 
 Every fit is a float64 computation on public data: a function, an interval, a degree. A fit says nothing
 outside its interval, where the value of T_d grows as fast as any polynomial of its degree can: the caller
-chooses intervals with a margin (`sottovoce.ckks.functions` states them).
+chooses intervals with a margin and states it.
 """
 
 from __future__ import annotations
