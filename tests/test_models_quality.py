@@ -89,9 +89,9 @@ def test_perplexity_is_the_reference_models(text: Path) -> None:
 
 
 def test_text_starts_behind_what_separated_documents_in_training() -> None:
-    assert quality._start(common.stories()) == (1,)
+    assert quality.start_of(common.stories()) == (1,)
     model = common.smollm2()
-    (first,) = quality._start(model)
+    (first,) = quality.start_of(model)
     assert model.card.tokenizer.token(first) == "<|endoftext|>"
 
 

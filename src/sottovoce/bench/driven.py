@@ -21,22 +21,27 @@ class Driver:
     """A client's half of a session. Each call tells the server's thread to do its half, and no token."""
 
     def __init__(self, party: DataParty, orders: SimpleQueue[_Order | None]) -> None:
-        self._party, self._orders = party, orders
+        self.party, self._orders = party, orders
 
     def prefill(self, public: Sequence[int], private: Sequence[int]) -> Logits:
         """Logits (vocab,) of the last of the private tokens."""
         self._orders.put(("prefill", (public, len(private))))
-        return self._party.prefill(public, private)
+        return self.party.prefill(public, private)
 
     def decode(self, token: int) -> Logits:
         """Logits (vocab,) behind one more token."""
         self._orders.put(("decode", ()))
-        return self._party.decode(token)
+        return self.party.decode(token)
 
     def verify(self, tokens: Sequence[int]) -> Logits:
         """Logits (T, vocab) behind each of T more tokens."""
         self._orders.put(("verify", (len(tokens),)))
-        return self._party.verify(tokens)
+        return self.party.verify(tokens)
+
+    def truncate(self, length: int) -> None:
+        """Forget all tokens from `length` on."""
+        self._orders.put(("truncate", (length,)))
+        self.party.truncate(length)
 
 
 def drive(engine: Engine, script: Callable[[Driver], T]) -> T:

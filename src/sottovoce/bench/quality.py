@@ -67,8 +67,8 @@ def run(
     wanted = _TOKENS if tokens is None else tokens
     content = read(Path(text), wanted)
     plain = load_model(model)
-    public = _start(plain)
-    window = _window(plain, window, len(public))
+    public = start_of(plain)
+    window = window_of(plain, window, len(public))
     parts = content.tokenize(plain.card.tokenizer, wanted, window, exact=tokens is not None)
     scores = _Scores(plain, public, progress).read(parts)
     return {
@@ -308,7 +308,7 @@ def _plain_steps(
         yield inputs, targets, model.forward(inputs, cache)
 
 
-def _start(model: Model) -> tuple[int, ...]:
+def start_of(model: Model) -> tuple[int, ...]:
     """The public token that text begins behind: what stood between documents in training, if it is known.
 
     A chat model's own first token is followed by a role and by nothing else. Behind it, every eighth
@@ -318,7 +318,7 @@ def _start(model: Model) -> tuple[int, ...]:
     return model.card.plain("a").public if separator is None else (separator,)
 
 
-def _window(model: Model, asked: int | None, public: int) -> int:
+def window_of(model: Model, asked: int | None, public: int) -> int:
     room = model.config.context_length - public
     window = min(_WINDOW, room) if asked is None else asked
     if not 2 <= window <= room:

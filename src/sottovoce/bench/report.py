@@ -134,6 +134,13 @@ KINDS = {
         "The same text read by float32, by the engine's fixed-point arithmetic, and (a sample) encrypted; "
         "then text that fixed point and the encrypted engine write on their own.",
     ),
+    "scx": Kind(
+        "Engine scx",
+        ("what", "model", "profile", "context", "text", "start"),
+        "No cryptography: `paper` is the published scheme, which attacks read; `hardened` is ours. See the "
+        "design note and the security page before the speeds. Plaintext is NumPy float32 in the same run, in "
+        "turns.",
+    ),
 }
 
 
@@ -198,9 +205,9 @@ def origin(run: Run) -> str:
 
 def command(name: str, settings: Mapping[str, Any]) -> str:
     """The command line that makes a result again. Places on this machine are left out of it."""
-    words = ["sottovoce", "bench", name]
+    words = ["sottovoce", "bench", settings.get("what", name)]
     for key, value in settings.items():
-        if value is None:
+        if value is None or key == "what":
             continue
         if key == "spu_python":
             value = "PYTHON"

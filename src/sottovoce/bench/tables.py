@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -430,13 +431,11 @@ def _count(value: int | None) -> str:
     return "–" if value is None else str(value)
 
 
-def _later(name: str) -> Callable[[Sequence[Run]], list[str]]:
+def _later(name: str, module: str = "robust_tables") -> Callable[[Sequence[Run]], list[str]]:
     """A table of a module that needs this one."""
 
     def made(runs: Sequence[Run]) -> list[str]:
-        from sottovoce.bench import robust_tables
-
-        lines: list[str] = getattr(robust_tables, name)(runs)
+        lines: list[str] = getattr(importlib.import_module(f"sottovoce.bench.{module}"), name)(runs)
         return lines
 
     return made
@@ -457,4 +456,5 @@ RENDERERS: dict[str, Callable[[Sequence[Run]], list[str]]] = {
     "polynomials": polynomials,
     "prefill": prefill,
     "quality": quality,
+    "scx": _later("scx", "scx_tables"),
 }

@@ -17,6 +17,9 @@ _model_option = option("--model", default="smollm2-135m", help="A name or a path
 _kv_option = option(
     "--kv", type=click.Choice(KV_STRATEGIES), default="ciphertext", help="How keys and values are kept."
 )
+_profile_option = option(
+    "--profile", type=click.Choice(["paper", "hardened"]), default="paper", help="scx: which profile."
+)
 _prepared_option = option(
     "--prepared",
     type=click.IntRange(0),
@@ -66,9 +69,8 @@ def bench() -> None:
 
 
 @bench.command()
-@option(
-    "--engine", type=click.Choice(["hybrid", "clear"]), default="hybrid", help="How the model is executed."
-)
+@option("--engine", type=click.Choice(["hybrid", "scx"]), default="hybrid", help="How the model is executed.")
+@_profile_option
 @_model_option
 @_context_option
 @_tokens_option(4)
@@ -79,7 +81,7 @@ def bench() -> None:
 @_common
 def e2e(**settings: Any) -> None:
     """Seconds, bytes and rounds per token, by phase and operation; peak memory; agreement with plaintext."""
-    _run("e2e", settings)
+    _run_engine("e2e", settings, ("context", "new_tokens", "text", "repeat"))
 
 
 @bench.command()
@@ -147,10 +149,12 @@ def agreement(**settings: Any) -> None:
 @bench.command()
 @option(
     "--engine",
-    type=click.Choice(["hybrid", "clear"]),
+    type=click.Choice(["hybrid", "clear", "scx"]),
     default="hybrid",
-    help="Engine of the encrypted sample.",
+    help="Engine of the encrypted sample; scx reads all of the text.",
 )
+@_profile_option
+@option("--start", type=click.IntRange(0), default=0, help="scx: token of the text to begin with.")
 @_model_option
 @_kv_option
 @option(
@@ -166,7 +170,7 @@ def agreement(**settings: Any) -> None:
 @_common
 def quality(**settings: Any) -> None:
     """Perplexity, KL and top-1 agreement of the fixed-point engine and, on a sample, of the encrypted one."""
-    _run("quality", settings)
+    _run_engine("quality", settings, ("text", "tokens", "start"))
 
 
 @bench.command()
@@ -271,6 +275,17 @@ def everything(output: str, texts: str | None, quiet: bool) -> None:
 
     report = importlib.import_module("sottovoce.bench.report")
     report.run_all(output=output, progress=Console(quiet).progress, texts=texts)
+
+
+def _run_engine(name: str, settings: dict[str, Any], for_scx: tuple[str, ...]) -> None:
+    """A benchmark that the engine scx has its own way of, with these of the settings."""
+    if settings["engine"] == "scx":
+        kept = ("engine", "model", "profile", "output", "as_json", "quiet", *for_scx)
+        _run("scx", {"what": name, **{key: settings[key] for key in kept}})
+        return
+    for key in ("profile", "start"):
+        settings.pop(key, None)
+    _run(name, settings)
 
 
 def _run(name: str, settings: dict[str, Any]) -> None:

@@ -88,11 +88,11 @@ class PaperCloud:
                     self._send(y)
         with self._operation("middle"):
             x = self._middle_blocks(x + y)
-        with self._operation("last"):
             q, k, v = self._last_projections(x)
             self._send(ops.scores_of(q, self.keys.append(k)))
             self._send(v)
             self._send(x)
+        with self._operation("last"):
             self._last_output(tokens)
         self.length += tokens
 

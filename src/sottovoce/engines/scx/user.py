@@ -23,7 +23,7 @@ from sottovoce.engines.scx import ops, wire
 from sottovoce.engines.scx.arrays import Array, Arrays, namespace
 from sottovoce.engines.scx.bundle import UserWeights
 from sottovoce.engines.scx.cache import KeyValues, Rows
-from sottovoce.engines.scx.keys import HeadKey, RowKey, laplace, redundant_rows
+from sottovoce.engines.scx.keys import HeadKey, RowKey, laplace, permutation, redundant_rows
 from sottovoce.engines.scx.noise import NoiseStock
 from sottovoce.engines.scx.ops import Layer
 from sottovoce.engines.scx.profile import Profile
@@ -86,24 +86,27 @@ class PaperUser:
         heads·(n + R) scores and about 7 rows of the width for each token."""
         count, c = len(tokens), self.config
         x = self.arrays.put(self.weights.embed(tokens, self.length))
-        for i, layer in enumerate(self._first):
-            alpha, image = self._noise(i, count)
-            self._send(ops.norm(x, layer.norm1, layer.norm1_bias, c) + alpha)
-            q, k, v = self._positioned(self._receive(count, c.q_width + 2 * c.kv_width) - image)
-            mixed = ops.attention(q, *self._caches[i].append(k, v))
-            x = x + ops.linear(mixed, layer.o, layer.o_bias)
-            self._send(x)
-            if i + 1 < len(self._first):
-                x = x + self._receive(count, c.width)
+        with self._operation("first"):
+            for i, layer in enumerate(self._first):
+                alpha, image = self._noise(i, count)
+                self._send(ops.norm(x, layer.norm1, layer.norm1_bias, c) + alpha)
+                q, k, v = self._positioned(self._receive(count, c.q_width + 2 * c.kv_width) - image)
+                mixed = ops.attention(q, *self._caches[i].append(k, v))
+                x = x + ops.linear(mixed, layer.o, layer.o_bias)
+                self._send(x)
+                if i + 1 < len(self._first):
+                    x = x + self._receive(count, c.width)
         new = self._encoded + np.arange(self.length - self._prefilled, self.length - self._prefilled + count)
-        scores = self._receive(c.heads, count, int(new[-1]) + 1)
-        values = self._values.append(self._receive(count, c.kv_heads, c.head_dim))
-        x = self._receive(count, c.width)
+        with self._operation("middle"):  # at the server; the user waits
+            scores = self._receive(c.heads, count, int(new[-1]) + 1)
+            values = self._values.append(self._receive(count, c.kv_heads, c.head_dim))
+            x = self._receive(count, c.width)
         self._columns = np.concatenate([self._columns, new])
         self.length += count
-        scores = namespace(scores).take(scores, self.arrays.put(self._columns), axis=2)
-        mixed = ops.mix(ops.softmax(ops.hide_future(scores)), values)
-        return self._finish(x, mixed, last_only)
+        with self._operation("last"):
+            scores = namespace(scores).take(scores, self.arrays.put(self._columns), axis=2)
+            mixed = ops.mix(ops.softmax(ops.hide_future(scores)), values)
+            return self._finish(x, mixed, last_only)
 
     def truncate(self, length: int) -> None:
         for cache in self._caches:
@@ -113,6 +116,11 @@ class PaperUser:
         # The server keeps the prefill's rows; where the prefill is cut, new ones stand behind them all.
         self._prefilled = min(self._prefilled, length)
         self.length = length
+
+    def forget_key(self) -> None:
+        """Take another row key for the last block's encoded keys: what somebody without the key is left
+        with."""
+        self._columns = self._columns[permutation(self._stream, len(self._columns))]
 
     def save(self) -> dict[str, npt.NDArray[Any]]:
         """Everything secret that a session needs to go on; the noise in stock is not kept."""
@@ -195,6 +203,9 @@ class PaperUser:
         plain = self.arrays.get(x)
         extra = redundant_rows(self._stream, plain, key.rows - len(plain))
         return key.encode(self.arrays, x, self.arrays.put(extra))
+
+    def _operation(self, name: str) -> Any:
+        return self._channel.ledger.operation(name)
 
     def _send_rows(self, key: RowKey, x: Array) -> None:
         self._send(self._widened(key, x))

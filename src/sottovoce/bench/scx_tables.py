@@ -1,0 +1,85 @@
+"""Results of the engine scx as Markdown tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from sottovoce.bench.tables import Run, divergence, megabytes, number, operations, percent, table, times
+
+
+def scx(runs: Sequence[Run]) -> list[str]:
+    timed = [run for run in runs if run["what"] == "e2e"]
+    read = [run for run in runs if run["what"] == "quality"]
+    lines = _times(timed) if timed else []
+    lines += _texts(read) if read else []
+    for run in timed:
+        lines += [f"## By operation: {run['profile']}, context {run['context']}", ""]
+        lines += operations(run["by_operation"])
+    return lines
+
+
+def _times(runs: Sequence[Run]) -> list[str]:
+    headers = ["profile", "context", "first token s", "plain", "ratio", "s/token", "plain", "ratio"]
+    headers += [
+        "preparation s/token",
+        "MB first",
+        "kB/token",
+        "rounds",
+        "MB client",
+        "MB server",
+        "largest difference",
+    ]
+    rows = []
+    for run in runs:
+        memory = run["peak_memory_bytes"]
+        rows.append(
+            (
+                run["profile"],
+                str(run["context"]),
+                number(run["first_token_seconds"]),
+                number(run["plain_first_token_seconds"]),
+                times(run["ratio_first_token"]),
+                number(run["online_seconds_per_token"]),
+                number(run["plain_seconds_per_token"]),
+                times(run["ratio_per_token"]),
+                number(run["preparation_seconds_per_token"]),
+                megabytes(run["first_token_bytes"]),
+                number(run["bytes_per_token"] / 1e3),
+                f"{run['rounds_per_token']:.0f}",
+                megabytes(memory["client"]),
+                megabytes(memory["server"]),
+                f"{run['largest_difference']:.1e}",
+            )
+        )
+    return table(headers, rows, left=1)
+
+
+def _texts(runs: Sequence[Run]) -> list[str]:
+    """Parts of a text are added up."""
+    headers = ["profile", "text", "tokens", "PPL float32", "PPL scx", "difference", "equal top token", "KL"]
+    headers += ["largest difference", "PPL with another row key"]
+    rows = []
+    for name, text in sorted({(run["profile"], run["text"]) for run in runs}):
+        parts = [run for run in runs if (run["profile"], run["text"]) == (name, text)]
+        positions = sum(run["positions"] for run in parts)
+        plain, mine = (
+            math.exp(sum(run[key] for run in parts) / positions) for key in ("nll_plain", "nll_scx")
+        )
+        mean = {k: sum(run[k] * run["positions"] for run in parts) / positions for k in ("top1", "kl")}
+        wrong = [run["ppl_wrong_keys"] for run in parts if run["ppl_wrong_keys"] is not None]
+        rows.append(
+            (
+                name,
+                text,
+                str(sum(run["tokens"] for run in parts)),
+                number(plain, 6),
+                number(mine, 6),
+                f"{mine - plain:.1e}",
+                percent(mean["top1"]),
+                divergence(mean["kl"]),
+                f"{max(run['largest_difference'] for run in parts):.1e}",
+                number(sum(wrong) / len(wrong), 4) if wrong else "–",
+            )
+        )
+    return ["## Exactness", "", *table(headers, rows, left=2)]
