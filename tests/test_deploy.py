@@ -1,0 +1,66 @@
+"""The examples in deploy/ use commands and flags that exist. No container is run."""
+
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import click
+import pytest
+
+from sottovoce.cli.root import COMMANDS, cli
+
+ROOT = Path(__file__).parent.parent
+DEPLOY = ROOT / "deploy"
+
+
+def accepted(arguments):
+    """Whether click takes a command line; the command is not run."""
+    name, *rest = arguments
+    command = cli.get_command(click.Context(cli), name)
+    command.make_context(name, list(rest), resilient_parsing=False)
+    return True
+
+
+@pytest.mark.parametrize("name", ["sottovoce.service", "sottovoce-proxy.service"])
+def test_units(name):
+    text = (DEPLOY / name).read_text()
+    (line,) = re.findall(r"^ExecStart=(.*)$", text, re.M)
+    program, *arguments = shlex.split(line)
+    assert program.endswith("/sottovoce") and accepted(arguments)
+    keys = [line.partition("=")[0] for line in text.splitlines() if "=" in line and not line.startswith("#")]
+    assert len(keys) == len(set(keys)) and "LimitCORE" in keys and "NoNewPrivileges" in keys
+
+
+def test_compose():
+    yaml = pytest.importorskip("yaml")
+    content = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+    for service in content["services"].values():
+        assert accepted(service["command"]) and service["read_only"] and service["cap_drop"] == ["ALL"]
+    # Prompts are in the clear at this port.
+    assert all(port.startswith("127.0.0.1:") for port in content["services"]["proxy"]["ports"])
+    assert content["networks"]["between"]["internal"] is True
+
+
+def test_containerfile():
+    text = (DEPLOY / "Containerfile").read_text()
+    for line in re.findall(r"^COPY (?!--)(.*)$", text, re.M):
+        assert all((ROOT / name).exists() for name in line.split()[:-1])
+    assert re.search(r"^USER (?!root)", text, re.M)
+
+
+@pytest.mark.parametrize("name", ["server.toml", "client.toml"])
+def test_configurations(name):
+    tables = tomllib.loads((DEPLOY / name).read_text())
+    assert tables
+    for command_name, table in tables.items():
+        assert command_name in COMMANDS
+        command = cli.get_command(click.Context(cli), command_name)
+        names = {parameter.name for parameter in command.params}
+        assert {key.replace("-", "_") for key in table} <= names
+
+
+def test_wheels_are_tested_by_files_that_exist():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["cibuildwheel"]
+    for name in re.findall(r"\{project\}/(\S+)", settings["test-command"]):
+        assert (ROOT / name).is_file()
