@@ -103,13 +103,18 @@ class EncodedMatrix:
         shape = (self.plan.rotations, self.parameters.limbs, self.parameters.degree)
         return self._encode(o, c, np.empty(shape, dtype=np.uint64))
 
-    def encoded_in_use(self, plan: MatVecPlan, first: int, last: int) -> Words:
-        """Plaintexts (O, I, last - first, L, N) of diagonals `first` to `last` of another plan."""
+    def encoded_in_use(self, plan: MatVecPlan, first: int, last: int, room: Words) -> Words:
+        """Plaintexts (O, I, last - first, L, N) of diagonals `first` to `last` of another plan.
+
+        room: (n, L, N) for at least so many, which they are written into: memory that is used again.
+        """
         indices = plan.table[:, :, first:last]
         small = np.append(self.weights.ravel(), np.int16(0))[indices].astype(np.int64)  # EMPTY = -1: the zero
         small += (small >> 63) & np.int64(self.parameters.plaintext)
         encoder = Encoder(self.parameters)
-        return encoder.to_ntt(encoder.encode_runs(small.view(np.uint64)))
+        plaintexts = encoder.encode_runs(small.view(np.uint64).reshape(-1, plan.places))
+        made = encoder.to_ntt(plaintexts, out=room[: len(plaintexts.coefficients)])
+        return made.reshape(*indices.shape[:3], *room.shape[1:])
 
     def clear_product(self, x: Words) -> Words:
         """W x + b mod p for x (T, d_in) of the server.

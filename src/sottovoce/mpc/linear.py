@@ -10,7 +10,7 @@ plaintexts that are kept, and others for 2, 4, 8, …, whose plaintexts are enco
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -40,6 +40,7 @@ from sottovoce.rlwe import ROW_SWAP
 Words = npt.NDArray[np.uint64]
 
 _ROTATED_AT_ONCE = 512  # rotated inputs held in memory: 200 MB
+_SUMS_AT_ONCE = 8  # sums of a giant step, or of several, with plaintexts that are encoded for them
 
 
 class HomomorphicLinear:
@@ -142,9 +143,8 @@ def multiply(
     all G, which is why several ciphertexts cost less than as many times one.
     """
     plan = plan if plan is not None and plan.tokens > 1 else matrix.plan
-    sums = _kept_sums if plan is matrix.plan else _sums_in_use
     total: Ciphertext | None = None
-    for inner in sums(evaluator, matrix, plan, _rotated(evaluator, plan, inputs)):
+    for inner in _sums(evaluator, matrix, plan, _rotated(evaluator, plan, inputs)):
         if total is not None:
             inner = evaluator.add(evaluator.rotate(total, plan.giant_step), inner)
         total = inner
@@ -167,39 +167,58 @@ def _rotated(evaluator: Evaluator, plan: MatVecPlan, sent: Ciphertext) -> list[l
     return babies
 
 
-def _kept_sums(
+def _sums(
     evaluator: Evaluator, matrix: EncodedMatrix, plan: MatVecPlan, babies: list[list[Ciphertext]]
 ) -> Iterator[Ciphertext]:
-    """The sums (O, G) of all giant steps, the last first; every ciphertext is read once for all full ones."""
-    outputs = range(plan.output_count)
-    diagonals = [[matrix.diagonals(o, c) for c in range(plan.input_count)] for o in outputs]
+    """The sums (O, G) of all giant steps, the last first; several at a time, which share the ciphertexts.
 
-    def partial(first: int, giants: int, width: int) -> list[Ciphertext]:
-        plains = [
-            [rows[first + giant * plan.babies + i] for rows in row for i in range(width)]
-            for giant in range(giants)
-            for row in diagonals
-        ]
-        sums = evaluator.mul_plain_matrix([baby for row in babies for baby in row[:width]], plains)
-        return [sums[giant * plan.output_count : (giant + 1) * plan.output_count] for giant in range(giants)]
-
+    Those are read from memory once for all sums.
+    """
     full, rest = divmod(plan.rotations, plan.babies)
+    most = full if plan is matrix.plan else _SUMS_AT_ONCE // plan.output_count
+    at_once = max(1, min(most, full))
+    diagonals = _diagonals(matrix, plan, at_once * plan.babies)
     if rest:
-        yield partial(full * plan.babies, 1, rest)[0]
-    if full:
-        yield from reversed(partial(0, full, plan.babies))
+        first = full * plan.babies
+        short = [row[:rest] for row in babies]
+        yield from _some_sums(evaluator, plan, short, diagonals(first, plan.rotations))
+    for last in range(full, 0, -at_once):
+        first = max(0, last - at_once)
+        yield from _some_sums(evaluator, plan, babies, diagonals(first * plan.babies, last * plan.babies))
 
 
-def _sums_in_use(
-    evaluator: Evaluator, matrix: EncodedMatrix, plan: MatVecPlan, babies: list[list[Ciphertext]]
+def _diagonals(matrix: EncodedMatrix, plan: MatVecPlan, most: int) -> Callable[[int, int], list[Words]]:
+    """A function of the first diagonal and the last: their plaintexts for every pair (o, c), in order.
+
+    Those of the matrix's own plan are kept; others are made at every call, at most `most` of them.
+    """
+    pairs = list(np.ndindex(plan.output_count, plan.input_count))
+    if plan is matrix.plan:
+        kept = [matrix.diagonals(o, c) for o, c in pairs]
+        return lambda first, last: [one[first:last] for one in kept]
+    room = np.empty((len(pairs) * most, matrix.parameters.limbs, plan.degree), np.uint64)
+
+    def encode(first: int, last: int) -> list[Words]:
+        in_use = matrix.encoded_in_use(plan, first, last, room)
+        return [in_use[o, c] for o, c in pairs]
+
+    return encode
+
+
+def _some_sums(
+    evaluator: Evaluator, plan: MatVecPlan, babies: list[list[Ciphertext]], diagonals: list[Words]
 ) -> Iterator[Ciphertext]:
-    """The same with plaintexts that are encoded for one giant step at a time, for all ciphertexts."""
-    for giant in reversed(range(plan.giants)):
-        first = giant * plan.babies
-        last = min(first + plan.babies, plan.rotations)
-        plains = matrix.encoded_in_use(plan, first, last)
-        flat = [baby for row in babies for baby in row[: last - first]]
-        yield evaluator.mul_plain_matrix(flat, plains.reshape(plan.output_count, -1, *plains.shape[-2:]))
+    """The sums over these babies with these diagonals, the last first."""
+    width, inputs = len(babies[0]), plan.input_count
+    giants = len(diagonals[0]) // width
+    plains = [
+        [one[giant * width + i] for one in diagonals[o * inputs : (o + 1) * inputs] for i in range(width)]
+        for giant in range(giants)
+        for o in range(plan.output_count)
+    ]
+    sums = evaluator.mul_plain_matrix([baby for row in babies for baby in row], plains)
+    for giant in reversed(range(giants)):
+        yield sums[giant * plan.output_count : (giant + 1) * plan.output_count]
 
 
 def _slices(group: Group) -> list[slice]:
