@@ -13,6 +13,7 @@ from sottovoce.ckks.evaluator import Evaluator
 from sottovoce.ckks.keys import KeyGenerator
 from sottovoce.ckks.linear_map import LinearMap, from_matrix, shortened
 from sottovoce.ckks.parameters import BOOT16, ENGINE16, SMALL, refreshing
+from sottovoce.ckks.secret import EPHEMERAL
 from sottovoce.ckks.transform import babies, prepare
 from sottovoce.errors import LevelError, MissingKeyError, ParameterError
 from sottovoce.ring import bit_reversal
@@ -184,4 +185,5 @@ def test_circuits_that_do_not_fit_the_chain_are_refused():
 def test_shipped_sets_leave_the_levels_they_promise():
     assert (BOOT16.working_top, ENGINE16.working_top) == (9, 16)
     assert min(q.bit_length() for q in BOOT16.primes[1:10]) >= 41
+    assert EPHEMERAL == f"ephemeral-{Sine().weight}"
     assert BOOT16.spec.refresh[1] == ENGINE16.spec.refresh[1] == Sine().levels
