@@ -12,8 +12,11 @@ import click
 
 from .generate import connection_options, draft_options, pool_option, prompt_options, sampling_options
 from .options import option, quiet_option
+from .sessions import Sessions, session_options
 
 HELP = """\
+/save NAME    save the conversation here and at the server, from now on
+/load NAME    go on with a saved one
 /public FILE  before the first message: text that the server MAY READ
 /cost         what the session took so far
 /new          forget the conversation, keep the session
@@ -28,6 +31,7 @@ Ctrl-C stops an answer after the token it is at; twice leaves at once."""
 @draft_options
 @connection_options
 @pool_option
+@session_options
 @option(
     "--keep-ready",
     type=click.IntRange(0),
@@ -45,29 +49,46 @@ def chat(server: str, keep_ready: int, quiet: bool, **flags: Any) -> int:
 
     console = Console(quiet)
     console.note(f"connecting to {server} …")
+    from ..parties import Conversation
     from .generate import build_speculation, generation_options, open_client
     from .prepare import say_ready
 
-    options = generation_options(flags)
-    with open_client(console, server, flags) as client:
-        from ..parties import Conversation
-
-        public = Path(flags["public_file"]).read_text() if flags["public_file"] else None
-        talk = Conversation(client, chat=flags["chat"], system=flags["system_prompt"], public=public)
-        speculation = build_speculation(console, flags, client.card)
-        client.setup(console.progress)
-        say_ready(console, client, options.max_tokens)
-        return Chat(console, talk, options, speculation, keep_ready).run()
+    options, sessions = generation_options(flags), Sessions(console, flags)
+    public = Path(flags["public_file"]).read_text() if flags["public_file"] else None
+    name: str | None = sessions.name
+    while True:
+        # Once for every session: /load ends one and names the next.
+        with sessions.using(name) as saved, open_client(console, server, flags, saved=saved) as client:
+            talk = Conversation(client, chat=flags["chat"], system=flags["system_prompt"], public=public)
+            speculation = build_speculation(console, flags, client.card)
+            client.setup(console.progress)
+            sessions.begin(client, server, name, saved)
+            say_ready(console, client, options.max_tokens)
+            chatting = Chat(console, talk, options, speculation, keep_ready, sessions, server)
+            code = chatting.run()
+        if chatting.next_session is None:
+            return code
+        name = chatting.next_session
 
 
 class Chat:
     """Reads lines, answers them, obeys commands."""
 
-    def __init__(self, console: Any, talk: Any, options: Any, speculation: Any, keep_ready: int = 0) -> None:
-        self.keep_ready = keep_ready
+    def __init__(
+        self,
+        console: Any,
+        talk: Any,
+        options: Any,
+        speculation: Any,
+        keep_ready: int = 0,
+        sessions: Any = None,
+        server: str = "",
+    ) -> None:
+        self.keep_ready, self.sessions, self.server = keep_ready, sessions, server
         self.console, self.talk, self.options, self.speculation = console, talk, options, speculation
         self.interactive = sys.stdin.isatty()
         self.answers: list[Any] = []
+        self.next_session: str | None = None
 
     def run(self) -> int:
         """Until /quit or the end of input. In a script the first error ends it; a person may try again."""
@@ -119,11 +140,34 @@ class Chat:
             self.console.note("a new conversation; the session keeps its public beginning only")
         elif command == "/public":
             self._publish(argument)
+        elif command == "/save":
+            self._save(argument.strip())
+        elif command == "/load":
+            self._load(argument.strip())
+            return True
         elif command == "/help":
             print(HELP, file=sys.stderr, flush=True)
         else:
             raise UsageError(f"unknown command {command}; /help lists them")
         return False
+
+    def _save(self, name: str) -> None:
+        from ..errors import UsageError
+
+        if not name:
+            raise UsageError("/save needs a name")
+        if self.talk.client.is_kept:
+            raise UsageError("this session is saved already, after every token")
+        self.talk.client.keep(self.sessions.store, name, self.server)
+        self.talk.note()
+        self.console.note(f"session {name}: saved here and at the server from now on")
+
+    def _load(self, name: str) -> None:
+        from ..errors import UsageError
+
+        if not name or self.sessions.store.find(name) is None:
+            raise UsageError(f"there is no saved session {name!r}; `sottovoce session ls` lists them")
+        self.next_session = name
 
     def _publish(self, name: str) -> None:
         from ..errors import UsageError

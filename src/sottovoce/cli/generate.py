@@ -12,6 +12,7 @@ from .dealer import connector, dealer_option
 from .options import json_option, option, quiet_option, stack
 from .scx import client_options as scx_options
 from .scx import say_statement
+from .sessions import session_options
 
 connection_options = stack(
     option(
@@ -82,6 +83,7 @@ draft_options = stack(
 @draft_options
 @connection_options
 @pool_option
+@session_options
 @json_option
 @quiet_option
 def generate(server: str, prompt: str, as_json: bool, quiet: bool, **flags: Any) -> int:
@@ -94,6 +96,8 @@ def generate(server: str, prompt: str, as_json: bool, quiet: bool, **flags: Any)
     from ..parties import generate as run
     from .prepare import say_ready
 
+    if flags["session"] is not None:
+        return _continue(console, server, text, flags, as_json)
     options = generation_options(flags)
     with open_client(console, server, flags) as client:
         tokens = build_prompt(client.card, text, flags)
@@ -107,10 +111,35 @@ def generate(server: str, prompt: str, as_json: bool, quiet: bool, **flags: Any)
         writer = TextWriter(console, silent=as_json)
         done = run(client, tokens, options, writer.write, console.progress, speculation)
         writer.finish()
+    return _ended(console, done, as_json)
+
+
+def _ended(console: Any, done: Any, as_json: bool) -> int:
     if as_json:
         print(json.dumps(done.to_json(), ensure_ascii=False))
     say_cost(console, done)
     return 130 if done.finish_reason == "cancelled" else 0
+
+
+def _continue(console: Any, server: str, text: str, flags: dict[str, Any], as_json: bool) -> int:
+    """With --session: the prompt is the next message of a conversation that is saved."""
+    from ..parties import Conversation
+    from .prepare import say_ready
+    from .sessions import Sessions
+
+    options, sessions = generation_options(flags), Sessions(console, flags)
+    public = Path(flags["public_file"]).read_text() if flags["public_file"] else None
+    with sessions.using(sessions.name) as saved, open_client(console, server, flags, saved=saved) as client:
+        talk = Conversation(client, chat=flags["chat"], system=flags["system_prompt"], public=public)
+        speculation = build_speculation(console, flags, client.card)
+        client.setup(console.progress)
+        sessions.begin(client, server, sessions.name, saved)
+        say_what_is_public(console, client, talk.next_prompt(text))
+        say_ready(console, client, options.max_tokens)
+        writer = TextWriter(console, silent=as_json)
+        done = talk.ask(text, options, writer.write, console.progress, speculation)
+        writer.finish()
+    return _ended(console, done, as_json)
 
 
 def generation_options(flags: dict[str, Any]) -> Any:
@@ -139,10 +168,15 @@ def build_speculation(console: Any, flags: dict[str, Any], card: Any) -> Any:
 
 
 def open_client(
-    console: Any, server: str, flags: dict[str, Any], pools: Any = None, saved: Any = None
+    console: Any,
+    server: str,
+    flags: dict[str, Any],
+    pools: Any = None,
+    saved: Any = None,
+    forget: bool = False,
 ) -> Any:
     """Connect and shake hands, saying who answered and who will see what. pools: None for what is there.
-    saved: the session to go on with."""
+    saved: the session to go on with, or to delete at the server."""
     from ..engines.explain import (
         CLEAR_BANNER,
         DEALER_BANNER,
@@ -177,6 +211,7 @@ def open_client(
         api_key=read_api_key(flags.get("api_key")),
         client_certificate=None if certificate is None else Path(certificate),
         saved=saved,
+        forget=forget,
     )
     options = client.welcome.options
     console.note(f"{client.card.name} at {address}: {engine_line(options)}")

@@ -21,6 +21,7 @@ COMMANDS = {
     "dealer": ("dealer", "dealer", "A third machine that deals one-time material (insecure if it colludes)."),
     "worker": ("scx", "worker", "The users' side of the engine scx, for users who trust this machine."),
     "estimate": ("estimate", "estimate", "What an answer would cost, with any engine, on any network."),
+    "session": ("session", "session", "Saved sessions: list, carry elsewhere, delete."),
     "models": ("models", "models", "Models that can be served by name."),
     "collect-env": ("environment", "collect_env", "Describe this machine and installation, for bug reports."),
 }

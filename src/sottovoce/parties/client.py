@@ -52,13 +52,15 @@ class Client:
         *,
         api_key: str | None = None,
         saved: SavedSession | None = None,
+        forget: bool = False,
         again: Callable[[], tuple[Channel, Identity | None]] | None = None,
         patience: float = 60.0,
     ) -> None:
         """Handshake over an open channel.
 
         pools: where prepared material is kept, None to go without. dealer: connects to the dealer, for a wish
-        with its correlations. saved: the session to go on with. again: connects once more, for a session that
+        with its correlations. saved: the session to go on with, or, with `forget`, to delete at the server
+        (nothing else can be done then). again: connects once more, for a session that
         is kept and whose connection broke; tried for `patience` seconds.
         """
         self.channel = channel
@@ -66,7 +68,7 @@ class Client:
         self.patience = patience
         self.resumed = 0  # how often the session came back by itself
         self._wish, self._cards, self._pools, self._dealer = wish, cards, pools, dealer
-        self._api_key, self._again, self._saved = api_key, again, saved
+        self._api_key, self._again, self._saved, self._forget = api_key, again, saved, forget
         self._kept: Checkpoints | None = None
         self._facts: dict[str, Any] = {}
         self.notes: dict[str, Any] = {} if saved is None else saved.notes
@@ -80,7 +82,8 @@ class Client:
         with self.ledger.phase("setup"), self.ledger.operation("handshake"):
             caller = Caller(api_key=self._api_key)
             if self._saved is not None:
-                caller = Caller("resume", self._saved.entry.id, self._api_key)
+                purpose = "forget" if self._forget else "resume"
+                caller = Caller(purpose, self._saved.entry.id, self._api_key)
             self.welcome: Welcome = client_handshake(self.channel, self._wish, self._cards, caller)
             self.card = self.welcome.card
             try:
@@ -118,6 +121,7 @@ class Client:
         api_key: str | None = None,
         client_certificate: Path | None = None,
         saved: SavedSession | None = None,
+        forget: bool = False,
         patience: float = 60.0,
     ) -> "Client":
         """Connect, check the certificate, shake hands.
@@ -130,7 +134,7 @@ class Client:
         channel, identity = route.open()
         return cls(
             channel, wish, identity, cards, pools, dealer,
-            api_key=api_key, saved=saved, again=route.open, patience=patience,
+            api_key=api_key, saved=saved, forget=forget, again=route.open, patience=patience,
         )  # fmt: skip
 
     @property
@@ -196,11 +200,12 @@ class Client:
             "engine": options.engine,
             "kv": options.kv,
         }
-        store.create(ticket.id.hex(), name, self._facts, b"{}")
+        self._keep(store, ticket)
+        assert self._kept is not None
         try:
-            self._keep(store, ticket)
-        except BaseException:
-            store.remove(ticket.id.hex())
+            self._kept.begin(self._party, name, {"tokens": []}, self._facts)
+        except UsageError:
+            self._kept = None
             raise
         self._checkpoint()
         self._saved = SavedSession.open(store, ticket.id.hex())

@@ -7,6 +7,7 @@ holds is computed twice. Where a template rewrites earlier turns, the longest co
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from ..engines.base import Progress
 from ..errors import UnsupportedModelError, UsageError
@@ -20,7 +21,8 @@ class Conversation:
     """What was said, and which of it the session holds.
 
     chat: speak through the model's template (None: if there is one); otherwise the text goes on as it is.
-    system: a private system message. public: text in its place that the server MAY READ.
+    system: a private system message. public: text in its place that the server MAY READ. A client whose
+    saved session had a conversation goes on with that one.
     """
 
     def __init__(
@@ -42,7 +44,9 @@ class Conversation:
         self._said: list[Message] = []
         self._tokens: tuple[int, ...] = ()  # of everything said; the session holds a beginning of them
         self._public_count = 0
-        if public:
+        if client.notes.get("conversation"):
+            self._restore(client.notes["conversation"], chat)
+        elif public:
             self.make_public(public)
 
     def make_public(self, text: str) -> None:
@@ -73,7 +77,39 @@ class Conversation:
         done = generate(self.client, prompt, options, on_text, progress, speculation, should_stop)
         self._said += [{"role": "user", "content": text}, {"role": "assistant", "content": done.text}]
         self._tokens = (*tokens, *done.token_ids)
+        if self.client.is_kept:
+            self.note()
         return done
+
+    @property
+    def said(self) -> list[Message]:
+        """Messages so far, the user's and the model's in turn."""
+        return list(self._said)
+
+    def note(self) -> None:
+        """Keep the conversation with the session, if that is kept."""
+        self.client.notes["conversation"] = {
+            "said": self._said,
+            "tokens": list(self._tokens),
+            "system": self._system,
+            "public": self._public,
+            "public_count": self._public_count,
+            "chat": self._template is not None,
+        }
+        self.client.checkpoint()
+
+    def _restore(self, noted: dict[str, Any], chat: bool | None) -> None:
+        """Go on with what a saved session noted; its system message and public text are part of it."""
+        if chat is None and not noted["chat"]:
+            self._template = None
+        if noted["chat"] != (self._template is not None):
+            raise UsageError(
+                "the saved conversation was held the other way; use --chat or --raw as when it began"
+            )
+        self._said = [dict(message) for message in noted["said"]]
+        self._tokens = tuple(noted["tokens"])
+        self._system, self._public = noted["system"], noted["public"]
+        self._public_count = int(noted["public_count"])
 
     def next_prompt(self, text: str) -> Prompt:
         """What `ask` would send, without sending anything: to be shown before."""
@@ -83,6 +119,8 @@ class Conversation:
     def forget(self) -> None:
         """Begin anew in the same session; its public beginning stays."""
         self._said, self._tokens = [], ()
+        if self.client.is_kept:
+            self.note()
         if self.client.length > self._public_count:
             self.client.truncate(self._public_count)
 

@@ -34,6 +34,12 @@ class Checkpoints:
     def id(self) -> str:
         return self.ticket.id.hex()
 
+    def begin(
+        self, party: DataParty | ModelParty, name: str | None, head: dict[str, Any], facts: dict[str, Any]
+    ) -> None:
+        """Make the session in the store, with no token yet. UsageError if the name is taken."""
+        self.store.create(self.id, name, facts, self._packed(party, head))
+
     def write(
         self,
         party: DataParty | ModelParty,

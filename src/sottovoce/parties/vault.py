@@ -145,6 +145,11 @@ def _read(path: Path) -> dict[str, Any]:
     return dict(fields)
 
 
+def stretch(passphrase: str, salt: bytes) -> bytes:
+    """A key from a passphrase, at the cost of this release."""
+    return _stretch(passphrase, salt, _COST)
+
+
 def _stretch(passphrase: str, salt: bytes, cost: dict[str, int]) -> bytes:
     if not (1 < cost["n"] <= 1 << 20 and 0 < cost["r"] <= 32 and 0 < cost["p"] <= 16):
         raise ValueError
