@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import resource
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -18,10 +19,8 @@ _MEMORY = 2 << 30  # bytes by which the process may grow
 
 def main() -> int:
     sys.path.insert(0, str(Path(__file__).parent))
-    from targets import TARGETS
-
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("target", choices=[*TARGETS, "all"])
+    parser.add_argument("target", help="a name from targets.py, or all")
     parser.add_argument("--runs", type=int, default=1_000_000)
     parser.add_argument("--seconds", type=float, default=float("inf"))
     parser.add_argument("--seed", type=int, default=1)
@@ -30,13 +29,17 @@ def main() -> int:
         "--write-corpus", action="store_true", help="save the well-formed inputs, run nothing"
     )
     arguments = parser.parse_args()
+    if arguments.atheris:
+        return _atheris(arguments.target, arguments.runs)
+    from targets import TARGETS
+
     names = list(TARGETS) if arguments.target == "all" else [arguments.target]
+    if unknown := [name for name in names if name not in TARGETS]:
+        parser.error(f"no target {unknown[0]!r}; there are {', '.join(TARGETS)}")
     if arguments.write_corpus:
         for name in names:
             _write(name, TARGETS[name].seeds())
         return 0
-    if arguments.atheris:
-        return _atheris(names[0], arguments.runs)
     return max(run(name, arguments.runs, arguments.seed, arguments.seconds) for name in names)
 
 
@@ -95,7 +98,7 @@ def _write(name: str, seeds: list[bytes]) -> None:
 def _atheris(name: str, runs: int) -> int:
     import atheris
 
-    with atheris.instrument_imports(include=["sottovoce"]):
+    with atheris.instrument_imports(include=["sottovoce", "json"]):
         from targets import REFUSALS, TARGETS
     target = TARGETS[name]
 
@@ -105,11 +108,10 @@ def _atheris(name: str, runs: int) -> int:
         except REFUSALS:
             pass
 
-    directory = CORPUS / name
-    atheris.Setup(
-        [sys.argv[0], f"-atheris_runs={runs}", *([str(directory)] if directory.is_dir() else [])], one
-    )
-    atheris.Fuzz()
+    with tempfile.TemporaryDirectory() as found:  # new inputs go into the first directory
+        known = [str(CORPUS / name)] if (CORPUS / name).is_dir() else []
+        atheris.Setup([sys.argv[0], f"-atheris_runs={runs}", found, *known], one)
+        atheris.Fuzz()
     return 0
 
 
