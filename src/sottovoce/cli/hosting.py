@@ -60,6 +60,10 @@ class Hosting:
         self.console.note(f"{self.card.name}: ready after {seconds_text(time.perf_counter() - start)}")
         if flags["engine"] == "hybrid" and not flags["no_pools"]:
             self._keep_pools(int(flags["pool_limit"] * 1e9), int(flags["pools_total"] * 1e9))
+        if flags["engine"] == "fhe" and not flags["no_pools"]:
+            from ..parties.paths import pools_dir
+
+            self.engine.keep_in(pools_dir())
         if not flags["no_sessions"]:
             self._keep_sessions(int(flags["sessions_limit"] * 1e9), flags["sessions_days"] * _DAY)
 

@@ -120,7 +120,7 @@ audit_options = stack(
 @click.argument("model")
 @option(
     "--engine",
-    type=click.Choice(["hybrid", "scx", "clear"]),
+    type=click.Choice(["hybrid", "fhe", "scx", "clear"]),
     default="hybrid",
     help="How the model is executed.",
 )

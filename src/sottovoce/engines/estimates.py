@@ -79,6 +79,7 @@ class Estimate:
     client_disk: int = 0
     exact: bool = True
     notes: tuple[str, ...] = field(default=())
+    plan: dict[str, Any] | None = None  # fhe: what is refreshed where
 
     def phase(self, name: str) -> Phase | None:
         return next((phase for phase in self.phases if phase.name == name), None)

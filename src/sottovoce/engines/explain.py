@@ -43,6 +43,8 @@ def what_the_server_sees(options: EngineOptions) -> str:
         return "the server sees every token of the prompt and of the answer"
     if options.engine == "scx":
         return _SCX[options.profile]
+    if options.engine == "fhe":
+        return "the server sees ciphertexts under your key, never a private token"
     line = "the server sees ciphertexts under your key and uniformly random numbers, never a private token"
     if options.correlations == "dealer":
         line += "; with the help of the dealer it could see every token"
@@ -76,4 +78,6 @@ def _activations(options: EngineOptions) -> tuple[str, str]:
     if options.engine == "scx":
         seen = "all of the middle blocks" if options.profile == "paper" else "vectors under one-time masks"
         return "those it computes itself", seen
+    if options.engine == "fhe":
+        return "nothing", "ciphertexts only"
     return "random shares only", "random shares and ciphertexts only"

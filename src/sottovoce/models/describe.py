@@ -9,6 +9,7 @@ from sottovoce.errors import UnknownModelError
 from sottovoce.models.config import Config
 from sottovoce.models.huggingface import describe_json
 from sottovoce.models.registry import known_names, load_model
+from sottovoce.models.shapes import SHAPES
 
 
 def describe_model(name: str | os.PathLike[str]) -> Config:
@@ -16,6 +17,8 @@ def describe_model(name: str | os.PathLike[str]) -> Config:
 
     UnsupportedModelError if no engine could run it, UnknownModelError if there is nothing.
     """
+    if (shape := SHAPES.get(str(name).lower())) is not None:
+        return shape
     if str(name).lower() in known_names():
         return load_model(name).config
     path = Path(name).expanduser()

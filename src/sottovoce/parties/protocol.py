@@ -66,8 +66,9 @@ def parameters_digest() -> str:
 class Wish:
     """What a client accepts; None means that any value is fine.
 
-    The engine has no "any", nor have the correlations: a server must not be able to talk a client into going
-    without cryptography, or into trusting a third party.
+    The engine has no "any" ("hybrid" takes "fhe" too, which is encrypted as well), nor have the correlations:
+    a server must not be able to talk a client into going without cryptography, or into trusting a third
+    party.
     """
 
     engine: str = "hybrid"
@@ -328,6 +329,8 @@ def _check_wish(wish: Wish, options: EngineOptions, commitment: str) -> None:
     for name in ("engine", "kv", "arithmetic", "correlations", "profile"):
         wanted, offered = getattr(wish, name), getattr(options, name)
         if wanted is not None and wanted != offered:
+            if name == "engine" and (wanted, offered) == ("hybrid", "fhe"):
+                continue  # encrypted as well, and without shares: a client of the one may have the other
             if name == "engine" and "scx" in (wanted, offered):
                 raise ParameterMismatchError(
                     f"the client accepts engine {wanted!r:.40}, the server runs {offered!r:.40}; the engine "

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from sottovoce.packing.slots import Chebyshev, CountingSlots, Slots
 
 # seconds(operation, level); the operation "bootstrap" at the top level.
 Cost = Callable[[str, int], float]
-_ENDLESS = 1000
+_ENDLESS = 1_000_000
 # What the embedding takes of a one-hot vector.
 EMBED_LEVELS = 2
 
@@ -51,23 +51,29 @@ def record(shape: Shape, degrees: Degrees, length: int) -> list[Segment]:
     ar = CountingSlots(shape.n, _ENDLESS)
     flow = RecordingFlow(ar)
     program = Program(ar, shape, counted(shape), _shapes(shape, degrees), flow)
-    for cache in program.caches:
-        filled = 0 if length % shape.heads.t == 0 else 1
-        cache.keys = [ar.fresh()] * (length // shape.heads.t + filled)
-        if length and not shape.single:
-            cache.values = [ar.fresh() for _ in range(shape.heads.dim)]
-    program.length = length
+    _fill(program, ar, length)
     out = program.step([ar.fresh()] * shape.vocabulary_blocks)
     return flow.finish(ar.level(out[0]))
+
+
+def _fill(program: Program[Slots], ar: CountingSlots, length: int) -> None:
+    """As if `length` tokens were cached."""
+    heads = program.shape.heads
+    for cache in program.caches:
+        cache.keys = [ar.fresh()] * -(-length // heads.t)
+        if length and not program.shape.single:
+            cache.values = [ar.fresh() for _ in range(heads.dim)]
+    program.length = length
 
 
 def rotation_levels(shape: Shape, degrees: Degrees, placement: Placement, top: int) -> dict[int, int]:
     """The rotations of a step and the highest level at which each happens: what keys are made for."""
     ar = CountingSlots(shape.n, top)
+    shape = replace(shape, tokens=shape.groups * shape.heads.t)
     program = Program(
         ar, shape, counted(shape), _shapes(shape, degrees), PlannedFlow[Slots](placement.decisions)
     )
-    program.length = shape.tokens - 1  # the position with the most rotations
+    _fill(program, ar, shape.tokens - 1)  # the position with the most rotations
     program.step([ar.fresh(level=placement.entry + EMBED_LEVELS)] * shape.vocabulary_blocks)
     return ar.steps
 

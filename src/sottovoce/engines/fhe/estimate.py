@@ -1,0 +1,193 @@
+"""What generation under FHE would cost a model: the program is counted, refreshes are placed, and priced.
+
+Seconds are the cost model's (`costs`), per primitive and level, times what this machine needs for the same
+lattice work. One server core: a second one takes a third to a half off.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sottovoce.ckks import CONJUGATE, ENGINE16, FULL16, Parameters, dft
+from sottovoce.ckks.transform import babies
+from sottovoce.engines.base import EngineOptions
+from sottovoce.engines.estimates import Estimate, Phase
+from sottovoce.engines.explain import engine_line
+from sottovoce.engines.fhe.costs import CostModel
+from sottovoce.engines.fhe.flow import Segment
+from sottovoce.engines.fhe.functions import Degrees
+from sottovoce.engines.fhe.placement import (
+    EMBED_LEVELS,
+    Placement,
+    cost_of,
+    place_bootstraps,
+    record,
+    rotation_levels,
+)
+from sottovoce.engines.fhe.shape import Shape, slots_for
+from sottovoce.errors import UnsupportedModelError
+from sottovoce.models.config import Config
+
+if TYPE_CHECKING:
+    from sottovoce.engines.public import PublicModel
+
+# Seconds of a refresh on the cost model's core, and bytes of its maps' plaintexts, by slots. Measured with
+# `bench bootstrap`; refreshes of fewer slots have fewer rotations at the top.
+_SMALL, _FULL = 4096, 32768
+_REFRESH_SECONDS = {_SMALL: 4.3, _FULL: 4.6}
+_MAP_BYTES = {_SMALL: 0.71e9, _FULL: 2.6e9}
+_DEGREE = 1 << 16
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A model placed in one parameter set."""
+
+    shape: Shape
+    parameters: Parameters
+    placement: Placement
+    segments: list[Segment]
+    cost: CostModel
+    key_bytes: int
+    keys: int
+
+    def layer(self) -> dict[str, Any]:
+        """A middle layer: what each part of it takes."""
+        layer = min(1, self.shape.config.layers - 1)
+        rows = []
+        for segment in self.segments:
+            if segment.layer != layer:
+                continue
+            decision = self.placement.decisions[layer, segment.start]
+            rows.append(
+                {
+                    "from": segment.start,
+                    "refreshed": decision.bootstrap,
+                    "level": decision.level,
+                    "levels_used": segment.depth,
+                    "seconds": round(cost_of(segment, decision.level, self.cost), 3),
+                }
+            )
+        return {"bootstraps": self.placement.bootstraps(layer), "parts": rows}
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "parameters": {
+                "N": self.parameters.degree,
+                "slots": self.shape.n,
+                "working_levels": self.parameters.working_top,
+                "log_qp": round(self.parameters.log_qp),
+                "security_bits": 128,
+            },
+            "layer": self.layer(),
+            "bootstraps_per_token": self.placement.total,
+            "bootstrap_seconds": round(self.cost.bootstrap_seconds, 2),
+            "entry_level": self.placement.entry,
+            "context": self.shape.tokens,
+            "plaintexts_per_layer": dict(self.shape.plaintexts()),
+            "switching_keys": self.keys,
+        }
+
+
+def plan_model(config: Config, tokens: int, factor: float = 1.0) -> Plan:
+    """Slots, parameters and refreshes for a context of `tokens`. UnsupportedModelError if no layout fits.
+
+    factor: this machine over the cost model's.
+    """
+    small = slots_for(config, _SMALL)
+    fits = max(config.width, config.ffn_width) <= small and config.width**2 <= _SMALL
+    parameters, n = (ENGINE16, small) if fits else (FULL16, _FULL)
+    shape = Shape(config, n, tokens)
+    if max(shape.width, shape.ffn) > n:
+        raise UnsupportedModelError(f"layers of {max(shape.width, shape.ffn)} do not fit {n} slots")
+    if shape.groups > shape.heads.dim:
+        raise UnsupportedModelError(
+            f"{tokens} tokens do not fit the {shape.heads.capacity} positions of one score ciphertext; "
+            "ask for fewer"
+        )
+    degrees, top = Degrees(), parameters.working_top
+    cost = CostModel(factor * _REFRESH_SECONDS[_SMALL if fits else _FULL], factor=factor)
+    segments = record(shape, degrees, tokens - 1)
+    placement = place_bootstraps(segments, top, cost)
+    steps = rotation_levels(shape, degrees, placement, top)
+    for step, level in _refresh_steps(parameters, n).items():
+        steps[step] = max(steps.get(step, 0), level)
+    levels = [*steps.values(), parameters.top - parameters.spec.refresh[2], parameters.top]
+    return Plan(shape, parameters, placement, segments, cost, sum(map(cost.key_bytes, levels)), len(levels))
+
+
+def _refresh_steps(parameters: Parameters, n: int) -> dict[int, int]:
+    """Rotations of a refresh and their levels, from its maps; nothing is encoded."""
+    stc, sine, cts = parameters.spec.refresh
+    full, middle = n == parameters.slots, parameters.top - cts
+    forward, back = dft.coefficients_to_slots(n, cts), dft.slots_to_coefficients(n, stc)
+    if not full:
+        forward, back = dft.side_by_side(forward), dft.joined(back)
+    found = {CONJUGATE: middle}
+    for first, maps in ((parameters.top, forward), (middle - sine, back)):
+        for i, each in enumerate(maps):
+            size = babies(each.diagonals)
+            for shift in each.diagonals:
+                for step in {shift % size, shift - shift % size} - {0}:
+                    found[step] = max(found.get(step, 0), first - i)
+    while n < parameters.slots:
+        found[n] = parameters.top
+        n *= 2
+    return found
+
+
+def estimate(public: PublicModel, kv: str, course: Any, speed: Any) -> Estimate:
+    """For `sottovoce estimate`. course: tokens of the session; speed: of the machine."""
+    config = public.config
+    tokens = course.public + course.private + course.new
+    plan = plan_model(config, tokens, speed.lattice)
+    token = plan.placement.seconds
+    shape, levels = plan.shape, plan.placement.entry + EMBED_LEVELS + 1
+    up = shape.vocabulary_blocks * _DEGREE * levels * 41 // 8 + 41
+    down = shape.vocabulary_blocks * 2 * _DEGREE * 49 // 8 + config.layers
+    key_wire = int(plan.key_bytes * 49 / 64)
+    cache = _cache_bytes(plan)
+    weights = sum(count for _, count in shape.plaintexts()) * config.layers * shape.n * 2
+    weights += (shape.embed.count + shape.head.count) * shape.vocabulary_blocks * shape.n * 2
+    refresh = int(_MAP_BYTES[_SMALL if plan.parameters is ENGINE16 else _FULL])
+    notes = (
+        f"fhe: {plan.placement.total} bootstraps a token, {plan.placement.bootstraps(0)} a layer, "
+        f"{plan.cost.bootstrap_seconds:.1f} s each; seconds are a model's, for one core",
+        f"fhe: {plan.keys} evaluation keys travel once; the session cannot begin before they are there",
+    )
+    return Estimate(
+        "fhe",
+        "-",
+        engine_line(EngineOptions(engine="fhe")),
+        (
+            Phase("setup", 1, key_wire, plan.keys, 1, 2 * plan.keys * 0.3 * speed.lattice),
+            Phase(
+                "prefill", course.private, course.private * up, down, course.private, course.private * token
+            ),
+            Phase(
+                "decode",
+                course.new - 1,
+                (course.new - 1) * up,
+                (course.new - 1) * down,
+                course.new - 1,
+                (course.new - 1) * token,
+            ),
+        ),
+        key_bytes=key_wire,
+        server_memory=weights + refresh,
+        session_memory=plan.key_bytes + cache + 1_500_000_000,
+        client_memory=400_000_000,
+        exact=False,
+        notes=notes,
+        plan=plan.to_json(),
+    )
+
+
+def _cache_bytes(plan: Plan) -> int:
+    """Keys at the bottom of the chain, values at the level where they meet the probabilities."""
+    shape, layer = plan.shape, 0
+    values = plan.placement.decisions[layer, "probabilities"].level + 1
+    lanes = 1 if shape.single else shape.heads.dim
+    limbs = 2 * shape.groups + lanes * values
+    return shape.config.layers * 2 * limbs * 8 * _DEGREE
