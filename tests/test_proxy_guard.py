@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import socket
 import threading
 from urllib.parse import urlsplit
 
@@ -13,7 +14,7 @@ openai = pytest.importorskip("openai")
 
 from proxies import Proxied  # noqa: E402
 from sottovoce.engines.base import EngineOptions  # noqa: E402
-from sottovoce.errors import PeerConnectionError, PeerGoneError, ServerBusyError  # noqa: E402
+from sottovoce.errors import PeerConnectionError, PeerGoneError, ServerBusyError, UsageError  # noqa: E402
 from sottovoce.parties import CardCache, Client, GenerationOptions, SamplingOptions  # noqa: E402
 from sottovoce.proxy.app import create_app  # noqa: E402
 from sottovoce.proxy.body import MAX_BODY  # noqa: E402
@@ -234,6 +235,14 @@ def test_damaged_statements_are_forgotten(tmp_path, content):
     assert file.load() == good
     next(tmp_path.iterdir()).write_bytes(content)
     assert file.load() is None
+
+
+def test_small_packets_leave_at_once():
+    """asyncio turns Nagle's algorithm off for sockets that say TCP only; it would cost 40 ms an answer."""
+    with WebServer(create_app(Gateway("server:1", lambda: None), warm=False)) as web:
+        assert web._socket.proto == socket.IPPROTO_TCP
+    with pytest.raises(UsageError, match="cannot listen"):
+        WebServer(create_app(Gateway("server:1", lambda: None), warm=False), "192.0.2.1")
 
 
 def test_names_in_host_headers():

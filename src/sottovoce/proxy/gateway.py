@@ -266,11 +266,14 @@ class Gateway:
         return done, None if ready is None else min(ready, spent)
 
     def _options(self, asked: Asked, card: ModelCard, prompt: Prompt) -> GenerationOptions:
-        room = card.config.context_length - len(prompt)
+        context = card.config.context_length
+        if self.statement is not None:
+            context = min(context, self.statement.context_length)  # a server may allow less than the model
+        room = context - len(prompt)
         wanted = asked.max_tokens
         if room < (wanted or 1):
             raise PromptTooLongError(
-                f"this model's context is {card.config.context_length} tokens; {len(prompt)} of the prompt "
+                f"this model's context is {context} tokens; {len(prompt)} of the prompt "
                 f"and {wanted or 1} new ones do not fit, shorten one of them"
             )
         most = min(self.plan.defaults.max_tokens, room) if wanted is None else wanted

@@ -17,10 +17,15 @@ class WebServer:
     """Listens as soon as it is made; `run` serves until it is told to stop."""
 
     def __init__(self, app: ASGIApp, host: str = "127.0.0.1", port: int = 0) -> None:
+        # The protocol is named because asyncio sends small packets at once only on sockets that say TCP.
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._socket = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         try:
-            self._socket = socket.create_server((host, port), family=family, backlog=64)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._socket.bind((host, port))
+            self._socket.listen(64)
         except (OSError, OverflowError) as error:
+            self._socket.close()
             raise UsageError(
                 f"cannot listen on {host}:{port} ({error}); choose another --port, 0 picks a free one"
             ) from None

@@ -36,7 +36,7 @@ class Statement:
             card.name,
             card.model_digest,
             card.digest,
-            card.config.context_length,
+            welcome.context_length,
             welcome.options,
             int(time.time()),
         )
