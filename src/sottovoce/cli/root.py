@@ -22,6 +22,9 @@ COMMANDS = {
     "worker": ("scx", "worker", "The users' side of the engine scx, for users who trust this machine."),
     "estimate": ("estimate", "estimate", "What an answer would cost, with any engine, on any network."),
     "session": ("session", "session", "Saved sessions: list, carry elsewhere, delete."),
+    "verify": ("verify", "verify", "What a server offers, and whether it is what you expect."),
+    "keys": ("keys", "keys", "API keys, certificates, pins: make, list, remove."),
+    "pull": ("pull", "pull", "Fetch a model from Hugging Face (optional)."),
     "models": ("models", "models", "Models that can be served by name."),
     "collect-env": ("environment", "collect_env", "Describe this machine and installation, for bug reports."),
 }
@@ -78,4 +81,12 @@ def _config_file() -> dict[str, Any]:
             raise click.UsageError(
                 f"{path}: {name!r} is not a command; write one table per command, e.g. [serve]"
             )
-    return {name: {key.replace("-", "_"): v for key, v in table.items()} for name, table in tables.items()}
+    return {name: _parameters(table) for name, table in tables.items()}
+
+
+def _parameters(table: dict[str, Any]) -> dict[str, Any]:
+    """Flags as parameters are called; a group's commands are tables in its table."""
+    return {
+        key.replace("-", "_"): _parameters(value) if isinstance(value, dict) else value
+        for key, value in table.items()
+    }

@@ -105,11 +105,25 @@ class KnownHosts:
     """The fingerprints a client has accepted: one line "host:port fingerprint", file mode 0600.
 
     Several clients may use it at the same time: who adds a line holds a lock on `.<name>.lock` beside it, and
-    the file is replaced as a whole.
+    the file is replaced as a whole. pins: whether what is met first is written down.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, pins: bool = True) -> None:
+        self.path, self._pins = path, pins
+
+    def all(self) -> dict[str, str]:
+        """host:port -> fingerprint."""
+        return self._read()
+
+    def forget(self, name: str) -> bool:
+        """Remove the pin of host:port; whether there was one."""
+        if name not in self._read():
+            return False
+        with self._locked():
+            pins = self._read()
+            pins.pop(name, None)
+            self._write(pins)
+        return True
 
     def lookup(self, host: str, port: int) -> str | None:
         return self._read().get(f"{host}:{port}")
@@ -121,14 +135,14 @@ class KnownHosts:
         """
         pinned = self.lookup(host, port)
         if pinned is None:
+            if not self._pins:
+                return True
             make_private_directory(self.path.parent)
             with self._locked():
                 pins = self._read()
                 pinned = pins.get(f"{host}:{port}")  # somebody else's first use, meanwhile
                 if pinned is None:
-                    pins[f"{host}:{port}"] = seen
-                    lines = [f"{name} {pin}\n" for name, pin in sorted(pins.items())]
-                    write_private_file(self.path, "".join(lines).encode())
+                    self._write({**pins, f"{host}:{port}": seen})
                     return True
         if pinned != seen:
             raise CertificateChangedError(
@@ -147,6 +161,10 @@ class KnownHosts:
             yield
         finally:
             os.close(lock)
+
+    def _write(self, pins: dict[str, str]) -> None:
+        lines = [f"{name} {pin}\n" for name, pin in sorted(pins.items())]
+        write_private_file(self.path, "".join(lines).encode())
 
     def _read(self) -> dict[str, str]:
         try:
