@@ -35,7 +35,10 @@ def run(
     peer_python: str | None = None,
     progress: Progress = lambda done, total, what: None,
 ) -> dict[str, Any]:
-    """Medians; the peer's figures are null where its library or the memory for it is missing."""
+    """Medians; the peer's figures are null where its library or the memory for it is missing.
+
+    CPU seconds hardly depend on what else the machine does.
+    """
     if set not in SETS:
         raise UsageError(f"{set!r} is no parameter set; known are {', '.join(SETS)}")
     job = {"set": set, "slots": slots, "ratio": ratio, "threads": threads, "repeat": repeat}
@@ -48,11 +51,15 @@ def run(
 
 
 def _compared(ours: dict[str, Any], peer: dict[str, Any] | None) -> dict[str, Any]:
-    theirs = peer or dict.fromkeys(("seconds", "levels", "bits", "worst_bits", "key_seconds", "memory_bytes"))
+    absent = ("seconds", "cpu_seconds", "levels", "bits", "worst_bits", "key_seconds", "memory_bytes")
+    theirs = peer or dict.fromkeys(absent)
     return {
         "ours_s": ours["seconds"],
         "peer_s": theirs["seconds"],
         "ratio": theirs["seconds"] / ours["seconds"] if theirs["seconds"] else None,
+        "ours_cpu_s": ours["cpu_seconds"],
+        "peer_cpu_s": theirs["cpu_seconds"],
+        "cpu_ratio": theirs["cpu_seconds"] / ours["cpu_seconds"] if peer else None,
         "steps": ours["steps"],
         "levels": ours["levels"],
         "level_bits": ours["level_bits"],

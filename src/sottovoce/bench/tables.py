@@ -369,7 +369,8 @@ def prefill(runs: Sequence[Run]) -> list[str]:
 
 
 def bootstrap(runs: Sequence[Run]) -> list[str]:
-    headers = ["set, slots", "threads", "ours s", "Lattigo s", "ratio", "levels", "Lattigo", "bits mean"]
+    headers = ["set, slots", "threads", "ours s", "Lattigo s", "ratio", "CPU s", "Lattigo", "ratio"]
+    headers += ["levels", "Lattigo", "bits mean"]
     headers += ["worst", "Lattigo mean", "worst", "GB", "Lattigo", "of it keys", "keys s"]
     rows = [
         (
@@ -378,6 +379,9 @@ def bootstrap(runs: Sequence[Run]) -> list[str]:
             number(run["ours_s"]),
             number(run["peer_s"]),
             times(run["ratio"]),
+            number(run["ours_cpu_s"]),
+            number(run["peer_cpu_s"]),
+            times(run["cpu_ratio"]),
             f"{run['levels']} × {run['level_bits']:.0f} bits",
             _count(run["peer_levels"]),
             number(run["bits"]),
