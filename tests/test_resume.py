@@ -19,7 +19,7 @@ from sottovoce.errors import (
     UsageError,
 )
 from sottovoce.models.model import greedy
-from sottovoce.parties import Client, Wish
+from sottovoce.parties import Client, ServerSession, Wish
 from sottovoce.parties import kept as kept_module
 from sottovoce.parties.admission import Admission
 from sottovoce.parties.kept import KeptSessions
@@ -337,3 +337,25 @@ def test_limits_of_saved_sessions(tmp_path):
     kept.keep(ticket, "ann", 1)
     store.checkpoint(ticket.id.hex(), b"{}", {"tokens.0": {"k": np.zeros(100)}}, {"owner": "ann"})
     assert len(kept) == 1 and kept.evict() == 1 and len(kept) == 0
+
+
+def test_a_server_without_memory_says_so(host, monkeypatch):
+    """MemoryError in a step ends that session clearly; the others, and the saved state, are untouched."""
+    client = host.client()
+    client.keep(host.mine, "mine")
+    other = host.client()
+    tokens = greedy_tokens(client, PROMPT, 3)
+
+    def exhausted(self, party, command):
+        raise MemoryError
+
+    monkeypatch.setattr(ServerSession, "_execute", exhausted)
+    with pytest.raises(ServerBusyError, match="memory") as caught:
+        client.decode(tokens[-1])
+    assert caught.value.retry_after == 30
+    monkeypatch.undo()
+    assert len(greedy_tokens(other, PROMPT, 3)) == 3
+    again = host.client("mine")
+    assert again.tokens == [*PROMPT, *tokens[:2]]
+    again.close()
+    other.close()

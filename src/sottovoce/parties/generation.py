@@ -33,6 +33,8 @@ class Usage:
     """prompt_tokens counts public and private ones. Bytes count frames with their headers, without TLS.
 
     drafted_tokens of which accepted_tokens were right, in verification_steps passes; 0 without a drafter.
+    cached_tokens: of the history that the answer continues, those that the session held already; they are not
+    among the prompt_tokens.
     """
 
     prompt_tokens: int
@@ -45,6 +47,7 @@ class Usage:
     drafted_tokens: int = 0
     accepted_tokens: int = 0
     verification_steps: int = 0
+    cached_tokens: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return dict(vars(self))
@@ -131,6 +134,7 @@ class _Run:
         self.per_token: list[tuple[float, int]] = []
 
     def complete(self, prompt: Prompt) -> Completion:
+        cached = self.client.length
         before, start = self.client.ledger.snapshot(), time.perf_counter()
         guesses = self._guesses()
         try:
@@ -149,6 +153,7 @@ class _Run:
             bytes_up=cost.wire_up,
             bytes_down=cost.wire_down,
             rounds=cost.rounds,
+            cached_tokens=cached,
             **{name: count - guesses[name] for name, count in self._guesses().items()},
         )
         return Completion("".join(self.pieces), self.tokens, reason, usage, rows, self.per_token)

@@ -2,7 +2,7 @@
 
 from threading import Event, Thread
 
-from ..errors import PoolFullError
+from ..errors import PeerConnectionError, PoolFullError
 from .client import Client
 
 # Tokens by which the pool grows in a step: an answer that is asked for meanwhile waits for the step.
@@ -46,5 +46,9 @@ class IdleFiller:
                 ready = self.client.ready(wanted)
         except PoolFullError:
             pass
+        except PeerConnectionError as error:
+            # A session that is kept comes back with its next step; nothing is lost but the filling.
+            if not self.client.is_kept:
+                self._error = error
         except BaseException as error:  # noqa: BLE001  (carried to the caller's thread)
             self._error = error

@@ -11,7 +11,14 @@ from threading import Event
 from typing import Any
 
 from ..engines.base import ModelParty
-from ..errors import PeerGoneError, PoolFullError, ProtocolError, SottovoceError, StorageError
+from ..errors import (
+    PeerGoneError,
+    PoolFullError,
+    ProtocolError,
+    ServerBusyError,
+    SottovoceError,
+    StorageError,
+)
 from ..net import Channel, Role, SocketChannel
 from ..net.channel import Turn
 from .admission import Account, Admission
@@ -85,6 +92,10 @@ class ServerSession:
         except SottovoceError as error:
             self.report.ended = f"{type(error).__name__}: {error}"
             self.channel.abort(error)
+        except MemoryError:
+            busy = ServerBusyError("the server has run out of memory; try again later", 30)
+            self.report.ended = f"{type(busy).__name__}: {busy}"
+            self.channel.abort(busy)
         except Exception as error:  # noqa: BLE001  (one session's fault must not end the server)
             # Only the type: the text of a foreign exception may quote data.
             self.report.ended = f"internal error ({type(error).__name__} in {_where(error)})"
