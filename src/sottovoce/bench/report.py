@@ -70,6 +70,15 @@ KINDS = {
         "session is opened again. A failure would be another token, a frame of tokens sent twice, or a "
         "damaged file.",
     ),
+    "fhe": Kind(
+        "Engine fhe",
+        ("model",),
+        "Tokens that a server chose alone, from ciphertexts under the client's key. The client encrypts the "
+        "token chosen last and decrypts logits; two processes over TLS on one machine, everything counted. "
+        "The plain model reads the same tokens: KL and the likeliest token at every private position.",
+        "Seconds by operation are the server's. `bootstraps` holds its own rotations and polynomials; "
+        "`levels` is the adjustment of scales where a value drops levels.",
+    ),
     "growth": Kind(
         "Growth with the context",
         ("model", "kv", "prepared"),
@@ -106,6 +115,17 @@ KINDS = {
         "Slower networks",
         ("model", "kv", "context", "prepared"),
         "The same decode step with every frame held back for as long as it would travel.",
+    ),
+    "packings": Kind(
+        "Vector times matrix under CKKS",
+        ("width",),
+        "One private token times a square matrix of random weights, N = 65,536, 32,768 slots, ten limbs, the "
+        "same kernels for every layout. Plaintexts are encoded on the fly.",
+        "`irp` is interleaved replicated packing, `bsgs` plain diagonals with baby and giant steps on a "
+        "replicated vector: these two compare like with like. `moai` (a ciphertext a column) and `thor` "
+        "(tiles of 128 rows by diagonals) are made for many tokens at a time and carry one here; `when full` "
+        "divides their figure by the tokens they could carry. They are timed on a slice of the outputs and "
+        "scaled. MB: ciphertexts in and out.",
     ),
     "peers": Kind(
         "Against SPU Cheetah",
@@ -225,6 +245,7 @@ def suite(texts: str | Path | None = None) -> list[tuple[str, dict[str, Any]]]:
     """Every benchmark of the documentation with its settings; quality for every text in a directory."""
     jobs: list[tuple[str, dict[str, Any]]] = [("he", {}), ("matrix", {}), ("polynomials", {})]
     jobs += [("bootstrap", {}), ("bootstrap", {"set": "engine16", "slots": 4096, "ratio": 5})]
+    jobs += [("packings", {"width": 1024}), ("packings", {"width": 4096})]
     prepared = {"kv": "masked", "prepared": DENSE.block}
     for how in ({"kv": "ciphertext"}, prepared, {"kv": "none"}):
         slow = how["kv"] == "none"

@@ -7,10 +7,7 @@ masks are made before and counted as preparation.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -23,17 +20,13 @@ import numpy.typing as npt
 from sottovoce.bench.cost import agreement, size
 from sottovoce.bench.machine import header
 from sottovoce.bench.parties import peak_memory
+from sottovoce.bench.served import ServerProcess
 from sottovoce.bench.text import sample_tokens
 from sottovoce.engines.base import EngineOptions, Progress
-from sottovoce.engines.scx import ScxEngine
 from sottovoce.errors import UsageError
 from sottovoce.models import Model, load_model
 from sottovoce.net import LedgerRow
 from sottovoce.net.ledger import diff
-from sottovoce.net.tls import Certificate
-from sottovoce.parties import Address, Client, Server, Welcome, Wish
-
-_PATIENCE = 600.0
 
 
 def run(
@@ -52,7 +45,7 @@ def run(
         raise UsageError(
             f"{len(tokens)} tokens do not fit the model's context of {plain.config.context_length}"
         )
-    with _ServerProcess(model, profile) as server:
+    with ServerProcess(EngineOptions(engine="scx", profile=profile), model) as server:
         sessions = []
         for number in range(max(1, repeat)):
             progress(number, max(1, repeat), "sessions")
@@ -96,11 +89,11 @@ class _Session:
 
 
 def _session(
-    server: _ServerProcess, plain: Model, profile: str, tokens: Sequence[int], context: int
+    server: ServerProcess, plain: Model, profile: str, tokens: Sequence[int], context: int
 ) -> _Session:
     found, cache = _Session(), plain.new_cache()
     start = time.perf_counter()
-    with server.connect(profile) as client:
+    with server.connect() as client:
         client.setup()
         found.setup_seconds, found.setup = time.perf_counter() - start, client.ledger.total("setup")
         # As many rows as a stock may sensibly hold; a longer prompt has its noise made on the way.
@@ -180,50 +173,3 @@ def _by_operation(tokens: Sequence[Sequence[LedgerRow]]) -> list[dict[str, Any]]
         for (phase, name), (seconds, count, rounds) in sums.items()
     ]
     return sorted(table, key=lambda entry: -float(str(entry["seconds"])))
-
-
-class _ServerProcess:
-    """The engine behind a socket, in a fresh process."""
-
-    def __init__(self, model: str, profile: str) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._directory = tempfile.TemporaryDirectory(prefix="sottovoce-bench-")
-        parent, child = context.Pipe()
-        self._process = context.Process(
-            target=_serve, args=(model, profile, self._directory.name, child), daemon=True
-        )
-        self._process.start()
-        if not parent.poll(_PATIENCE):
-            raise UsageError("the benchmark's server did not come up")
-        self._port, self._fingerprint = parent.recv()
-
-    def connect(self, profile: str) -> Client:
-        wish = Wish("scx", profile=profile)
-        return Client.connect(Address("127.0.0.1", self._port), wish, self._fingerprint)
-
-    def cpu(self) -> float:
-        """CPU seconds of the process so far, all threads."""
-        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-    def memory(self) -> int:
-        status = Path(f"/proc/{self._process.pid}/status").read_text()
-        return int(status.split("VmHWM:")[1].split()[0]) * 1024
-
-    def __enter__(self) -> _ServerProcess:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._process.terminate()
-        self._process.join()
-        self._directory.cleanup()
-
-
-def _serve(model: str, profile: str, directory: str, pipe: Any) -> None:
-    engine = ScxEngine(EngineOptions(engine="scx", profile=profile), load_model(model))
-    engine.prepare()
-    certificate = Certificate(Path(directory))
-    welcome = Welcome(engine.options, engine.public(), engine.model.card)
-    server = Server(engine.session, welcome, tls=certificate.context())
-    pipe.send((server.port, certificate.fingerprint))
-    server.serve_forever()

@@ -69,7 +69,12 @@ def bench() -> None:
 
 
 @bench.command()
-@option("--engine", type=click.Choice(["hybrid", "scx"]), default="hybrid", help="How the model is executed.")
+@option(
+    "--engine",
+    type=click.Choice(["hybrid", "fhe", "scx"]),
+    default="hybrid",
+    help="How the model is executed; fhe writes its own answer to a prompt of two tokens.",
+)
 @_profile_option
 @_model_option
 @_context_option
@@ -259,6 +264,15 @@ def load(**settings: Any) -> None:
     _run("load", settings)
 
 
+@bench.command()
+@option("--width", type=click.IntRange(256, 1 << 14), default=1024, help="Of the matrix, a power of two.")
+@option("--repeat", type=click.IntRange(1), default=1, help="Medians over so many products.")
+@_common
+def packings(**settings: Any) -> None:
+    """One private token times a matrix in four layouts: irp, plain diagonals, MOAI's, THOR's."""
+    _run("packings", settings)
+
+
 @bench.command("all")
 @option(
     "--output",
@@ -279,6 +293,9 @@ def everything(output: str, texts: str | None, quiet: bool) -> None:
 
 def _run_engine(name: str, settings: dict[str, Any], for_scx: tuple[str, ...]) -> None:
     """A benchmark that the engine scx has its own way of, with these of the settings."""
+    if settings["engine"] == "fhe":
+        _run("fhe", {key: settings[key] for key in ("model", "new_tokens", "output", "as_json", "quiet")})
+        return
     if settings["engine"] == "scx":
         kept = ("engine", "model", "profile", "output", "as_json", "quiet", *for_scx)
         _run("scx", {"what": name, **{key: settings[key] for key in kept}})

@@ -1,0 +1,72 @@
+"""Tables of the benchmarks of FHE: packings, and generation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sottovoce.bench.tables import Run, divergence, megabytes, number, percent, table, times
+
+
+def packings(runs: Sequence[Run]) -> list[str]:
+    headers = ["width", "packing", "s", "IRP is faster by", "plaintexts", "rotations", "levels"]
+    headers += ["ciphertexts", "MB", "timed", "tokens when full", "s/token when full"]
+    rows = []
+    for run in runs:
+        for row in run["rows"]:
+            rows.append(
+                (
+                    str(run["width"]),
+                    row["packing"],
+                    number(row["seconds"]),
+                    times(row["over_irp"]),
+                    str(row["plaintexts"]),
+                    str(row["rotations"]),
+                    str(row["levels"]),
+                    str(row["ciphertexts"]),
+                    megabytes(row["memory_bytes"]),
+                    percent(row["timed_share"]) + (", scaled" if row["scaled"] else ""),
+                    str(row["tokens_when_full"]),
+                    number(row["seconds_per_token_when_full"]),
+                )
+            )
+    return table(headers, rows, left=2)
+
+
+def fhe(runs: Sequence[Run]) -> list[str]:
+    headers = ["model", "prompt", "new tokens", "s/token", "CPU s server", "CPU s client", "MB/token"]
+    headers += ["GB keys, once", "s setup", "GB server", "GB client", "equal tokens", "mean KL", "largest KL"]
+    rows = []
+    for run in runs:
+        memory, cpu = run["peak_memory_bytes"], run["cpu_seconds_per_token"]
+        rows.append(
+            (
+                run["model"],
+                str(run["context"]),
+                str(run["new_tokens"]),
+                number(run["seconds_per_token"]),
+                number(cpu["server"]),
+                number(cpu["client"]),
+                megabytes(run["bytes_per_token"]),
+                number(run["key_bytes"] / 1e9),
+                number(run["setup_seconds"]),
+                number(memory["server"] / 1e9),
+                number(memory["client"] / 1e9),
+                percent(run["top1_agreement"]),
+                divergence(run["kl"]),
+                divergence(max(p["kl"] for p in run["positions"])),
+            )
+        )
+    lines = table(headers, rows)
+    for run in runs:
+        lines += [f"## {run['model']}: a token by operation, at the server", ""]
+        lines += table(
+            ("operation", "seconds"), [(o["name"], number(o["seconds"])) for o in run["by_operation"]]
+        )
+        lines += table(
+            ("position", "KL, nats", "same token"),
+            [
+                (str(i), divergence(p["kl"]), "yes" if p["top1"] else "no")
+                for i, p in enumerate(run["positions"], run["public_tokens"])
+            ],
+        )
+    return lines
