@@ -102,6 +102,35 @@ def sample(name):
                 ],
             },
             "bootstrap": BOOTSTRAP,
+            "fhe": e2e()
+            | {
+                "engine": "fhe",
+                "new_tokens": 2,
+                "public_tokens": 1,
+                "key_bytes": 3 * 10**9,
+                "setup_seconds": 60.0,
+                "kl": 1e-9,
+                "positions": [{"kl": 1e-9, "top1": True}, {"kl": 1e-8, "top1": False}],
+            },
+            "packings": {
+                "width": 1024,
+                "rows": [
+                    {
+                        "packing": "moai",
+                        "seconds": 100.0,
+                        "over_irp": 400.0,
+                        "plaintexts": 1 << 20,
+                        "rotations": 0,
+                        "levels": 1,
+                        "ciphertexts": 1024,
+                        "memory_bytes": 10**9,
+                        "timed_share": 0.01,
+                        "scaled": True,
+                        "tokens_when_full": 32768,
+                        "seconds_per_token_when_full": 0.003,
+                    }
+                ],
+            },
             "polynomials": {
                 "period": 64,
                 "rows": [
