@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from sottovoce.bench.lattigo_runner import pin
+from sottovoce.bench.lattigo_runner import end_with_parent, pin
 from sottovoce.ckks import BOOT16, ENGINE16, FULL16, Parameters
 from sottovoce.ckks.bootstrap import Bootstrapper, BootstrapSpec
 from sottovoce.ckks.ciphertext import Ciphertext
@@ -116,6 +116,7 @@ def available_bytes() -> int | None:
 
 def main() -> None:
     job = json.loads(sys.argv[1])
+    end_with_parent()
     pin(job["threads"])
     set_threads(job["threads"])
     print(json.dumps(measure(SETS[job["set"]], job["slots"], job["ratio"], job["repeat"])))
