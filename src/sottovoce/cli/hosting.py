@@ -64,8 +64,24 @@ class Hosting:
             from ..parties.paths import pools_dir
 
             self.engine.keep_in(pools_dir())
+        if flags["ray"] is not None:
+            self._scale_out(flags["ray"], flags["ray_workers"])
         if not flags["no_sessions"]:
             self._keep_sessions(int(flags["sessions_limit"] * 1e9), flags["sessions_days"] * _DAY)
+
+    def _scale_out(self, address: str, workers: int) -> None:
+        """Rows of prepared products go to a Ray cluster."""
+        from ..correlations.ray_rows import RayRows, connect
+        from ..engines.hybrid import HybridEngine
+        from ..errors import UsageError
+
+        if not isinstance(self.engine, HybridEngine):
+            raise UsageError("--ray makes prepared products elsewhere, which only the engine hybrid has")
+        connect(address)
+        hints = self.engine.hints
+        hints.products = rows = RayRows(hints.matrices, workers)
+        self._held.callback(rows.close)
+        self.console.note(f"prepared products on {workers} Ray workers ({address}), which hold the weights")
 
     def listen(self) -> Any:
         """A server that is ready for `serve_forever`."""
@@ -108,6 +124,7 @@ class Hosting:
             observer=Observers(metrics, self.events),
             gate=FairGate(flags["compute_slots"] or processors()),
             kept=self.kept,
+            evict_after=flags["evict_after"],
         )
         metrics.watch(server, *self._gauges())
         self._say(server)

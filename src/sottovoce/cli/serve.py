@@ -69,6 +69,12 @@ session_options = stack(
         help="Gigabytes of saved sessions at most; the oldest go first.",
     ),
     option(
+        "--evict-after",
+        type=click.FloatRange(1),
+        default=300.0,
+        help="Seconds until a saved session whose client is silent leaves memory; it goes on from the disk.",
+    ),
+    option(
         "--sessions-days",
         type=click.FloatRange(0.001),
         default=7.0,
@@ -89,6 +95,15 @@ pool_options = stack(
         default=64.0,
         help="Gigabytes of prepared material at most, for all clients together.",
     ),
+)
+scale_options = stack(
+    option(
+        "--ray",
+        metavar="ADDRESS|local",
+        help="hybrid: make prepared products on this Ray cluster. Its machines see what the server sees, and "
+        "the weights.",
+    ),
+    option("--ray-workers", type=click.IntRange(1, 1024), default=2, help="Row blocks, a process each."),
 )
 audit_options = stack(
     option(
@@ -139,6 +154,7 @@ audit_options = stack(
 @dealer_option
 @pool_options
 @session_options
+@scale_options
 @audit_options
 @quiet_option
 def serve(

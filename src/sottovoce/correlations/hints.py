@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from sottovoce.correlations.row_products import LocalRows, RowProducts
 from sottovoce.dense import FRESH_BITS, LOG_Q, SENT_BITS, SENT_BYTES, DenseParameters, HintSecret
 from sottovoce.errors import CorruptFileError, IntegrityError, RefusedError
 from sottovoce.net import Channel
@@ -124,6 +125,7 @@ class ModelHints:
         directory: Path | None = None,
     ) -> None:
         self.parameters, self.shapes, self.matrices = parameters, shapes, matrices
+        self.products: RowProducts = LocalRows(matrices)  # who multiplies; may be put elsewhere before use
         self.secret = _hint_secret(parameters, shapes, matrices, directory)
         self.identity = identity(parameters, shapes, self.secret.seed)
         self._shelf = HintShelf(directory)

@@ -35,7 +35,6 @@ from sottovoce.dense import (
     DenseParameters,
     answer_bytes,
     fresh_bytes,
-    matrix_product,
     public_key_bytes,
 )
 from sottovoce.errors import ParameterError
@@ -182,12 +181,12 @@ class MatrixMaker:
         )
         if d_in <= FEATURES:
             return words
-        weights = self._hints.matrices[key]
-        sums = matrix_product(weights, 0, words, np.empty((d_out, answers.n), np.uint64), False)
+        rows = self._hints.products
+        sums = rows.product(key, 0, 0, words, np.empty((d_out, answers.n), np.uint64), False)
         for first in range(FEATURES, d_in, FEATURES):
             count = min(FEATURES, d_in - first)
             words = answers.load(self._channel.recv(fresh_bytes(count, answers.n)), count)
-            matrix_product(weights, first, words, sums, True)
+            rows.product(key, 0, first, words, sums, True)
         return sums
 
     def _multiply(
@@ -202,8 +201,8 @@ class MatrixMaker:
             if d_in > FEATURES:
                 sums = loaded[first : first + rows]
             else:
-                weights = self._hints.matrices[key][first : first + rows]
-                sums = matrix_product(weights, 0, loaded, np.empty((rows, answers.n), np.uint64), False)
+                sums = np.empty((rows, answers.n), np.uint64)
+                self._hints.products.product(key, first, 0, loaded, sums, False)
             frames.append(answers.answer(self._numbers[key], sums, first, key in self._opened))
         return frames
 
