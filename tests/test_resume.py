@@ -298,10 +298,10 @@ def test_quotas_hold_for_those_who_come_back(engine, tmp_path):
 
 def test_idle_sessions_go_to_disk(engine, tmp_path, expected):
     sessions = []
-    with Host(engine, tiny_model(), tmp_path, on_open=sessions.append) as host:
+    with Host(engine, tiny_model(), tmp_path, on_open=sessions.append, evict_after=600) as host:
         client = host.client()
         client.keep(host.mine)
-        sessions[0]._idle_timeout = 0.01  # from the next command on
+        sessions[0]._evict_after = 0.01  # from the next command on
         tokens = greedy_tokens(client, PROMPT, 3)
         while not any("idle" in report.ended for report in host.reports):
             pass

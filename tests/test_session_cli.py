@@ -59,6 +59,7 @@ def test_a_conversation_over_several_commands(serving, environment, tmp_path):  
     assert answer == wanted[2]
     assert run("session", "rm", "yours", "--insecure-clear", env=there).returncode == 0
     assert json.loads(run("session", "ls", "--json", env=there).stdout) == []
+    assert "forgotten" in serving.report.read_text()
     # The server's half is gone: the first machine's session computes everything again.
     answer, notes = generate(serving, "three", environment, "--session", "mine")
     assert answer == wanted[2] and "will be computed again" in notes

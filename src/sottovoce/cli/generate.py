@@ -213,6 +213,7 @@ def open_client(
         saved=saved,
         forget=forget,
     )
+    client.notify = console.note
     options = client.welcome.options
     console.note(f"{client.card.name} at {address}: {engine_line(options)}")
     if flags["insecure_plaintext"]:

@@ -67,6 +67,7 @@ class Client:
         self.identity = identity
         self.patience = patience
         self.resumed = 0  # how often the session came back by itself
+        self.notify: Callable[[str], None] = lambda line: None  # what a user may want to know meanwhile
         self._wish, self._cards, self._pools, self._dealer = wish, cards, pools, dealer
         self._api_key, self._again, self._saved, self._forget = api_key, again, saved, forget
         self._kept: Checkpoints | None = None
@@ -254,6 +255,7 @@ class Client:
         """Come back to the session on a new connection, and append what the server has not got."""
         assert self._again is not None and self._kept is not None
         store, id, public = self._kept.store, self._kept.id, self.public_count
+        self.notify("the connection broke; coming back to the session …")
         self._party.close()
         self.channel.close()
         ledger, deadline, pause = self.ledger, time.monotonic() + self.patience, 0.1
@@ -265,9 +267,11 @@ class Client:
                 self._saved = SavedSession.open(store, id)
                 self._begin()
                 break
-            except (PeerConnectionError, ServerBusyError):
+            except (PeerConnectionError, ServerBusyError) as error:
                 if time.monotonic() + pause > deadline:
-                    raise
+                    raise PeerConnectionError(
+                        f"{error}; the session is saved, and goes on when the server is there again"
+                    ) from None
                 time.sleep(pause)
                 pause = min(2 * pause, 5.0)
         self.setup()

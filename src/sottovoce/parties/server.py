@@ -1,5 +1,6 @@
 """The server: listens, and gives every connection a session in a thread of its own."""
 
+import math
 import socket
 import ssl
 import time
@@ -49,15 +50,17 @@ class Server:
         observer: Observer | None = None,
         gate: FairGate | None = None,
         kept: KeptSessions | None = None,
+        evict_after: float = math.inf,
     ) -> None:
         """admission: instead of `max_sessions` places for everybody and no queue. gate: how many sessions
-        compute at the same time; None leaves it to the operating system. kept: where sessions are saved."""
+        compute at the same time; None leaves it to the operating system. kept: where sessions are saved;
+        from memory they go after `evict_after` seconds."""
         self._open_party = open_party
         self._welcome = welcome
         self._tls = tls
         self.admission = Admission(max_sessions) if admission is None else admission
         self._observer, self._gate, self._kept = observer or Observer(), gate, kept
-        self._idle_timeout = idle_timeout
+        self._idle_timeout, self._evict_after = idle_timeout, evict_after
         self._on_open, self._on_close, self._tap = on_open, on_close, tap
         self._stopping = Event()
         self._lock = Lock()
@@ -169,6 +172,7 @@ class Server:
             observer=self._observer,
             turn=None if self._gate is None else self._gate.member(),
             kept=self._kept,
+            evict_after=self._evict_after,
         )
         tap = self._tap
         if tap is not None:

@@ -1,5 +1,6 @@
 """The server's half of one connection: handshake, setup, then the client's commands until it leaves."""
 
+import math
 import resource
 import secrets
 import sys
@@ -65,12 +66,14 @@ class ServerSession:
         observer: Observer | None = None,
         turn: Turn | None = None,
         kept: KeptSessions | None = None,
+        evict_after: float = math.inf,
     ) -> None:
         """admission: who gets a place, None for everybody. turn: this session's on the processors. kept:
-        where sessions are saved, None to save none."""
+        where sessions are saved, None to save none. evict_after: seconds after which a session that is saved
+        is dropped from memory."""
         self.channel = channel
         self._admission, self._observer, self._turn = admission, observer or Observer(), turn
-        self._kept = kept
+        self._kept, self._evict_after = kept, evict_after
         self._checkpoints: Checkpoints | None = None
         self._owner = ""
         self.report = SessionReport(id=secrets.token_hex(4), peer=peer)
@@ -117,6 +120,9 @@ class ServerSession:
                 self.report.ended = "described"
                 return
             resumed = None if caller.session is None else self._returned(held, caller)
+        if caller.purpose == "forget":
+            self.report.ended = "forgotten"
+            return
         self._take_turns(held)
         with ledger.phase("setup"):
             party = self._open_party()
@@ -215,23 +221,24 @@ class ServerSession:
 
     def _wait(self) -> None:
         """Until the client wants something. A stopping server or a silent client ends the session here."""
-        deadline = time.monotonic() + self._idle_timeout
+        patience = self._idle_timeout
+        if self._checkpoints is not None:
+            patience = min(patience, self._evict_after)
         if self._turn is not None:
             self._turn.pause()
         try:
-            self._wait_until(deadline)
+            self._wait_for(patience)
         finally:
             if self._turn is not None:
                 self._turn.resume()
 
-    def _wait_until(self, deadline: float) -> None:
+    def _wait_for(self, patience: float) -> None:
+        deadline = time.monotonic() + patience
         while not self.channel.wait(_POLL):
             if self._stopping.is_set():
                 raise PeerGoneError("the server is shutting down; connect again later")
             if time.monotonic() > deadline:
-                raise PeerGoneError(
-                    f"the session was idle for {self._idle_timeout:.0f} seconds; connect again"
-                )
+                raise PeerGoneError(f"the session was idle for {patience:.0f} seconds; connect again")
         if self._stopping.is_set():
             raise PeerGoneError("the server is shutting down; connect again later")
 
