@@ -34,9 +34,14 @@ def run(
     model: str = "stories260K",
     new_tokens: int = 8,
     prompt: str = PROMPT,
+    what: str = "e2e",
+    engine: str = "fhe",
     progress: Progress = lambda done, total, what: None,
 ) -> dict[str, Any]:
-    """Seconds and bytes per token (medians over all steps), KL and top-1 agreement per position."""
+    """Seconds and bytes per token (medians over all steps), KL and top-1 agreement per position.
+
+    what, engine: how the command is called, nothing else.
+    """
     plain = load_model(model)
     text = plain.card.plain(prompt)
     steps = len(text.private) + new_tokens - 1

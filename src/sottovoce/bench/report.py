@@ -261,6 +261,8 @@ def suite(texts: str | Path | None = None) -> list[tuple[str, dict[str, Any]]]:
     jobs.append(("quality", {"chain": 128, "sample": 40}))
     for path in sorted(p for p in Path(texts).iterdir() if p.suffix in (".txt", ".jsonl")) if texts else []:
         jobs.append(("quality", {"text": str(path)}))
+    # Last: its model's file may be missing, and it takes the longest.
+    jobs.append(("fhe", {"what": "e2e", "engine": "fhe", "model": "stories260K", "new_tokens": 8}))
     return jobs
 
 
