@@ -5,6 +5,7 @@ import io
 import json
 import os
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -17,9 +18,9 @@ from sottovoce.parties import Address, Client, Server, Welcome, Wish
 from sottovoce.parties.admission import Admission, ApiKeys
 from sottovoce.parties.fair import FairGate
 from sottovoce.parties.log import EventLog, JsonLog, sentence
-from sottovoce.parties.metrics import ServerMetrics
+from sottovoce.parties.metrics import ServerMetrics, pool_gauges
 from sottovoce.parties.observer import Observers
-from sottovoce.parties.prometheus import Counter, Gauge, Histogram, render
+from sottovoce.parties.prometheus import Counter, Gauge, Histogram, Metric, render
 from sottovoce.parties.session import SessionReport
 from sottovoce.parties.status import StatusServer
 from test_cli import BASE, Serving, environment, model_path, run  # noqa: F401  (fixtures)
@@ -114,6 +115,15 @@ def test_a_server_is_counted(engine, tmp_path):
     ):
         assert line in page.splitlines(), (line, page)
     assert "sottovoce_rounds_total" in page and 'sottovoce_bytes_total{direction="up"}' in page
+
+
+def test_every_metric_is_documented(engine, tmp_path):
+    metrics = ServerMetrics("tiny")
+    with Host(engine, tiny_model(), tmp_path, observer=metrics) as host:
+        metrics.watch(host.server, *pool_gauges(lambda: 0.0, lambda: 0.0))
+    shown = [*metrics._gauges, *(value for value in vars(metrics).values() if isinstance(value, Metric))]
+    page = (Path(__file__).parent.parent / "docs" / "reference" / "metrics.md").read_text()
+    assert len(shown) > 15 and [m.name for m in shown if m.name not in page] == []
 
 
 def test_nothing_secret_is_logged(engine, tmp_path):
