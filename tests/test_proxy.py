@@ -242,13 +242,14 @@ def test_leaving_ends_the_answer_and_frees_the_session(proxied, client):
     stream = client.chat.completions.create(**body)
     next(iter(stream))
     wait_for(lambda: proxied.gateway.load == (1, 0))
-    before = proxied.gateway.metrics.finished_requests._values.get(("cancelled",), 0)
+    cancelled = proxied.gateway.metrics.finished_requests
+    before = cancelled.value(finished_reason="cancelled")
     (job,) = proxied.gateway._running.values()
     stream.close()
     wait_for(job.cancelled.is_set)
     proxied.gate.set()
     wait_for(lambda: proxied.gateway.load == (0, 0))
-    assert proxied.gateway.metrics.finished_requests._values[("cancelled",)] == before + 1
+    assert cancelled.value(finished_reason="cancelled") == before + 1
     assert client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=1).choices
 
 

@@ -22,6 +22,7 @@ from .compose import Histories, compose
 from .fields import Asked, parse_chat, parse_completion, parse_messages
 from .gateway import Gateway, no_such_model
 from .guard import Guard
+from .metrics import CONTENT_TYPE
 from .problems import Problem, problem_of, wrong
 from .stream import Answering
 
@@ -160,7 +161,7 @@ class Routes:
 
     async def metrics(self, request: Request) -> Response:
         text = self._gateway.metrics.render(*self._gateway.load)
-        return PlainTextResponse(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+        return PlainTextResponse(text, media_type=CONTENT_TYPE)
 
     async def version(self, request: Request) -> Response:
         return JSONResponse({"version": __version__})

@@ -250,6 +250,7 @@ class Gateway:
 
     def _generate(self, job: Job, lease: Lease, options: GenerationOptions) -> tuple[Completion, int | None]:
         client = lease.client
+        self.wire.watch(client)  # its channel is another one after a lost connection
         expected = len(lease.prompt.private) + options.max_tokens
         ready = client.ready(expected) if client.has_pool else None
         job.stage = "prefill"
