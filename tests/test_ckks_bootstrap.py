@@ -146,6 +146,15 @@ def test_a_bootstrap_gives_levels_back(refreshed):
     assert error.mean() < 2.0**-17 and error.max() < 2.0**-14
 
 
+def test_stages_say_what_is_done(refreshed):
+    n, bootstrapper, _, _ = refreshed
+    stages = {stage.name: stage for stage in bootstrapper.stages}
+    assert sum(stage.levels for stage in stages.values()) == REFRESHING.top - REFRESHING.working_top
+    assert stages["sine"].key_switches == (30 if n == 512 else 15)
+    assert stages["sum of rotations"].key_switches == {512: 0, 256: 1, 8: 6}[n]
+    assert stages["coefficients to slots"].key_switches <= 1 + len(bootstrapper.steps)
+
+
 def test_a_bootstrap_of_another_scale_and_level(refreshed):
     n, bootstrapper, evaluator, secret = refreshed
     values = complexes(np.random.default_rng(n + 1), n) / 4

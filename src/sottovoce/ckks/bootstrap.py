@@ -50,6 +50,16 @@ class BootstrapSpec:
     sine: Sine = Sine()
 
 
+@dataclass(frozen=True)
+class Stage:
+    """A step of the circuit: the level it starts at, the levels it takes, its key switches."""
+
+    name: str
+    level: int
+    levels: int
+    key_switches: int
+
+
 class Bootstrapper:
     """Everything public about a bootstrap of n slots: plaintexts, the keys that are needed, the circuit.
 
@@ -153,6 +163,22 @@ class Bootstrapper:
             found[step] = parameters.top
             step *= 2
         return found
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The circuit in order: what it costs, and where the levels go."""
+        sine, copies = self.spec.sine, self.parameters.slots // self.spec.slots
+        parts = 2 if self.full else 1
+        switches = self._plan.key_switches + sine.doublings + 2 * sine.arcsine
+        forward = 1 + sum(transform.key_switches for transform in self.forward)
+        back = (not self.full) + sum(transform.key_switches for transform in self.back)
+        return (
+            Stage("raise", self.parameters.top, 0, 2),
+            Stage("sum of rotations", self.parameters.top, 0, copies.bit_length() - 1),
+            Stage("coefficients to slots", self.parameters.top, len(self.forward), forward),
+            Stage("sine", self.sine_level, sine.levels, parts * switches),
+            Stage("slots to coefficients", self.back_level, len(self.back), back),
+        )
 
     @property
     def nbytes(self) -> int:
