@@ -118,8 +118,9 @@ void decompose(const Ring& ring, View x, std::size_t alpha, Words out, int threa
     });
 }
 
-// Uniform residues of positions [begin, begin + n) under an AES-128 key: word i of counter blocks 0, 1, ... modulo q, or, if
-// it lies in the last incomplete multiple of q below 2^64, word i of the blocks kRetry further, and so on.
+// Uniform residues of positions [begin, begin + n) under an AES-128 key: the low 52 bits of word i of counter blocks 0, 1, ...
+// modulo q, or, if they lie in the last incomplete multiple of q below 2^52, of word i of the blocks kRetry further, and so
+// on. Left as `narrow_words` leaves them: small enough for a product, not reduced.
 struct Expansion {
     const Modulus& m;
     const CkksKernels& k;
@@ -129,20 +130,20 @@ struct Expansion {
         aes_kernels().ctr(key, 1, block, n / 2, reinterpret_cast<std::uint8_t*>(out));
     }
     u64 again(std::size_t i) const {
-        const u64 last = m.inv64 * m.q;
+        const u64 last = m.inv52 * m.q;
         for (u64 attempt = 1;; ++attempt) {
             u64 pair[2];
             words(key, attempt * kRetry + i / 2, pair, 2);
-            if (pair[i % 2] < last) return m.reduce64(pair[i % 2]);
+            if ((pair[i % 2] & kMask52) < last) return m.reduce64(pair[i % 2] & kMask52);
         }
     }
     void fill(std::size_t begin, u64* out, std::size_t n) const {
         alignas(64) u64 raw[kConvertChunk];
         words(key, begin / 2, raw, n);
-        if (!k.reduce_words(m, raw, out, n)) return;
-        const u64 last = m.inv64 * m.q;
+        if (!k.narrow_words(m, raw, out, n)) return;
+        const u64 last = m.inv52 * m.q;
         for (std::size_t i = 0; i < n; ++i)
-            if (raw[i] >= last) out[i] = again(begin + i);
+            if ((raw[i] & kMask52) >= last) out[i] = again(begin + i);
     }
 };
 
@@ -164,39 +165,88 @@ void expand(Bytes keys, const std::vector<u64>& primes, Words out, int threads) 
     parallel_for(rows, threads, [&](std::size_t r) {
         const Expansion e{moduli[r % moduli.size()], k, key + r * kSeed};
         for (std::size_t at = 0; at < n; at += step) e.fill(at, res + r * n + at, step);
+        ring_kernels(e.m).mul_scalar(e.m, res + r * n, 1, res + r * n, n);
     });
 }
 
-// digits: (D, L + K, N) at a level of L chain primes. b: (D', L' + K, N), the key's stored half at level L' >= L. a: keys of
-// its uniform half, (D', L' + K, 16). out: (2, L + K, N) = (accumulate ? out : 0) + sum_d digit_d * (b_d, a_d).
-void key_product(const Ring& r, Source digits, Source b, Bytes a, std::size_t special, bool accumulate, Words out, int threads) {
+// The keys of several switches: stored halves b (D', L' + K, N) and expansion keys of the uniform halves a (D', L' + K, 16).
+struct Keys {
+    std::vector<Source> b;
+    std::vector<Bytes> a;
+    std::vector<std::shared_ptr<const std::vector<u32>>> positions;  // of the automorphism, null for none
+    Keys(nb::list halves, nb::list seeds, const std::vector<u64>& elements, const Ring& r, std::size_t count) {
+        require(nb::len(halves) == elements.size() && nb::len(seeds) == elements.size(), "one element for each key is needed");
+        for (std::size_t s = 0; s < elements.size(); ++s) {
+            b.push_back(nb::cast<Source>(halves[s], false));
+            a.push_back(nb::cast<Bytes>(seeds[s], false));
+            require(b[s].ndim() == 3 && b[s].shape(0) >= count && b[s].shape(1) >= r.size() && b[s].shape(2) == r.n,
+                    "ckks_key_products: a key is of a lower level than the digits");
+            require(a[s].ndim() == 3 && a[s].shape(0) == b[s].shape(0) && a[s].shape(1) == b[s].shape(1) && a[s].shape(2) == kSeed,
+                    "ckks_key_products: expected one expansion key for every row of a key");
+            positions.push_back(elements[s] == 1 ? nullptr : automorphism_positions(r.n, elements[s]));
+        }
+    }
+};
+
+// digits: (D, L + K, N) at a level of L chain primes. out: (S, 2, L + K, N) = (accumulate ? out : 0) + the automorphism
+// X -> X^elements[s] of [sum_d digit_d * key_d + more]. more: (C, L, N), times P, or (C, L + K, N), as it is; C <= 2.
+void key_products(const Ring& r, Source digits, nb::list halves, nb::list seeds, std::size_t special, View more,
+                  const std::vector<u64>& elements, bool accumulate, Words out, int threads) {
     require(digits.ndim() == 3 && digits.shape(1) == r.size() && digits.shape(2) == r.n && special < r.size(),
-            "ckks_key_product: expected digits (D, L + K, N)");
-    const std::size_t count = digits.shape(0), all = r.size(), n = r.n, limbs = all - special;
-    require(b.ndim() == 3 && b.shape(0) >= count && b.shape(1) >= all && b.shape(2) == n,
-            "ckks_key_product: the key is of a lower level than the digits");
-    const std::size_t rows = b.shape(1);
-    require(a.ndim() == 3 && a.shape(0) == b.shape(0) && a.shape(1) == rows && a.shape(2) == kSeed,
-            "ckks_key_product: expected one expansion key for every row of the key");
-    require(out.ndim() == 3 && out.shape(0) == 2 && out.shape(1) == all && out.shape(2) == n,
-            "ckks_key_product: expected out (2, L + K, N)");
+            "ckks_key_products: expected digits (D, L + K, N)");
+    const std::size_t count = digits.shape(0), all = r.size(), n = r.n, limbs = all - special, steps = elements.size();
+    const Keys keys(halves, seeds, elements, r, count);
+    require(out.ndim() == 4 && out.shape(0) == steps && out.shape(1) == 2 && out.shape(2) == all && out.shape(3) == n,
+            "ckks_key_products: expected out (S, 2, L + K, N)");
+    const std::size_t extra = more.ndim() == 3 ? more.shape(0) : 0, extra_limbs = extra ? more.shape(1) : 0;
+    require(!extra || (extra <= 2 && (extra_limbs == limbs || extra_limbs == all) && more.shape(2) == n && rows_contiguous(more)),
+            "ckks_key_products: expected more (C, L, N) or (C, L + K, N)");
     const auto moduli = moduli_of(r, 0, all);
+    std::vector<u64> factor(all, 1);  // P, where `more` lacks it
+    if (extra_limbs == limbs)
+        for (std::size_t t = 0; t < limbs; ++t)
+            for (std::size_t i = limbs; i < all; ++i) factor[t] = moduli[t].mul(factor[t], moduli[t].reduce64(moduli[i].q));
     const BgvKernels& dots = bgv_kernels(50, n);
     const CkksKernels& k = ckks_kernels(50, n);
-    const std::size_t step = chunk_of(n);
-    const u64 *in = digits.data(), *half = b.data();
-    const std::uint8_t* seeds = a.data();
+    const std::size_t step = chunk_of(n), plus_stride = extra > 1 ? static_cast<std::size_t>(more.stride(0)) : 0;
+    const u64 *in = digits.data(), *plus = extra ? more.data() : nullptr;
     u64* res = out.data();
     nb::gil_scoped_release release;
-    parallel_for(all, threads, [&](std::size_t t) {
-        const std::size_t row = t < limbs ? t : rows - all + t;
-        AlignedWords uniform(count * step);
+    // The keys of one row follow each other, so that its digits come from a cache.
+    parallel_for(all * steps, threads, [&](std::size_t task) {
+        const std::size_t t = task / steps, s = task % steps, rows = keys.b[s].shape(1), row = t < limbs ? t : rows - all + t;
+        const Modulus& m = moduli[t];
+        const RingKernels& ring = ring_kernels(m);
+        const u64* half = keys.b[s].data();
+        const std::uint8_t* seed = keys.a[s].data();
+        const bool direct = !keys.positions[s] && !accumulate;
+        thread_local AlignedWords work, uniform;
+        if (work.size() < 3 * n) work = AlignedWords(3 * n);
+        if (uniform.size() < count * step) uniform = AlignedWords(count * step);
+        u64* to[2];
+        for (std::size_t c = 0; c < 2; ++c) to[c] = direct ? res + ((s * 2 + c) * all + t) * n : work.data() + c * n;
         for (std::size_t at = 0; at < n; at += step) {
             for (std::size_t d = 0; d < count; ++d)
-                Expansion{moduli[t], k, seeds + (d * rows + row) * kSeed}.fill(at, uniform.data() + d * step, step);
+                Expansion{m, k, seed + (d * rows + row) * kSeed}.fill(at, uniform.data() + d * step, step);
             const u64* digit = in + t * n + at;
-            dots.dot(moduli[t], {digit, all * n, half + row * n + at, rows * n, res + t * n + at, count, step, accumulate});
-            dots.dot(moduli[t], {digit, all * n, uniform.data(), step, res + (all + t) * n + at, count, step, accumulate});
+            dots.dot(m, {digit, all * n, half + row * n + at, rows * n, to[0] + at, count, step, false});
+            dots.dot(m, {digit, all * n, uniform.data(), step, to[1] + at, count, step, false});
+            for (std::size_t c = 0; c < (t < extra_limbs ? extra : 0); ++c) {
+                const u64* add = plus + c * plus_stride + t * n + at;
+                if (factor[t] != 1) {
+                    ring.mul_scalar(m, add, factor[t], uniform.data(), step);
+                    add = uniform.data();
+                }
+                ring.add(m, to[c] + at, add, to[c] + at, step);
+            }
+        }
+        for (std::size_t c = 0; c < 2 && !direct; ++c) {
+            u64 *final = res + ((s * 2 + c) * all + t) * n, *turned = accumulate ? work.data() + 2 * n : final;
+            if (keys.positions[s])
+                ring.permute(to[c], keys.positions[s]->data(), turned, n);
+            else
+                turned = to[c];
+            if (accumulate) ring.add(m, final, turned, final, n);
         }
     });
 }
@@ -363,8 +413,14 @@ void register_ckks(nb::module_& m) {
     auto threads = nb::arg("threads");
     m.def("ckks_decompose", &decompose, ring, x, nb::arg("alpha"), out, threads);
     m.def("ckks_expand", &expand, nb::arg("keys").noconvert(), nb::arg("primes"), out, threads);
-    m.def("ckks_key_product", &key_product, ring, nb::arg("digits").noconvert(), nb::arg("b").noconvert(),
-          nb::arg("a").noconvert(), nb::arg("special"), nb::arg("accumulate"), out, threads);
+    m.def("ckks_key_product", [](const Ring& r, Source digits, Source b, Bytes a, std::size_t special, bool accumulate, Words out, int threads) {
+        nb::list halves, seeds;
+        halves.append(b), seeds.append(a);
+        const std::size_t shape[] = {1, 2, r.size(), r.n};
+        key_products(r, digits, halves, seeds, special, View(b.data(), {0, 0, 0}), {1}, accumulate, Words(out.data(), 4, shape), threads);
+    }, ring, nb::arg("digits").noconvert(), nb::arg("b").noconvert(), nb::arg("a").noconvert(), nb::arg("special"), nb::arg("accumulate"), out, threads);
+    m.def("ckks_key_products", &key_products, ring, nb::arg("digits").noconvert(), nb::arg("b"), nb::arg("a"),
+          nb::arg("special"), nb::arg("more").noconvert(), nb::arg("elements"), nb::arg("accumulate"), out, threads);
     m.def("ckks_mod_down", &mod_down, ring, x, nb::arg("more").noconvert(), nb::arg("element"), out, threads);
     m.def("ckks_tensor", &tensor, ring, nb::arg("a").noconvert(), nb::arg("b").noconvert(), out, threads);
     m.def("ckks_add_plain", &add_plain, ring, x, nb::arg("plain").noconvert(), out, threads);

@@ -60,19 +60,18 @@ void convert(const Modulus& m, const u64* w, std::size_t count, const u64* y, st
     }
 }
 
-bool reduce_words(const Modulus& m, const u64* words, u64* out, std::size_t n) {
-    const Consts c(m.q);
-    const V last = set(m.inv64 * m.q);
+bool narrow_words(const Modulus& m, const u64* words, u64* out, std::size_t n) {
+    const V last = set(m.inv52 * m.q), mask = set(kMask52), twice = set(m.q << (51 - m.bits)), once = set(m.q << (50 - m.bits));
     __mmask8 any = 0;
     for (std::size_t i = 0; i < n; i += 8) {
-        const V x = load(words + i);
-        any |= _mm512_cmpge_epu64_mask(x, last);
-        store(out + i, fold(_mm512_setzero_si512(), x, m, c));
+        const V low = _mm512_and_si512(load(words + i), mask);
+        any |= _mm512_cmpge_epu64_mask(low, last);
+        store(out + i, reduce(reduce(low, twice), once));
     }
     return any != 0;
 }
 
 }  // namespace
 
-const CkksKernels ckks_avx512{overflow, convert, reduce_words};
+const CkksKernels ckks_avx512{overflow, convert, narrow_words};
 #endif

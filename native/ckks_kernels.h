@@ -28,8 +28,9 @@ struct CkksKernels {
     // out[i] = sum_j y_j[i] w_j + v[i] w_k modulo m.
     void (*convert)(const Modulus& m, const u64* weights, std::size_t count, const u64* y, std::size_t stride, const u64* v,
                     u64* out, std::size_t n);
-    // words[i] mod q in out; returns whether any word is in the last, incomplete multiple of q below 2^64.
-    bool (*reduce_words)(const Modulus& m, const u64* words, u64* out, std::size_t n);
+    // out[i] = the low 52 bits of words[i] modulo q, but only brought below 2^52, and near 2^50 where that can overflow a sum
+    // of eight products; returns whether any of them is in the last, incomplete multiple of q below 2^52. q below 2^50.
+    bool (*narrow_words)(const Modulus& m, const u64* words, u64* out, std::size_t n);
 };
 
 extern const CkksKernels ckks_portable, ckks_avx512;

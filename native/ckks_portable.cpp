@@ -47,19 +47,20 @@ void convert(const Modulus& m, const u64* w, std::size_t count, const u64* y, st
     }
 }
 
-bool reduce_words(const Modulus& m, const u64* words, u64* out, std::size_t n) {
-    const u64 last = m.inv64 * m.q;  // the largest multiple of q below 2^64
+bool narrow_words(const Modulus& m, const u64* words, u64* out, std::size_t n) {
+    const u64 last = m.inv52 * m.q, twice = m.q << (51 - m.bits);
     bool any = false;
     for (std::size_t i = 0; i < n; ++i) {
-        any |= words[i] >= last;
-        out[i] = m.reduce64(words[i]);
+        const u64 low = words[i] & kMask52;
+        any |= low >= last;
+        out[i] = cond_sub(cond_sub(low, twice), twice / 2);
     }
     return any;
 }
 
 }  // namespace
 
-const CkksKernels ckks_portable{overflow, convert, reduce_words};
+const CkksKernels ckks_portable{overflow, convert, narrow_words};
 
 const CkksKernels& ckks_kernels(unsigned bits, std::size_t n) {
 #if defined(__x86_64__)

@@ -15,6 +15,7 @@ from sottovoce.ring.primes import is_prime
 N = 64
 PRIMES = chain(N, [49, 41, 41, 41, 41, 45, 50, 50])
 CHAIN, SPECIAL = PRIMES[:6], PRIMES[6:]
+MASK = (1 << 52) - 1
 NOTHING = np.zeros((0, 0, 0), np.uint64)
 
 
@@ -106,14 +107,14 @@ def test_products_of_ciphertexts(isa):
 
 
 def reference_expansion(key, q, n):
-    """Word i of the counter blocks, or of later ones when it lies in the last incomplete multiple of q."""
+    """52 bits of word i of the counter blocks, or of later ones if beyond the last whole multiple of q."""
 
     def stream(block, count):
         out = np.empty((1, count, 16), np.uint8)
         _native.aes_ctr(np.frombuffer(key, np.uint8)[None].copy(), block, out)
-        return out.reshape(-1).view("<u8")
+        return out.reshape(-1).view("<u8") & np.uint64(MASK)
 
-    last = (1 << 64) // q * q
+    last = (1 << 52) // q * q
     words = [int(w) for w in stream(0, n // 2)]
     for i in range(n):
         attempt = 0
@@ -135,22 +136,15 @@ def test_expansion_is_uniform_and_the_same_everywhere(isa):
 
 
 def test_words_beyond_the_last_multiple_are_drawn_again(isa):
-    """A prime that leaves a large remainder of 2^64 refuses about one word in 2^15: some of 2^19."""
-    n, step = 1 << 16, 1 << 17
-    q = next(c for c in range(3 * 2**48 + 1, 2**50, step) if (1 << 64) % c > c // 2 and is_prime(c))
-    last = (1 << 64) // q * q
-    keys = expansion_keys(bytes(32), b"retry", (8,))
-    raw = np.empty((8, n // 2, 16), np.uint8)
-    _native.aes_ctr(keys, 0, raw)
-    refused = np.argwhere(raw.reshape(8, -1).view("<u8") >= np.uint64(last))
-    assert len(refused) > 0
-    out = np.empty((8, n), np.uint64)
+    """A prime that leaves a large remainder of 2^52 refuses an eighth of the words, so some of them twice."""
+    n, step = 2048, 1 << 17
+    q = next(c for c in range(3 * 2**48 + 1, 2**50, step) if (1 << 52) % c > c // 4 and is_prime(c))
+    keys = expansion_keys(bytes(32), b"retry", (2,))
+    out = np.empty((2, n), np.uint64)
     _native.ckks_expand(keys, [q], out, 2)
-    assert int(out.max()) < q
-    row, column = map(int, refused[0])
-    block = np.empty((1, 1, 16), np.uint8)
-    _native.aes_ctr(keys[row : row + 1], (1 << 32) + column // 2, block)
-    assert int(out[row, column]) == int(block.reshape(-1).view("<u8")[column % 2]) % q
+    for row, key in zip(out, keys, strict=True):
+        assert [int(v) for v in row] == reference_expansion(key.tobytes(), q, n)
+        assert abs(float(row.mean()) / q - 0.5) < 0.05
 
 
 def test_key_products_expand_the_uniform_half(isa):
@@ -168,16 +162,32 @@ def test_key_products_expand_the_uniform_half(isa):
         ring = context(n, tuple(primes[r] for r in rows))
         count = -(-(level + 1) // special)
         digits = np.stack([full.mul(b[0], b[1])[rows] for _ in range(count)])
-        out = np.empty((2, len(rows), n), np.uint64)
-        _native.ckks_key_product(ring._native, digits, b, keys, special, False, out, 2)
-        for part, half in enumerate((b, a)):
-            expected = ring.zeros()
-            for d in range(count):
-                ring.mul_add(expected, digits[d], np.ascontiguousarray(half[d, rows]))
-            assert np.array_equal(out[part], expected)
-        before = out.copy()
-        _native.ckks_key_product(ring._native, digits, b, keys, special, True, out, 2)
-        assert np.array_equal(out, ring.add(before, before))
+        # P times what lacks it; all of a value modulo Q·P.
+        p = primes[4] * primes[5]
+        short = np.ascontiguousarray(b[1][rows[:-2]])
+        scaled = context(n, primes[: level + 1]).mul_scalar(short, p)
+        lazy = np.ascontiguousarray(b[1][rows])
+        for more, value in ((NOTHING, None), (short[None], scaled), (lazy[None], lazy)):
+            out = np.empty((2, 2, len(rows), n), np.uint64)
+            _native.ckks_key_products(
+                ring._native, digits, [b, b], [keys, keys], special, more, [1, 25], False, out, 2
+            )
+            sums = []
+            for half in (b, a):
+                total = ring.zeros()
+                for d in range(count):
+                    ring.mul_add(total, digits[d], np.ascontiguousarray(half[d, rows]))
+                sums.append(total)
+            if value is not None:
+                sums[0][: len(value)] = context(n, ring.primes[: len(value)]).add(
+                    np.ascontiguousarray(sums[0][: len(value)]), value
+                )
+            expected = np.stack(sums)
+            assert np.array_equal(out[0], expected)
+            assert np.array_equal(out[1], ring.automorphism_ntt(expected, 25))
+            again = out[1:].copy()
+            _native.ckks_key_products(ring._native, digits, [b], [keys], special, more, [25], True, again, 1)
+            assert np.array_equal(again[0], ring.add(out[1], out[1]))
 
 
 @pytest.mark.parametrize("size", [1, 2, 16, N])

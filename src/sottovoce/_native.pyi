@@ -139,8 +139,17 @@ def keep_recycled(bytes: int) -> int: ...
 # ckks
 def ckks_decompose(ring: Ring, x: U64, alpha: int, out: U64, threads: int) -> None: ...
 def ckks_expand(keys: U8, primes: Sequence[int], out: U64, threads: int) -> None: ...
-def ckks_key_product(
-    ring: Ring, digits: U64, b: U64, a: U8, special: int, accumulate: bool, out: U64, threads: int
+def ckks_key_products(
+    ring: Ring,
+    digits: U64,
+    b: list[U64],
+    a: list[U8],
+    special: int,
+    more: U64,
+    elements: Sequence[int],
+    accumulate: bool,
+    out: U64,
+    threads: int,
 ) -> None: ...
 def ckks_mod_down(ring: Ring, x: U64, more: U64, element: int, out: U64, threads: int) -> None: ...
 def ckks_tensor(ring: Ring, a: U64, b: U64, out: U64, threads: int) -> None: ...

@@ -71,11 +71,8 @@ class Evaluator(Linear):
             )
         self._levels_left(a, rescale, "rescale a product")
         self._own(a)
-        product = self._product(self._decompose(a.data[2], a.level), key, a.level)
-        if not rescale:
-            return replace(a, data=self._mod_down(product, a.level, 0, a.data[:2]))
-        self._add_scaled(product, a.data[:2])
-        data = self._mod_down(product, a.level, rescale)
+        digits = self._decompose(a.data[2], a.level)
+        data = self._mod_down(self._product(digits, key, a.level, a.data[:2]), a.level, rescale)
         return replace(a, data=data, scale=self._rescaled(a.scale, a.level, rescale))
 
     def mul(self, a: Ciphertext, b: Ciphertext, rescale: int = 1) -> Ciphertext:
@@ -120,13 +117,22 @@ class Evaluator(Linear):
 
     def rotate_wide(self, digits: Digits, step: int) -> Wide:
         """A rotation (or CONJUGATE) that is not divided by P yet."""
+        return self.rotate_wide_hoisted(digits, [step])[0]
+
+    def rotate_wide_hoisted(self, digits: Digits, steps: Sequence[int]) -> list[Wide]:
+        """`rotate_wide` by every step; the digits are read from memory once."""
         a = digits.ciphertext
-        step = step if step == CONJUGATE else step % a.slots
-        if step == 0:
-            return self.widen(a)
-        product = self._product(digits.data, self._galois_key(step, a.level), a.level)
-        self._add_scaled(product, a.data[:1])
-        return self._wide(self._turned(product, step, a.level), a.scale, a.slots, a.key_id)
+        steps = [step if step == CONJUGATE else step % a.slots for step in steps]
+        moved = [step for step in steps if step]
+        if not moved:
+            return [self.widen(a) for _ in steps]
+        keys = [self._galois_key(step, a.level) for step in moved]
+        elements = [galois_element(self.parameters.degree, step) for step in moved]
+        products = iter(self._products(digits.data, keys, a.level, a.data[:1], elements))
+        return [
+            self._wide(next(products), a.scale, a.slots, a.key_id) if step else self.widen(a)
+            for step in steps
+        ]
 
     def widen(self, a: Ciphertext) -> Wide:
         """P·a modulo Q·P."""
@@ -174,10 +180,9 @@ class Evaluator(Linear):
             return a
         key = self._galois_key(step, a.level)
         narrow = self._mod_down(a.data[1:], a.level, 0)
-        product = self._product(self._decompose(narrow[0], a.level), key, a.level)
-        ring = self.parameters.wide_ring(a.level)
-        ring.add(product[0], a.data[0], product[0])
-        return replace(a, data=self._turned(product, step, a.level))
+        digits = self._decompose(narrow[0], a.level)
+        element = galois_element(self.parameters.degree, step)
+        return replace(a, data=self._product(digits, key, a.level, a.data[:1], element))
 
     def mod_down(self, a: Wide, rescale: int = 0) -> Ciphertext:
         """Divided by P, and by the top `rescale` primes in the same step."""
@@ -226,10 +231,24 @@ class Evaluator(Linear):
         _native.ckks_decompose(ring._native, rows, special, out, threads())
         return out
 
-    def _product(self, digits: Words, key: SwitchingKey, level: int) -> Words:
-        ring = key_ring(self.parameters, level, key.special)
-        out = empty(2, ring.limbs, ring.n)
-        _native.ckks_key_product(ring._native, digits, key.b, key.uniform, key.special, False, out, threads())
+    def _product(
+        self, digits: Words, key: SwitchingKey, level: int, more: Words = NOTHING, element: int = 1
+    ) -> Words:
+        product: Words = self._products(digits, [key], level, more, [element])[0]
+        return product
+
+    def _products(
+        self, digits: Words, keys: list[SwitchingKey], level: int, more: Words, elements: list[int]
+    ) -> Words:
+        """(S, 2, L + K, N): digits times every key, plus `more` (times P if it lacks the special primes),
+        turned by the automorphisms."""
+        special = keys[0].special
+        ring = key_ring(self.parameters, level, special)
+        out = empty(len(keys), 2, ring.limbs, ring.n)
+        halves, seeds = [key.b for key in keys], [key.uniform for key in keys]
+        _native.ckks_key_products(
+            ring._native, digits, halves, seeds, special, more, elements, False, out, threads()
+        )
         return out
 
     def _mod_down(
@@ -246,24 +265,11 @@ class Evaluator(Linear):
         _native.ckks_mod_down(ring._native, x, more, element, out, threads())
         return out
 
-    def _add_scaled(self, product: Words, data: Words) -> None:
-        """product[c] += P·data[c] modulo the chain primes."""
-        limbs = data.shape[1]
-        ring = self.parameters.ring(limbs - 1)
-        factor = np.array([[self.parameters.special_modulus % q] for q in ring.primes], np.uint64)
-        for part, rows in enumerate(data):
-            ring.mac_many(product[part, :limbs], [rows], [factor])
-
     def _turn(self, digits: Digits, step: int) -> Ciphertext:
         a = digits.ciphertext
         product = self._product(digits.data, self._galois_key(step, a.level), a.level)
         element = galois_element(self.parameters.degree, step)
         return replace(a, data=self._mod_down(product, a.level, 0, a.data[:1], element))
-
-    def _turned(self, product: Words, step: int, level: int) -> Words:
-        ring = self.parameters.wide_ring(level)
-        element = galois_element(self.parameters.degree, step)
-        return ring.automorphism_ntt(product, element, empty(*product.shape))
 
     def _galois_key(self, step: int, level: int) -> SwitchingKey:
         if self.galois_keys is None:

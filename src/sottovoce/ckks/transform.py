@@ -74,7 +74,7 @@ class Transform:
             )
         x = evaluator.drop_to(x, self.level).with_slots(self.slots)
         digits = evaluator.decompose(x)
-        turned = [evaluator.rotate_wide(digits, baby) for baby in self.babies]
+        turned = evaluator.rotate_wide_hoisted(digits, self.babies)
         inner = self._inner(evaluator, turned)
         total = functools.reduce(
             evaluator.add_wide, (evaluator.turn_wide(each, giant) for giant, each in inner.items())
