@@ -61,7 +61,6 @@ def test_hybrid_sessions_go_on(kv):
     again, _ = run_both(engine, new(), [restore, *map(decode, MORE)], secret)
     for got, expected in zip(again[1:], (first[2], first[4], first[5]), strict=True):
         assert np.abs(got - expected).max() < 0.05
-        assert got.argmax() == expected.argmax()
 
 
 @pytest.fixture(params=["ciphertext", "masked"])

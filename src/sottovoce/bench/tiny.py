@@ -31,7 +31,12 @@ CONFIG = Config(
 
 @functools.cache
 def tiny_model(seed: int = 0) -> Model:
-    """The same weights for the same seed."""
+    """Without a chat template: text goes on as it is."""
+    return build("tiny", CONFIG, tiny_weights(seed), byte_tokenizer())
+
+
+def tiny_weights(seed: int = 0, layers: int = CONFIG.layers) -> Weights:
+    """The same ones for the same seed."""
     rng, c = np.random.default_rng(seed), CONFIG
 
     def matrix(*shape: int) -> npt.NDArray[np.float32]:
@@ -51,12 +56,11 @@ def tiny_model(seed: int = 0) -> Model:
         )
 
     embedding = matrix(c.vocab_size, c.width)
-    blocks = tuple(block() for _ in range(c.layers))
-    weights = Weights(embedding=embedding, blocks=blocks, norm=np.ones(c.width, np.float32))
-    return build("tiny", c, weights, _byte_tokenizer())
+    blocks = tuple(block() for _ in range(layers))
+    return Weights(embedding=embedding, blocks=blocks, norm=np.ones(c.width, np.float32))
 
 
-def _byte_tokenizer() -> Tokenizer:
+def byte_tokenizer() -> Tokenizer:
     """Token i is the i-th byte character of byte-level BPE; 256 begins, 257 ends a text."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Backend(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
