@@ -59,10 +59,3 @@ class KeyValues:
     def truncate(self, length: int) -> None:
         self.k.truncate(length)
         self.v.truncate(length)
-
-    def save(self, name: str) -> dict[str, npt.NDArray[Any]]:
-        return {f"{name}.k": self.k.save(), f"{name}.v": self.v.save()}
-
-    def load(self, name: str, tensors: dict[str, npt.NDArray[Any]]) -> None:
-        self.k.load(tensors[f"{name}.k"])
-        self.v.load(tensors[f"{name}.v"])

@@ -106,19 +106,17 @@ class PaperCloud:
         self.length = length
 
     def save(self) -> dict[str, npt.NDArray[Any]]:
-        state = {
-            "marks": np.array([self.encoded, self.prefilled, self.length], np.int64),
-            "keys": self.keys.save(),
-        }
-        for i, cache in self._caches.items():
-            state |= cache.save(str(i))
-        return state
+        marks = np.array([self.encoded, self.prefilled, self.length], np.int64)
+        return {"marks": marks, "keys": self.keys.save()}
 
     def load(self, state: dict[str, npt.NDArray[Any]]) -> None:
         self.encoded, self.prefilled, self.length = (int(v) for v in state["marks"])
         self.keys.load(state["keys"])
-        for i, cache in self._caches.items():
-            cache.load(str(i), state)
+
+    @property
+    def caches(self) -> list[KeyValues]:
+        """Keys and values that grow by a row with each token."""
+        return list(self._caches.values())
 
     def _first_block(self, i: int, tokens: int, rows: int) -> None:
         c, layer = self.config, self._layers[i]

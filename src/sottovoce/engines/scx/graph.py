@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from sottovoce.engines.scx import ops
 from sottovoce.engines.scx.arrays import Array, Arrays
@@ -48,7 +44,7 @@ class Graph:
     def __init__(self, config: Config, weights: UserWeights, arrays: Arrays) -> None:
         self.config, self.weights, self.arrays = config, weights, arrays
         self.layers = [weights.layer(i) for i in range(config.layers)]
-        self._caches = [KeyValues(arrays, config.kv_heads, config.head_dim) for _ in self.layers]
+        self.caches = [KeyValues(arrays, config.kv_heads, config.head_dim) for _ in self.layers]
         self.length = 0
 
     def forward(self, tokens: Sequence[int], apply: Apply, last_only: bool) -> Array:
@@ -58,7 +54,7 @@ class Graph:
         for i, layer in enumerate(self.layers):
             q, k, v = ops.split(apply(i, "qkv", ops.norm(x, layer.norm1, layer.norm1_bias, c)), c)
             q, k = (ops.rotate(part, c, self.length, self.arrays) for part in (q, k))
-            x = x + apply(i, "o", ops.attention(q, *self._caches[i].append(k, v)))
+            x = x + apply(i, "o", ops.attention(q, *self.caches[i].append(k, v)))
             y = apply(i, "mlp_in", ops.norm(x, layer.norm2, layer.norm2_bias, c))
             x = x + apply(i, "down", ops.mlp_middle(y, c))
         self.length += len(tokens)
@@ -67,17 +63,6 @@ class Graph:
         return ops.linear(ops.norm(x, self.weights.norm, self.weights.norm_bias, c), self.weights.head)
 
     def truncate(self, length: int) -> None:
-        for cache in self._caches:
+        for cache in self.caches:
             cache.truncate(length)
         self.length = length
-
-    def save(self) -> dict[str, npt.NDArray[Any]]:
-        state: dict[str, npt.NDArray[Any]] = {"marks": np.array([self.length], np.int64)}
-        for i, cache in enumerate(self._caches):
-            state |= cache.save(str(i))
-        return state
-
-    def load(self, state: dict[str, npt.NDArray[Any]]) -> None:
-        self.length = int(state["marks"][0])
-        for i, cache in enumerate(self._caches):
-            cache.load(str(i), state)

@@ -23,6 +23,7 @@ import numpy.typing as npt
 from sottovoce.engines.scx import wire
 from sottovoce.engines.scx.arrays import Array, Arrays, namespace
 from sottovoce.engines.scx.bundle import UserWeights
+from sottovoce.engines.scx.cache import KeyValues
 from sottovoce.engines.scx.cloud import Observe, nobody
 from sottovoce.engines.scx.graph import Graph, multiply, widths
 from sottovoce.engines.scx.keys import normal
@@ -70,6 +71,11 @@ class MaskedCloud:
 
     def load(self, state: dict[str, npt.NDArray[Any]]) -> None:
         self.length = int(state["marks"][0])
+
+    @property
+    def caches(self) -> list[KeyValues]:
+        """None: they never leave the user."""
+        return []
 
 
 class MaskedUser:
@@ -119,11 +125,16 @@ class MaskedUser:
         self._graph.truncate(length)
 
     def save(self) -> dict[str, npt.NDArray[Any]]:
-        """Keys and values. Masks in stock are not kept: none can come back to be used again."""
-        return self._graph.save()
+        """Masks in stock are not kept: none can come back to be used again."""
+        return {"marks": np.array([self.length], np.int64)}
 
     def load(self, state: dict[str, npt.NDArray[Any]]) -> None:
-        self._graph.load(state)
+        self._graph.length = int(state["marks"][0])
+
+    @property
+    def caches(self) -> list[KeyValues]:
+        """Keys and values that grow by a row with each token."""
+        return self._graph.caches
 
     def _apply(self, layer: int, name: str, x: Array) -> Array:
         xp, count = namespace(x), int(x.shape[0])

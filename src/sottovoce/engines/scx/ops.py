@@ -184,7 +184,7 @@ def attention(q: Array, k: Array, v: Array) -> Array:
     new, total = q.shape[0], k.shape[0]
     out = []
     for i in range(0, new, _QUERIES):
-        part = q[i : i + _QUERIES, ...]
+        part = q[i : min(i + _QUERIES, new), ...]
         seen = total - new + i + part.shape[0]
         scores = hide_future(scores_of(part, k[:seen, ...]))
         out.append(mix(softmax(scores), v[:seen, ...]))

@@ -11,11 +11,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from sottovoce.engines.base import DataParty, Engine, EngineOptions, Logits, ModelParty, Progress
+from sottovoce.engines.base import (
+    DataParty,
+    Engine,
+    EngineOptions,
+    Logits,
+    ModelParty,
+    Piece,
+    Pieces,
+    Progress,
+)
 from sottovoce.engines.clear.parties import ClearDataParty
-from sottovoce.engines.scx import bundle
+from sottovoce.engines.scx import bundle, saving
 from sottovoce.engines.scx.arrays import Array, Arrays, arrays
 from sottovoce.engines.scx.bundle import UserWeights
 from sottovoce.engines.scx.cloud import Observe, PaperCloud, nobody
@@ -23,12 +31,11 @@ from sottovoce.engines.scx.masked import MaskedCloud, MaskedUser, without_biases
 from sottovoce.engines.scx.ops import layer_of
 from sottovoce.engines.scx.profile import check_statement, profile_of
 from sottovoce.engines.scx.user import PaperUser
-from sottovoce.errors import CorruptFileError, ProtocolError, UnsupportedModelError
+from sottovoce.errors import ProtocolError, UnsupportedModelError
 from sottovoce.models.config import Config
 from sottovoce.models.model import Model
 from sottovoce.net import Channel
 
-State = dict[str, npt.NDArray[Any]]
 _PIECE = 64  # tokens of one step behind a prefill
 _PREPARED = 64  # tokens of one step of a preparation
 
@@ -100,12 +107,15 @@ class ScxModelParty(ModelParty):
         """Nothing: noise and masks are the user's affair."""
         return False
 
-    def save(self) -> State:
-        """This half of the session, to be continued by `load` behind a new `setup`."""
-        return self.cloud.save()
+    @property
+    def keeps(self) -> bool:
+        return True
 
-    def load(self, state: State) -> None:
-        self.cloud.load(state)
+    def changed(self, first: int) -> dict[str, Piece]:
+        return saving.changed(self.cloud, first)
+
+    def restore(self, pieces: Pieces, length: int) -> None:
+        saving.restore(self.cloud, self._engine.arrays, pieces, length)
 
     def _extend(self, tokens: int) -> None:
         for piece in _pieces(tokens):
@@ -160,16 +170,16 @@ class ScxDataParty(DataParty):
             progress(reached, tokens, "masks")
         return reached < tokens
 
-    def save(self) -> State:
-        """This half of the session; secret. Continued by `load` behind a new `setup`."""
-        return self.user.save()
+    @property
+    def keeps(self) -> bool:
+        return True
 
-    def load(self, state: State) -> None:
-        """CorruptFileError for what `save` did not write."""
-        try:
-            self.user.load(state)
-        except (KeyError, ValueError, IndexError) as error:
-            raise CorruptFileError("the saved session does not fit this engine and model") from error
+    def changed(self, first: int) -> dict[str, Piece]:
+        """Secret: with it the server's half can be read."""
+        return saving.changed(self.user, first)
+
+    def restore(self, pieces: Pieces, length: int) -> None:
+        saving.restore(self.user, self.arrays, pieces, length)
 
     def _extend(self, tokens: Sequence[int], last_only: bool) -> Logits:
         out, done = [], 0
@@ -185,11 +195,17 @@ class ScxDataParty(DataParty):
 def data_party(options: EngineOptions, public: dict[str, Any]) -> DataParty:
     """The client's half: the user's side itself, or a connection to a worker that is the user's side."""
     config, _ = check_public(options, public)
-    return (
-        ClearDataParty(options, {"config": config.to_json()})
-        if public["worker"]
-        else ScxDataParty(options, public)
-    )
+    if public["worker"]:
+        return WorkerDataParty(options, {"config": config.to_json()})
+    return ScxDataParty(options, public)
+
+
+class WorkerDataParty(ClearDataParty):
+    """A user of a worker: sends tokens, receives logits. The worker keeps no sessions."""
+
+    @property
+    def keeps(self) -> bool:
+        return False
 
 
 def check_public(options: EngineOptions, public: dict[str, Any]) -> tuple[Config, str]:

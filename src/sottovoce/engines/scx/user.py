@@ -125,17 +125,17 @@ class PaperUser:
     def save(self) -> dict[str, npt.NDArray[Any]]:
         """Everything secret that a session needs to go on; the noise in stock is not kept."""
         marks = np.array([self._encoded, self._prefilled, self.length], np.int64)
-        state = {"marks": marks, "columns": self._columns.copy(), "values": self._values.save()}
-        for i, cache in enumerate(self._caches):
-            state |= cache.save(str(i))
-        return state
+        return {"marks": marks, "columns": self._columns.copy(), "values": self._values.save()}
 
     def load(self, state: dict[str, npt.NDArray[Any]]) -> None:
         self._encoded, self._prefilled, self.length = (int(v) for v in state["marks"])
         self._columns = np.array(state["columns"], np.int64)
         self._values.load(state["values"])
-        for i, cache in enumerate(self._caches):
-            cache.load(str(i), state)
+
+    @property
+    def caches(self) -> list[KeyValues]:
+        """Keys and values that grow by a row with each token."""
+        return self._caches
 
     def _first_block(self, i: int, layer: Layer, x: Array, extra: int) -> Array:
         c, count = self.config, int(x.shape[0])
