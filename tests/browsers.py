@@ -18,7 +18,9 @@ def browser():
         pytest.skip("no Chromium here; Debian's package is called chromium")
     with playwright.sync_playwright() as driver:
         arguments = ["--no-sandbox"] if os.getuid() == 0 else []
-        running = driver.chromium.launch(executable_path=path, args=[*arguments, "--disable-dev-shm-usage"])
+        running = driver.chromium.launch(
+            executable_path=path, args=[*arguments, "--disable-dev-shm-usage"], timeout=180_000
+        )
         try:
             yield running
         finally:

@@ -11,7 +11,7 @@ from browsers import browser  # noqa: E402
 from proxies import Proxied  # noqa: E402
 from sottovoce.models.model import greedy  # noqa: E402
 
-_PATIENCE = 60_000  # milliseconds; only a broken page takes as long
+_PATIENCE = 120_000  # milliseconds; only a broken page takes as long
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,15 @@
 """`sottovoce proxy`: OpenAI's interface and a chat page, on the data owner's machine."""
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
 
 from .generate import connection_options, draft_options, pool_option, sampling_options
 from .options import option, quiet_option
+from .sessions import session_options
 
 
 @click.command()
@@ -36,6 +39,7 @@ from .options import option, quiet_option
 @draft_options
 @connection_options
 @pool_option
+@session_options
 @quiet_option
 def proxy(
     server: str,
@@ -57,15 +61,23 @@ def proxy(
     console = Console(quiet)
     console.note(f"starting a proxy to {server} …")
     try:
-        from ..proxy.app import create_app
-        from ..proxy.serving import WebServer
+        from ..proxy import app  # noqa: F401
     except ImportError as error:
         from ..errors import UsageError
 
         raise UsageError(
             f"the proxy needs {error.name}; install it with: pip install 'sottovoce[proxy]'"
         ) from None
-    gateway = _gateway(console, server, flags, sessions, waiting, keep_ready)
+    if flags["session"] is not None and sessions != 1:
+        raise click.UsageError("--session keeps one session; leave --sessions at 1")
+    with _gateway(console, server, flags, sessions, waiting, keep_ready) as gateway:
+        return _serve(console, gateway, insecure_host, port)
+
+
+def _serve(console: Any, gateway: Any, insecure_host: str | None, port: int) -> int:
+    from ..proxy.app import create_app
+    from ..proxy.serving import WebServer
+
     web = WebServer(create_app(gateway), insecure_host or "127.0.0.1", port)
     if insecure_host is not None:
         console.warn(f"listening on {insecure_host}: whoever reaches this port can read and ask in the clear")
@@ -76,21 +88,52 @@ def proxy(
     return 0
 
 
+@contextmanager
 def _gateway(
     console: Any, server: str, flags: dict[str, Any], sessions: int, waiting: int, keep_ready: int
-) -> Any:
+) -> Iterator[Any]:
     from ..parties import Address, CardCache
     from ..parties.paths import card_cache_dir, config_dir
     from ..proxy.gateway import Gateway, Plan
     from ..proxy.statement import StatementFile
-    from .generate import build_speculation, generation_options, open_client
+    from .generate import build_speculation, generation_options
+    from .sessions import Sessions
 
     address = str(Address.parse(server))
-    return Gateway(
-        address,
-        lambda: open_client(console, server, flags),
-        Plan(sessions, waiting, keep_ready, generation_options(flags)),
-        statements=StatementFile(config_dir() / "proxy", address),
-        cards=CardCache(card_cache_dir()),
-        speculation=lambda card: build_speculation(console, flags, card),
-    )
+    keeping = Sessions(console, flags)
+    with keeping.using(keeping.name) as saved:
+        kept = Kept(console, server, flags, keeping, saved)
+        yield Gateway(
+            address,
+            kept.connect,
+            Plan(sessions, waiting, keep_ready, generation_options(flags)),
+            statements=StatementFile(config_dir() / "proxy", address),
+            cards=CardCache(card_cache_dir()),
+            speculation=lambda card: build_speculation(console, flags, card),
+            opened=kept.opened,
+        )
+
+
+class Kept:
+    """Connections of the proxy, the first one to the session that `--session` names."""
+
+    def __init__(self, console: Any, server: str, flags: dict[str, Any], sessions: Any, saved: Any) -> None:
+        self._console, self._server, self._flags = console, server, flags
+        self._sessions, self._saved, self._next = sessions, saved, saved
+
+    def connect(self) -> Any:
+        """A session, handshake done."""
+        from .generate import open_client
+
+        saved, self._next = self._next, None
+        return open_client(self._console, self._server, self._flags, saved=saved)
+
+    def opened(self, client: Any) -> None:
+        """Save it under the name, in place of an earlier one that was given up."""
+        name = self._sessions.name
+        if name is None:
+            return
+        store = self._sessions.store
+        if not client.is_kept and (old := store.find(name)) is not None:
+            store.remove(old.id)
+        self._sessions.begin(client, self._server, name, self._saved if client.is_kept else None)

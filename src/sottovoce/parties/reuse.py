@@ -101,6 +101,11 @@ class LiveSessions:
         finally:
             self._give_back(client, broken)
 
+    def adopt(self, client: Client) -> None:
+        """Take in a session that was opened elsewhere: one that was saved, and holds a history already."""
+        with self._lock:
+            self._idle.append(client)
+
     def close(self) -> None:
         """End all idle sessions; those in use end with their answer."""
         with self._lock:

@@ -48,7 +48,8 @@ class Gateway:
     """Answers requests through sessions with `server`. Thread-safe.
 
     connect: opens a session, handshake done, setup not. statements, cards: where public things about the
-    model are kept between runs. speculation: makes the drafter of a session.
+    model are kept between runs. speculation: makes the drafter of a session. opened: is called with every
+    session after its setup, for example to have it saved; one that holds tokens then is gone on with.
     """
 
     def __init__(
@@ -60,10 +61,11 @@ class Gateway:
         statements: StatementFile | None = None,
         cards: CardCache | None = None,
         speculation: Callable[[ModelCard], Speculation | None] = lambda card: None,
+        opened: Callable[[Client], None] = lambda client: None,
     ) -> None:
         self.server, self.plan = server, plan or Plan()
         self.wire, self.metrics = Wire(), Metrics()
-        self._connect, self._speculation = connect, speculation
+        self._connect, self._speculation, self._on_opened = connect, speculation, opened
         self._statements, self._cards = statements, cards
         self.statement: Statement | None = None if statements is None else statements.load()
         self._card: ModelCard | None = None
@@ -134,7 +136,7 @@ class Gateway:
             if self._card is None and self.statement is not None and self._cards is not None:
                 self._card = self._cards.load(self.statement.card)
             if self._card is None:
-                self._spare.append(self._opened())
+                self._add(self._opened())
             assert self._card is not None
             return self._card
 
@@ -142,10 +144,20 @@ class Gateway:
         """Connect ahead; what goes wrong here is said again, and heard, with the first request."""
         try:
             with self._connecting:
-                if not self._spare:
-                    self._spare.append(self._opened())
+                if not self._spare and not self.connected:
+                    self._add(self._opened())
         except Exception:  # noqa: BLE001
             self.connected = False
+
+    def _add(self, client: Client) -> None:
+        """A session for later: one that goes on, or a new one for whoever asks first."""
+        if not client.begun:
+            self._spare.append(client)
+            return
+        self._live.adopt(client)
+        last = client.notes.get("proxy")
+        if last is not None:
+            self._histories.remember(last["messages"], last["public"], last["answer"], tuple(last["tokens"]))
 
     def _open(self) -> Client:
         """A session for `LiveSessions`."""
@@ -169,6 +181,7 @@ class Gateway:
         self.wire.watch(client)
         try:
             client.setup()
+            self._on_opened(client)
         except BaseException as error:
             client.close(error)
             raise
@@ -233,11 +246,9 @@ class Gateway:
                 done, prepared = self._generate(job, lease, options)
             except PeerConnectionError as error:
                 raise _SessionGone(error) from error
+            self._remember(job.asked, lease.client, done, (*prompt.tokens, *done.token_ids))
             self._last = lease.client
         asked = job.asked
-        if asked.chat:
-            tokens = (*prompt.tokens, *done.token_ids)
-            self._histories.remember(asked.messages, asked.public, done.text, tokens)
         return Answer(
             done,
             len(prompt),
@@ -247,6 +258,18 @@ class Gateway:
             prepared,
             (_LATE,) if asked.late else (),
         )
+
+    def _remember(self, asked: Asked, client: Client, done: Completion, tokens: tuple[int, ...]) -> None:
+        """The chat with its own token ids; a saved session keeps them with it."""
+        if asked.chat:
+            self._histories.remember(asked.messages, asked.public, done.text, tokens)
+            client.notes["proxy"] = {
+                "messages": [dict(message) for message in asked.messages],
+                "public": asked.public,
+                "answer": done.text,
+                "tokens": list(tokens),
+            }
+            client.checkpoint()
 
     def _generate(self, job: Job, lease: Lease, options: GenerationOptions) -> tuple[Completion, int | None]:
         client = lease.client
