@@ -1,10 +1,13 @@
 """What an operator sees of a server: health, metrics, events; and whom it lets in."""
 
+import contextlib
 import http.client
 import io
 import json
 import os
 import socket
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,16 @@ import pytest
 from kept_sessions import Host, greedy_tokens
 from sottovoce.engines.base import EngineOptions
 from sottovoce.engines.registry import make_engine
-from sottovoce.errors import CorruptFileError, PeerConnectionError, RefusedError, ServerBusyError, UsageError
+from sottovoce.errors import (
+    CorruptFileError,
+    PeerConnectionError,
+    PeerGoneError,
+    RefusedError,
+    ServerBusyError,
+    UsageError,
+)
+from sottovoce.net import socket_pair
+from sottovoce.net.frame import Kind, pack_header
 from sottovoce.net.tls import Certificate, self_signed
 from sottovoce.parties import Address, Client, Server, Welcome, Wish
 from sottovoce.parties.admission import Admission, ApiKeys
@@ -21,6 +33,7 @@ from sottovoce.parties.log import EventLog, JsonLog, sentence
 from sottovoce.parties.metrics import ServerMetrics, pool_gauges
 from sottovoce.parties.observer import Observers
 from sottovoce.parties.prometheus import Counter, Gauge, Histogram, Metric, render
+from sottovoce.parties.protocol import Command, Verb
 from sottovoce.parties.session import SessionReport
 from sottovoce.parties.status import StatusServer
 from test_cli import BASE, Serving, environment, model_path, run  # noqa: F401  (fixtures)
@@ -254,3 +267,41 @@ def test_serve_command(model_path, tmp_path, environment):  # noqa: F811
     assert any(e["event"] == "session ended" and e["account"] == "ann" for e in events)
     assert '"event": "session opened"' in errors and "secret-of-ann" not in errors + log.read_text() + page
     assert os.stat(log).st_mode & 0o77 == 0
+
+
+def test_silent_slow_and_hostile_clients_stall_nobody(engine, tmp_path):
+    """Even where only one session computes at a time."""
+    with Host(engine, tiny_model(), tmp_path, gate=FairGate(1)) as host:
+        address = ("127.0.0.1", host.server.port)
+        with socket.create_connection(address), socket.create_connection(address) as dripping:
+            dripping.sendall(b"SV\x01")
+            stuck = host.client()
+            stuck.channel.send(Command(Verb.PREFILL, 4).pack())  # and then nothing
+            other = host.client()
+            assert len(greedy_tokens(other, PROMPT, 5)) == 5
+            other.close()
+            stuck.channel.close()
+
+
+def test_a_handshake_that_drips_ends_in_time():
+    client, server = socket_pair()
+    server.deadline = time.monotonic() + 0.3
+    dripping = threading.Event()
+
+    def drip():
+        """A frame of which a byte arrives now and then."""
+        with contextlib.suppress(OSError):
+            client._sock.send(pack_header(Kind.DATA, 1 << 20))
+            while not dripping.wait(0.01):
+                client._sock.send(b"S")
+
+    thread = threading.Thread(target=drip)
+    thread.start()
+    try:
+        with pytest.raises(PeerGoneError, match="too slow"):
+            server.recv(1 << 20)
+    finally:
+        dripping.set()
+        thread.join()
+        client.close()
+        server.close()
