@@ -29,33 +29,41 @@ def edges(low: int, high: int) -> np.ndarray:
     return np.repeat(np.array([x for x in powers if low <= x < high], dtype=np.int64), 50)
 
 
-@pytest.mark.parametrize("exponent", [1.0, 0.5])
+# Exponents and widths of windows, so that exponent times width is an integer.
+KINDS = [(1.0, 2), (1.0, 3), (1.0, 4), (0.5, 2), (0.5, 4)]
+
+
+@pytest.mark.parametrize(("exponent", "width"), KINDS)
 @pytest.mark.parametrize("parity", [0, 1])
-def test_relative_error_in_every_window_and_at_its_edges(exponent: float, parity: int) -> None:
+def test_relative_error_in_every_window_and_at_its_edges(exponent: float, width: int, parity: int) -> None:
     low, high = 1 << (4 + parity), 1 << (28 + parity)
-    function = covering(exponent, 2.0 ** (13 + exponent * (28 + parity)), low, high)
+    function = covering(exponent, 2.0 ** (13 + exponent * (28 + parity)), low, high, width)
+    assert function.windows == -(-24 // width)
     rng = np.random.default_rng(2)
     x = np.concatenate(
         [edges(low, high), np.exp2(rng.uniform(4 + parity, 28 + parity, 40_000)).astype(np.int64)]
     )
     error = relative(function, np.clip(x, low, high - 1))
-    # The spline, the last unit of v (4·2^-16 in the lowest quarter), and rounding to 13 bits or more.
+    # The spline, the last unit of v (2^-14 in the lowest part of a window), and rounding to 13 bits or more.
     assert np.abs(error).max() < relative_error(function) + 2.0**-13
     assert abs(error.mean()) < 1e-5
 
 
-def test_the_smallest_values_are_exact_enough() -> None:
-    function = covering(1.0, 2.0**30, 1, 2.0**16)
+@pytest.mark.parametrize("width", [2, 3, 4])
+def test_the_smallest_values_are_exact_enough(width: int) -> None:
+    function = covering(1.0, 2.0**30, 1, 2.0**16, width)
     error = relative(function, np.repeat(np.arange(1, 300), 20))
     assert np.abs(error).max() < 3e-4
 
 
-@pytest.mark.parametrize("windows", range(1, 21))
-def test_any_number_of_windows_and_its_rounds(windows: int) -> None:
-    top = 2 * windows
-    function = InversePower(0.5, 2.0**20, 2, windows)
+@pytest.mark.parametrize(
+    ("windows", "width"), [(n, 2) for n in range(1, 21)] + [(n, 4) for n in range(1, 11)]
+)
+def test_any_number_of_windows_and_its_rounds(windows: int, width: int) -> None:
+    top = width * windows
+    function = InversePower(0.5, 2.0**20, width, windows, width)
     x = np.clip(edges(1, 2**top), 1, 2**top - 1)
-    if windows == 20:
+    if top == 40:
         x = np.minimum(x, 2**40)
     error = relative(function, x)
     assert np.abs(error[x < 2**12]).max() < 3e-4

@@ -23,8 +23,8 @@ from sottovoce.mpc.two_party import TwoPartyArithmetic
 from sottovoce.net import Channel, Role
 
 # Demands are found for contexts of these lengths, and for one less than multiples of 128; a shorter one takes
-# less of the same kinds. (Which kinds a reciprocal of a sum of n terms takes changes at powers of 4.)
-_LENGTHS = (3, 15, 31, 63, 127, 255)
+# less of the same kinds. (Which kinds a reciprocal of a sum of n terms takes changes at powers of 8.)
+_LENGTHS = (7, 15, 31, 63, 127, 255)
 
 
 class Rehearsal:

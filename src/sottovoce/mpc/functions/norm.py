@@ -1,8 +1,8 @@
 """RMSNorm and LayerNorm without gains, which belong to the next matrix (protocols.md 7.4).
 
 y = x / rms(x), rms² = mean(x²), for rows x at 2^-23 (a residual stream), y at 2^-12. Rounds of `rms_norm`,
-11 with 5 to 8 windows: 1. one wrap bit, two outputs: x at 2^-x_bits to be scaled, x at 2^-s to be squared;
-2. mask the first, open the second: Σx² ; 3. C·(Σx²)^(-1/2) by windows: 1/rms at 2^-scale_bits (7 rounds);
+10 with 4 or 5 windows: 1. one wrap bit, two outputs: x at 2^-x_bits to be scaled, x at 2^-s to be squared;
+2. mask the first, open the second: Σx² ; 3. C·(Σx²)^(-1/2) by windows: 1/rms at 2^-scale_bits (6 rounds);
 4. the scalar is opened under its mask, which scales the row; 5. rescale to 2^-12.
 
 Budget, all public and derived from [low, high], the range of the mean square:
@@ -39,6 +39,7 @@ from sottovoce.mpc.requests import MaskRows, SumSquares, WrapOutput
 
 IN_BITS = 23
 OUT_BITS = 12
+_WINDOW = 4  # bits of a window of 1/rms: there are few rows, so that rounds count and bytes do not
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ class NormRange:
         """Σx² at 2^-2s -> 1/rms at 2^-scale_bits."""
         unit = self.width * 4.0**self.square_bits  # Σx² of a row whose mean square is 1
         low, high = (self.low + self.epsilon) * unit, (self.high + self.epsilon) * unit
-        return covering(0.5, np.sqrt(unit) * 2.0**self.scale_bits, max(low * 0.98, 4.0), high * 1.02)
+        scale = np.sqrt(unit) * 2.0**self.scale_bits
+        return covering(0.5, scale, max(low * 0.98, 4.0), high * 1.02, _WINDOW)
 
     @cached_property
     def scale_bits(self) -> int:
@@ -77,7 +79,7 @@ class NormRange:
 
 
 def rms_norm(arithmetic: Arithmetic, x: Share, public: NormRange, exact: bool = False) -> Share:
-    """x / sqrt(mean(x²) + epsilon) at 2^-12. x: (..., width) at 2^-23, abs(x) < 2^18. 11 rounds, leaks
+    """x / sqrt(mean(x²) + epsilon) at 2^-12. x: (..., width) at 2^-23, abs(x) < 2^18. 9 or 10 rounds, leaks
     nothing.
 
     exact: all elements are rounded exactly, so that the result is a function of x, but for the inverse root,
