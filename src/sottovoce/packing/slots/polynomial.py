@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from numpy.polynomial import chebyshev
 
+from sottovoce.ckks.chebyshev import minimax
+
 Array = npt.NDArray[Any]
 
 # Non-scalar products of Paterson–Stockmeyer in the Chebyshev basis, by the depth of the polynomial.
@@ -57,51 +59,26 @@ class Chebyshev:
 
 
 def fit(
-    function: Callable[[Array], Array],
-    low: float,
-    high: float,
-    degree: int,
-    weight: Callable[[Array], Array] | None = None,
-    rounds: int = 30,
+    function: Callable[[Array], Array], low: float, high: float, degree: int, relative: bool = False
 ) -> Chebyshev:
-    """The polynomial of least largest weighted error, to a few per cent.
-
-    weight: 1/|f| gives the relative error. Lawson's iteration: least squares, with more weight where the
-    error is largest.
-    """
-    count = max(12 * degree, 256)
-    y = np.cos(np.pi * (np.arange(count) + 0.5) / count)
-    x = low + (high - low) * (y + 1) / 2
-    basis, target = chebyshev.chebvander(y, degree), function(x)
-    outer = np.ones(count) if weight is None else weight(x)
-    basis, target = basis * outer[:, None], target * outer
-    inner = np.full(count, 1.0 / count)
-    best, least = np.zeros(degree + 1), np.inf
-    for _ in range(rounds):
-        root = np.sqrt(inner)
-        q, r = np.linalg.qr(basis * root[:, None])
-        found = np.linalg.solve(r, q.T @ (target * root))
-        error = np.abs(basis @ found - target)
-        if error.max() < least:
-            best, least = found, float(error.max())
-        inner = inner * (error + 1e-3 * error.max() + 1e-300)
-        inner /= inner.sum()
-    return Chebyshev(low, high, tuple(float(c) for c in best))
+    """The polynomial of least largest error; `relative`: of the error over the function's value."""
+    found = minimax(function, degree, low, high, relative)
+    return Chebyshev(low, high, tuple(float(c) for c in found.coefficients))
 
 
 def exponential(low: float, degree: int, high: float = 0.0) -> Chebyshev:
     """exp on [low, high], relative error."""
-    return fit(np.exp, low, high, degree, lambda x: np.exp(-x))
+    return fit(np.exp, low, high, degree, relative=True)
 
 
 def reciprocal(low: float, high: float, degree: int) -> Chebyshev:
     """1/x on [low, high], relative error."""
-    return fit(lambda x: 1 / x, low, high, degree, lambda x: x)
+    return fit(lambda x: 1 / x, low, high, degree, relative=True)
 
 
 def inverse_root(low: float, high: float, degree: int, eps: float = 0.0) -> Chebyshev:
     """1/√(x + eps) on [low, high], relative error."""
-    return fit(lambda x: 1 / np.sqrt(x + eps), low, high, degree, lambda x: np.sqrt(x + eps))
+    return fit(lambda x: 1 / np.sqrt(x + eps), low, high, degree, relative=True)
 
 
 def silu(bound: float, degree: int) -> Chebyshev:

@@ -1,0 +1,216 @@
+"""The decoder on slots in NumPy: against the plain model, with several groups of keys, other families, noise;
+ranges, placement of refreshes, estimates."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import models_common
+from sottovoce.engines.fhe import estimate as estimates
+from sottovoce.engines.fhe import kept
+from sottovoce.engines.fhe.calibration import calibrate, observe, sample
+from sottovoce.engines.fhe.costs import CostModel
+from sottovoce.engines.fhe.flow import PlannedFlow
+from sottovoce.engines.fhe.functions import Degrees
+from sottovoce.engines.fhe.placement import (
+    EMBED_LEVELS,
+    place_bootstraps,
+    record,
+    rotation_levels,
+)
+from sottovoce.engines.fhe.program import Program
+from sottovoce.engines.fhe.shape import Shape, slots_for
+from sottovoce.engines.fhe.weights import slot_weights
+from sottovoce.errors import ParameterError, PromptTooLongError, RangeError, UnsupportedModelError
+from sottovoce.models import load_model
+from sottovoce.models.shapes import SHAPES
+from sottovoce.packing.slots import PlainSlots
+from sottovoce.packing.slots import polynomial as polynomials
+from tiny_model import tiny_model
+
+FIXTURES = Path(__file__).parent / "fixtures"
+TOP = 16
+
+
+class Simulation:
+    """A model's program on numbers: one session."""
+
+    def __init__(self, model, n, tokens, top=TOP, noise=0.0, refresh_noise=0.0, sequences=8, functions=None):
+        self.model, self.shape = model, Shape(model.config, n, tokens)
+        self.functions = functions or calibrate(model, tokens, sequences)
+        segments = record(self.shape, Degrees(), tokens - 1)
+        self.placement = place_bootstraps(segments, top, CostModel(3.0))
+        rng = np.random.default_rng(1)
+        self.ar = PlainSlots(n, top, noise, refresh_noise, rng)
+        weights = slot_weights(model.weights, self.shape, self.functions)
+        flow = PlannedFlow(self.placement.decisions)
+        self.program = Program(self.ar, self.shape, weights, self.functions, flow)
+
+    def public(self, tokens):
+        cache = self.model.new_cache()
+        self.model.hidden(tokens, cache)
+        layers = range(self.model.config.layers)
+        self.program.append_public([cache.k(i) for i in layers], [cache.v(i) for i in layers])
+
+    def step(self, token):
+        shape, blocks = self.shape, []
+        for block in range(shape.vocabulary_blocks):
+            one_hot = np.zeros(shape.vocabulary)
+            if token // shape.vocabulary == block:
+                one_hot[token % shape.vocabulary] = 1
+            level = self.placement.entry + EMBED_LEVELS
+            blocks.append(self.ar.fresh(shape.embed.place(one_hot), level))
+        out = self.program.step(blocks)
+        found = np.concatenate([shape.head.read(y.values).real for y in out])
+        return found[: self.model.config.vocab_size]
+
+
+def divergence(plain, mine):
+    def logs(x):
+        x = x.astype(np.float64) - x.max(axis=-1, keepdims=True)
+        return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
+
+    p, q = logs(np.asarray(plain)), logs(np.asarray(mine))
+    return (np.exp(p) * (p - q)).sum(axis=-1)
+
+
+def test_a_session_with_one_group_of_keys():
+    model = tiny_model(layers=2)
+    run = Simulation(model, slots_for(model.config, 4096), 12)
+    text = sample(model, 1, 8, seed=5)[0]
+    run.public(text[:2])
+    logits = [run.step(token) for token in text[2:]]
+    assert run.shape.single
+    assert divergence(model.forward(text)[2:], logits).max() < 1e-3
+    assert run.ar.largest_refresh < 0.25
+    assert run.ar.counts["bootstrap", TOP] == len(text[2:]) * run.placement.total
+    assert set(run.ar.steps) <= set(rotation_levels(run.shape, Degrees(), run.placement, TOP))
+    with pytest.raises(PromptTooLongError):
+        for token in text:
+            run.step(token)
+
+
+def test_several_groups_of_keys_and_blocks_of_the_vocabulary():
+    model = tiny_model(layers=1)
+    run = Simulation(model, 256, 40)
+    assert not run.shape.single and run.shape.vocabulary_blocks == 2
+    text = sample(model, 1, 20, seed=6)[0]
+    logits = [run.step(token) for token in text]
+    assert len(run.program.caches[0].keys) == 2
+    assert divergence(model.forward(text)[1:], logits[1:]).max() < 1e-3
+
+
+@pytest.mark.parametrize("name", ["tiny-gpt2", "tiny-qwen2"])
+def test_other_families(name):
+    """Learned positions, LayerNorm, GELU, biases; biased queries and keys."""
+    model = load_model(FIXTURES / name)
+    c = model.config
+    run = Simulation(model, max(256, slots_for(c, 4096)), 8)
+    text = [int(t) for t in np.random.default_rng(3).integers(0, c.vocab_size, 6)]
+    logits = [run.step(token) for token in text]
+    plain = model.forward(text)
+    assert divergence(plain[1:], logits[1:]).max() < 5e-3
+
+
+def test_noise_of_refreshes_does_not_grow():
+    model = tiny_model(layers=1)
+    n = slots_for(model.config, 4096)
+    functions = calibrate(model, 8, 8)
+    text, found = [256, 1, 2, 3, 4], []
+    for noise in (0.0, 2.0**-20):
+        run = Simulation(model, n, 8, noise=noise / 100, refresh_noise=noise, functions=functions)
+        run.public(text[:1])
+        found.append(np.stack([run.step(token) for token in text[1:]]))
+    assert 0 < np.abs(found[1] - found[0]).max() < 1e-2
+
+
+def test_functions_are_kept(tmp_path):
+    model = tiny_model(layers=1)
+    first = kept.kept_functions(model, 8, tmp_path)
+    again = kept.kept_functions(model, 8, tmp_path)
+    assert again.norm == first.norm and again.blocks[0].norm1 == first.blocks[0].norm1
+    assert np.array_equal(again.blocks[0].predictor.direct, first.blocks[0].predictor.direct)
+    next(tmp_path.iterdir()).write_text("{")
+    assert kept.kept_functions(model, 8, tmp_path).coarse == first.coarse
+
+
+def test_a_polynomial_is_useless_outside_its_range():
+    """What the margins are for: at 1.25 of the range the value is off by more than the range itself."""
+    for p in (polynomials.silu(8.0, 31), polynomials.inverse_root(0.1, 8.0, 31)):
+        inside = np.linspace(p.low, p.high, 1001)
+        assert np.abs(p(inside)).max() < 20
+        assert abs(p(np.array([p.high + 0.25 * (p.high - p.low)]))[0]) > 1e3
+
+
+def test_arguments_leave_no_range_on_other_text():
+    model = tiny_model(layers=1)
+    functions = calibrate(model, 12, 12)
+    seen = observe(model, sample(model, 12, 12, seed=99))
+    for values, p in zip(seen.norms[:2], (functions.blocks[0].norm1, functions.blocks[0].norm2), strict=True):
+        assert p.low < min(values) and max(values) < p.high
+    assert seen.inputs[0] < functions.blocks[0].activation.high
+
+
+@pytest.mark.parametrize(
+    ("p", "exact", "bits"),
+    [
+        (polynomials.reciprocal(0.1, 1.6, 31), lambda x: 1 / x, 22),
+        (polynomials.inverse_root(0.1, 3.2, 31), lambda x: 1 / np.sqrt(x), 17),
+        (polynomials.exponential(-4.0, 15), np.exp, 35),
+    ],
+)
+def test_fits_reach_the_errors_of_the_literature(p, exact, bits):
+    x = np.linspace(p.low, p.high, 4001)
+    assert np.abs(p(x) / exact(x) - 1).max() < 2.0**-bits
+
+
+def test_placement_of_a_small_model():
+    """Four refreshes a layer with sixteen levels; fewer levels cost more, too few are refused."""
+    shape = Shape(SHAPES["stories260k"], 4096, 64)
+    segments = record(shape, Degrees(), 63)
+    plan = place_bootstraps(segments, 16, CostModel(3.0))
+    assert plan.total == 20 and plan.bootstraps(2) == 4
+    assert place_bootstraps(segments, 11, CostModel(3.0)).total > 20
+    with pytest.raises(ParameterError, match="levels are needed"):
+        place_bootstraps(segments, 7, CostModel(3.0))
+
+
+def test_a_program_without_refreshes_runs_out_of_levels():
+    model = tiny_model(layers=1)
+    run = Simulation(model, 512, 8)
+    for key, decision in run.placement.decisions.items():
+        run.placement.decisions[key] = type(decision)(False, decision.level)
+    with pytest.raises(RangeError, match="level exhausted"):
+        run.step(1)
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens", "most"),
+    [("stories260k", 64, 20), ("smollm2-135m", 128, 7 * 30), ("gpt2", 128, 7 * 12), ("llama-3-8b", 512, 256)],
+)
+def test_estimates_of_known_shapes(name, tokens, most):
+    plan = estimates.plan_model(SHAPES[name], tokens)
+    described = plan.to_json()
+    assert 0 < described["bootstraps_per_token"] <= most
+    assert described["layer"]["bootstraps"] >= 4
+    assert plan.parameters.spec.security == 128
+    assert 2e9 < plan.key_bytes < 2e10
+
+
+def test_an_estimate_refuses_what_does_not_fit():
+    with pytest.raises(UnsupportedModelError):
+        estimates.plan_model(SHAPES["llama-3-8b"], 4096)
+
+
+def test_stories260k():
+    """The real model with the noise that a refresh has at N = 2^16: KL and the likeliest token."""
+    model = models_common.stories()
+    run = Simulation(model, 4096, 64, noise=2.0**-28, refresh_noise=2.0**-20.6, sequences=16)
+    text = sample(model, 1, 14, seed=77)[0]
+    run.public(text[:1])
+    logits = [run.step(token) for token in text[1:]]
+    plain = model.forward(text)[1:]
+    assert run.placement.total == 20
+    assert divergence(plain, logits).max() < 1e-3
+    assert (plain.argmax(axis=1) == np.stack(logits).argmax(axis=1)).all()
