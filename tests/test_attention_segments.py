@@ -78,6 +78,30 @@ def test_a_segment_survives_the_disk(tmp_path):
     run_script(actions, layers=2)
 
 
+def test_a_saved_conversation_goes_on_in_a_segment():
+    saved: dict[tuple[int, int], bytes] = {}
+
+    def before(d: Driver) -> None:
+        d.step(3)
+        move(d, 4, 3)
+        d.step(2)
+        for layer, cache in enumerate(d.caches):
+            saved[d.role, layer] = cache.save()
+
+    first, _ = run_script(before, layers=2)
+
+    def after(d: Driver) -> None:
+        for layer, cache in enumerate(d.caches):
+            cache.load(saved[d.role, layer])
+            d.scripts[layer].k, d.scripts[layer].v = first.scripts[layer].k, first.scripts[layer].v
+        used = d.source.used
+        move(d, 5, 2)
+        assert d.source.used >= used + 5 and len(d.caches[1]) == 5
+        d.step(2)
+
+    run_script(after, layers=2)
+
+
 STEPS = st.lists(st.one_of(st.integers(1, 3), st.floats(0, 1), st.just("move")), min_size=3, max_size=8)
 
 
