@@ -206,7 +206,6 @@ void key_products(const Ring& r, Source digits, nb::list halves, nb::list seeds,
     if (extra_limbs == limbs)
         for (std::size_t t = 0; t < limbs; ++t)
             for (std::size_t i = limbs; i < all; ++i) factor[t] = moduli[t].mul(factor[t], moduli[t].reduce64(moduli[i].q));
-    const BgvKernels& dots = bgv_kernels(50, n);
     const CkksKernels& k = ckks_kernels(50, n);
     const std::size_t step = chunk_of(n), plus_stride = extra > 1 ? static_cast<std::size_t>(more.stride(0)) : 0;
     const u64 *in = digits.data(), *plus = extra ? more.data() : nullptr;
@@ -229,8 +228,8 @@ void key_products(const Ring& r, Source digits, nb::list halves, nb::list seeds,
             for (std::size_t d = 0; d < count; ++d)
                 Expansion{m, k, seed + (d * rows + row) * kSeed}.fill(at, uniform.data() + d * step, step);
             const u64* digit = in + t * n + at;
-            dots.dot(m, {digit, all * n, half + row * n + at, rows * n, to[0] + at, count, step, false});
-            dots.dot(m, {digit, all * n, uniform.data(), step, to[1] + at, count, step, false});
+            k.key_run(m, {digit, all * n, half + row * n + at, rows * n, uniform.data(), step, to[0] + at, to[1] + at, count, step,
+                          at + step < n ? step : 0});
             for (std::size_t c = 0; c < (t < extra_limbs ? extra : 0); ++c) {
                 const u64* add = plus + c * plus_stride + t * n + at;
                 if (factor[t] != 1) {
@@ -413,12 +412,6 @@ void register_ckks(nb::module_& m) {
     auto threads = nb::arg("threads");
     m.def("ckks_decompose", &decompose, ring, x, nb::arg("alpha"), out, threads);
     m.def("ckks_expand", &expand, nb::arg("keys").noconvert(), nb::arg("primes"), out, threads);
-    m.def("ckks_key_product", [](const Ring& r, Source digits, Source b, Bytes a, std::size_t special, bool accumulate, Words out, int threads) {
-        nb::list halves, seeds;
-        halves.append(b), seeds.append(a);
-        const std::size_t shape[] = {1, 2, r.size(), r.n};
-        key_products(r, digits, halves, seeds, special, View(b.data(), {0, 0, 0}), {1}, accumulate, Words(out.data(), 4, shape), threads);
-    }, ring, nb::arg("digits").noconvert(), nb::arg("b").noconvert(), nb::arg("a").noconvert(), nb::arg("special"), nb::arg("accumulate"), out, threads);
     m.def("ckks_key_products", &key_products, ring, nb::arg("digits").noconvert(), nb::arg("b"), nb::arg("a"),
           nb::arg("special"), nb::arg("more").noconvert(), nb::arg("elements"), nb::arg("accumulate"), out, threads);
     m.def("ckks_mod_down", &mod_down, ring, x, nb::arg("more").noconvert(), nb::arg("element"), out, threads);

@@ -60,6 +60,45 @@ void convert(const Modulus& m, const u64* w, std::size_t count, const u64* y, st
     }
 }
 
+template <int Count>
+void key_sums(const Modulus& m, const KeyRun& r) {
+    const Consts c(m.q);
+    const u64 *digit[Count], *b[Count], *a[Count];
+    for (int d = 0; d < Count; ++d) {
+        digit[d] = r.digits + static_cast<std::size_t>(d) * r.digit_stride;
+        b[d] = r.b + static_cast<std::size_t>(d) * r.b_stride;
+        a[d] = r.a + static_cast<std::size_t>(d) * r.a_stride;
+    }
+    for (std::size_t i = 0; i < r.n; i += 8) {
+        V low_b = _mm512_setzero_si512(), high_b = low_b, low_a = low_b, high_a = low_b;
+#pragma GCC unroll 8
+        for (int d = 0; d < Count; ++d) {
+            const V x = load(digit[d] + i), y = load(b[d] + i), z = load(a[d] + i);
+            low_b = _mm512_madd52lo_epu64(low_b, x, y);
+            high_b = _mm512_madd52hi_epu64(high_b, x, y);
+            low_a = _mm512_madd52lo_epu64(low_a, x, z);
+            high_a = _mm512_madd52hi_epu64(high_a, x, z);
+            _mm_prefetch(reinterpret_cast<const char*>(digit[d] + i + r.ahead), _MM_HINT_T1);
+            _mm_prefetch(reinterpret_cast<const char*>(b[d] + i + r.ahead), _MM_HINT_T1);
+        }
+        store(r.out_b + i, fold(high_b, low_b, m, c));
+        store(r.out_a + i, fold(high_a, low_a, m, c));
+    }
+}
+
+void key_run(const Modulus& m, const KeyRun& r) {
+    switch (r.count) {
+        case 1: return key_sums<1>(m, r);
+        case 2: return key_sums<2>(m, r);
+        case 3: return key_sums<3>(m, r);
+        case 4: return key_sums<4>(m, r);
+        case 5: return key_sums<5>(m, r);
+        case 6: return key_sums<6>(m, r);
+        case 7: return key_sums<7>(m, r);
+        default: return ckks_portable.key_run(m, r);
+    }
+}
+
 bool narrow_words(const Modulus& m, const u64* words, u64* out, std::size_t n) {
     const V last = set(m.inv52 * m.q), mask = set(kMask52), twice = set(m.q << (51 - m.bits)), once = set(m.q << (50 - m.bits));
     __mmask8 any = 0;
@@ -73,5 +112,5 @@ bool narrow_words(const Modulus& m, const u64* words, u64* out, std::size_t n) {
 
 }  // namespace
 
-const CkksKernels ckks_avx512{overflow, convert, narrow_words};
+const CkksKernels ckks_avx512{key_run, overflow, convert, narrow_words};
 #endif

@@ -22,7 +22,21 @@ struct BaseConversion {
 
 constexpr std::size_t kConvertChunk = 512;
 
+// One run of a product with a key: out_b = sum_d digit_d * b_d and out_a = sum_d digit_d * a_d. The next run of what lies in
+// memory (the digits and b) starts `ahead` words further, or nowhere if that is 0.
+struct KeyRun {
+    const u64* digits;
+    std::size_t digit_stride;
+    const u64* b;
+    std::size_t b_stride;
+    const u64* a;
+    std::size_t a_stride;
+    u64 *out_b, *out_a;
+    std::size_t count, n, ahead;
+};
+
 struct CkksKernels {
+    void (*key_run)(const Modulus& m, const KeyRun& run);
     // y: rows y_i at y + i*stride; v[i] for n <= kConvertChunk coefficients.
     void (*overflow)(const BaseConversion& c, const u64* y, std::size_t stride, u64* v, std::size_t n);
     // out[i] = sum_j y_j[i] w_j + v[i] w_k modulo m.

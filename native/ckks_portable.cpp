@@ -1,6 +1,7 @@
 // Portable inner loops of CKKS (see ckks_kernels.h). Operands are secret: no branch depends on them.
 #include "ckks_kernels.h"
 
+#include "bgv_kernels.h"
 #include "cpu.h"
 
 BaseConversion::BaseConversion(const std::vector<Modulus>& source, const std::vector<Modulus>& targets) : to(targets) {
@@ -47,6 +48,11 @@ void convert(const Modulus& m, const u64* w, std::size_t count, const u64* y, st
     }
 }
 
+void key_run(const Modulus& m, const KeyRun& r) {
+    bgv_portable.dot(m, {r.digits, r.digit_stride, r.b, r.b_stride, r.out_b, r.count, r.n, false});
+    bgv_portable.dot(m, {r.digits, r.digit_stride, r.a, r.a_stride, r.out_a, r.count, r.n, false});
+}
+
 bool narrow_words(const Modulus& m, const u64* words, u64* out, std::size_t n) {
     const u64 last = m.inv52 * m.q, twice = m.q << (51 - m.bits);
     bool any = false;
@@ -60,7 +66,7 @@ bool narrow_words(const Modulus& m, const u64* words, u64* out, std::size_t n) {
 
 }  // namespace
 
-const CkksKernels ckks_portable{overflow, convert, narrow_words};
+const CkksKernels ckks_portable{key_run, overflow, convert, narrow_words};
 
 const CkksKernels& ckks_kernels(unsigned bits, std::size_t n) {
 #if defined(__x86_64__)

@@ -194,8 +194,8 @@ class RelinearizationKey:
         """FrameError, IntegrityError or a mismatch error for anything else."""
         key_id, rest = _key_id(unframe("relinearization key", parameters, data))
         key, purpose, rest = SwitchingKey.from_payload(parameters, rest)
-        if rest.nbytes or purpose != 0:
-            raise FrameError("a relinearization key is one switching key")
+        if rest.nbytes or purpose != 0 or key.special != parameters.alpha:
+            raise IntegrityError("a relinearization key is one switching key with all special primes")
         return cls(parameters, key_id, key)
 
 
@@ -297,7 +297,8 @@ class EncapsulationKeys:
         key_id, rest = _key_id(unframe("switching key", parameters, data))
         down, first, rest = SwitchingKey.from_payload(parameters, rest)
         up, second, rest = SwitchingKey.from_payload(parameters, rest)
-        if rest.nbytes or (first, second) != (0, 1) or (down.level, down.special) != (0, 1):
+        levels = (down.level, down.special, up.special)
+        if rest.nbytes or (first, second) != (0, 1) or levels != (0, 1, parameters.alpha):
             raise IntegrityError("these are not the two keys of an encapsulation")
         return cls(parameters, key_id, down, up)
 
