@@ -43,3 +43,9 @@ def test_the_command_prints_the_stable_keys():
         "controls",
     ]
     assert found["control_success_rate"] == 1.0
+
+
+def test_a_decryption_that_is_shared_gives_the_key_away():
+    found = attack_named("ckks-key-recovery").run(Setting("default", samples=2))
+    assert found.success_rate == 0.0 and found.details["after_flooding"] == 0.0
+    assert [control.success_rate for control in found.controls] == [1.0]

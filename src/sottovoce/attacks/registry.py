@@ -20,6 +20,7 @@ ATTACKS = {
     "weight-extraction": ("hybrid_weights", "WeightExtraction"),
     "transcript-uniformity": ("hybrid_transcript", "TranscriptUniformity"),
     "correlation-reuse": ("hybrid_reuse", "CorrelationReuse"),
+    "ckks-key-recovery": ("fhe_key_recovery", "CkksKeyRecovery"),
 }
 
 
