@@ -11,7 +11,7 @@ from .options import json_option, option
 
 @click.command()
 @click.argument("server")
-@option("--model-commitment", help="Fail unless the model has this commitment, or one that begins like this.")
+@option("--model-commitment", help="Fail unless the model has this commitment; 32 digits or more.")
 @option("--fingerprint", help="Fail unless the certificate has this fingerprint.")
 @option("--insecure-plaintext", is_flag=True, help="The server has no TLS.")
 @option("--api-key", metavar="KEY|@FILE", help="For servers that want one; @FILE reads it from a file.")
@@ -38,8 +38,9 @@ def verify(
     from ..net.tls import KnownHosts
     from ..parties.address import Address, Route
     from ..parties.paths import known_hosts_path
-    from ..parties.protocol import Caller, Wish, ask_offer
+    from ..parties.protocol import Caller, Wish, ask_offer, check_commitment
 
+    check_commitment(model_commitment)
     address, known = Address.parse(server), KnownHosts(known_hosts_path(), pins=False)
     pin: Any = None if insecure_plaintext else fingerprint or known
     route = Route(address, pin, None if client_certificate is None else Path(client_certificate))
@@ -107,8 +108,9 @@ def _say(found: dict[str, Any], fingerprint: str | None) -> None:
 
 def _judged(model: str, expected: str | None) -> int:
     from ..errors import ModelMismatchError
+    from ..parties.protocol import is_model
 
-    if expected is not None and not (len(expected) >= 8 and model.startswith(expected)):
+    if expected is not None and not is_model(model, expected):
         raise ModelMismatchError(
             f"the server's model has commitment {model:.64}, you expect {expected:.64}; do not use this"
             " server, or ask its operator which model it serves"

@@ -19,28 +19,28 @@ import hashlib
 import json
 import re
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from enum import IntEnum
-from pathlib import Path
 from typing import Any
 
 from .. import __version__
 from ..engines.base import EngineOptions
 from ..errors import (
-    IntegrityError,
     ModelMismatchError,
     ParameterMismatchError,
     ProtocolError,
-    SottovoceError,
     UsageError,
     VersionMismatchError,
 )
 from ..models.card import MAX_BYTES as MAX_CARD
 from ..models.card import ModelCard
 from ..net import Channel
-from ..net.tls import make_private_directory, write_private_file
 from ..ring import primes
+from .cards import CardCache as CardCache
+from .commands import MAX_COMMAND as MAX_COMMAND
+from .commands import MAX_VERIFY as MAX_VERIFY
+from .commands import Command as Command
+from .commands import Verb as Verb
 
 # Counts changes of the handshake, the commands, and the engines' messages: two releases with the same
 # number work together.
@@ -48,10 +48,7 @@ PROTOCOL = 2
 
 MAX_HELLO = 1 << 14
 MAX_WELCOME = 1 << 20
-MAX_COMMAND = 1 << 20
-MAX_VERIFY = 64  # tokens of one verification: bounds the server's memory for their logits
 _ACCEPT = struct.Struct("<32s?")
-_COMMAND = struct.Struct("<BII")
 # A shorter beginning could be met by searching for another model.
 _COMMITMENT = re.compile("[0-9a-fA-F]{32,64}")
 
@@ -149,18 +146,28 @@ def ask_offer(channel: Channel, wish: Wish, caller: Caller) -> Offer:
     return Offer(EngineOptions(**options), public, offer["model"], offer["card"], context, release)
 
 
+def check_commitment(text: str | None) -> None:
+    """UsageError unless it is one, or the beginning of one, long enough that no other model has it."""
+    if text is not None and not _COMMITMENT.fullmatch(text):
+        raise UsageError(
+            f"{text!r:.80} is no commitment to a model: give the 64 hexadecimal digits that"
+            " `sottovoce serve` prints, or at least the first 32 of them"
+        )
+
+
+def is_model(commitment: str, expected: str) -> bool:
+    """Whether a model's commitment is the one expected."""
+    return _COMMITMENT.fullmatch(expected) is not None and commitment.startswith(expected.lower())
+
+
 def client_handshake(
-    channel: Channel, wish: Wish, cards: "CardCache | None" = None, caller: Caller | None = None
+    channel: Channel, wish: Wish, cards: CardCache | None = None, caller: Caller | None = None
 ) -> Welcome:
     """The client's side. Raises the RefusedError that fits; the server gets the same reason. Cost: 4
     messages.
     """
     try:
-        if wish.model is not None and not _COMMITMENT.fullmatch(wish.model):
-            raise UsageError(
-                f"{wish.model!r:.80} is no commitment to a model: give the 64 hexadecimal digits that"
-                " `sottovoce serve` prints, or at least the first 32 of them"
-            )
+        check_commitment(wish.model)
         offer = ask_offer(channel, wish, caller or Caller())
         _check_wish(wish, offer.options, offer.model)
         card = None if cards is None else cards.load(offer.card)
@@ -234,77 +241,9 @@ def _caller(value: Any) -> Caller:
     return Caller(purpose, session, api_key)
 
 
-class CardCache:
-    """Cards seen before, by digest, so that a tokenizer is transferred once. The files are checked on every
-    load.
-    """
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-
-    def load(self, digest: str) -> ModelCard | None:
-        if not re.fullmatch("[0-9a-f]{64}", digest):
-            raise ProtocolError("the server's handshake is malformed")
-        try:
-            card = ModelCard.from_bytes(self._path(digest).read_bytes())
-        except (OSError, SottovoceError):
-            return None
-        return card if card.digest == digest else None
-
-    def store(self, card: ModelCard) -> None:
-        """Best effort: a full disk costs the next transfer, not this session."""
-        if self._path(card.digest).exists():
-            return
-        try:
-            make_private_directory(self._directory)
-            write_private_file(self._path(card.digest), card.to_bytes())
-        except OSError:
-            pass
-
-    def _path(self, digest: str) -> Path:
-        return self._directory / f"{digest}.card"
-
-
 def _agreement(options: EngineOptions, public: dict[str, Any], card_digest: str) -> bytes:
     text = json.dumps([PROTOCOL, parameters_digest(), asdict(options), public, card_digest], sort_keys=True)
     return hashlib.sha256(text.encode()).digest()
-
-
-class Verb(IntEnum):
-    PREFILL = 1
-    DECODE = 2
-    TRUNCATE = 3
-    END = 4
-    VERIFY = 5
-    PREPARE = 6
-    KEEP = 7
-
-
-@dataclass(frozen=True)
-class Command:
-    """One step the client asks for: n is the number of private tokens (PREFILL, VERIFY), the new length
-    (TRUNCATE), or how many tokens the pool is to be filled for (PREPARE). KEEP: save the session from now on.
-    """
-
-    verb: Verb
-    n: int = 0
-    public_tokens: Sequence[int] = ()
-
-    def pack(self) -> bytes:
-        head = _COMMAND.pack(self.verb, self.n, len(self.public_tokens))
-        return head + struct.pack(f"<{len(self.public_tokens)}I", *self.public_tokens)
-
-    @classmethod
-    def parse(cls, raw: bytes | memoryview) -> "Command":
-        """IntegrityError unless `raw` is exactly one well-formed command; its values are not checked here."""
-        raw = bytes(raw)
-        try:
-            verb, n, count = _COMMAND.unpack_from(raw)
-            if len(raw) != _COMMAND.size + 4 * count or (count and verb != Verb.PREFILL):
-                raise ValueError
-            return cls(Verb(verb), n, struct.unpack_from(f"<{count}I", raw, _COMMAND.size))
-        except (struct.error, ValueError):
-            raise IntegrityError("the client sent a malformed command; the session ends") from None
 
 
 def _check_peer(fields: dict[str, Any]) -> None:
@@ -341,9 +280,7 @@ def _check_wish(wish: Wish, options: EngineOptions, commitment: str) -> None:
                 f"the client wants {name} {wanted!r:.40}, the server runs {offered!r:.40}; "
                 f"start the client or the server with the other {_FLAGS.get(name, '--' + name)}"
             )
-    if wish.model is not None and not (
-        _COMMITMENT.fullmatch(wish.model) and commitment.startswith(wish.model.lower())
-    ):
+    if wish.model is not None and not is_model(commitment, wish.model):
         raise ModelMismatchError(
             f"the server's model has commitment {commitment:.64}, the client expects {wish.model:.64}; "
             "connect to a server of the expected model or drop --model-commitment"
