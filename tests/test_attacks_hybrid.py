@@ -5,6 +5,7 @@ import json
 import pytest
 from click.testing import CliRunner
 
+from sottovoce.attacks import plot, report
 from sottovoce.attacks.base import Setting
 from sottovoce.attacks.hybrid_reuse import rolled_back
 from sottovoce.attacks.registry import ATTACKS, attack_named
@@ -49,3 +50,28 @@ def test_a_decryption_that_is_shared_gives_the_key_away():
     found = attack_named("ckks-key-recovery").run(Setting("default", samples=2))
     assert found.success_rate == 0.0 and found.details["after_flooding"] == 0.0
     assert [control.success_rate for control in found.controls] == [1.0]
+
+
+def test_results_become_a_table_and_a_plot(tmp_path):
+    folder, speeds = tmp_path / "security", tmp_path / "benchmarks"
+    speeds.mkdir()
+    run = {"what": "e2e", "engine": "scx", "profile": "paper", "seconds_per_token": 0.1}
+    speeds.joinpath("scx.json").write_text(json.dumps([run, {**run, "what": "quality"}]))
+    outcome = {
+        "attack": "brute-force",
+        "target": "scx",
+        "profile": "paper",
+        "samples": 3,
+        "success_rate": 0.25,
+        "control_success_rate": 1.0,
+        "controls": [{"name": "short", "success_rate": 1.0}],
+        "details": {"bits": 12.5},
+    }
+    for rate in (0.5, 0.25):
+        report.save({**outcome, "success_rate": rate}, folder)
+    (kept,) = report.load(folder / report.DATA)
+    assert kept["success_rate"] == 0.25
+    assert (
+        "| scx | paper | `brute-force` | 25.0 % | short: 100.0 % | 3 |" in (folder / report.TABLE).read_text()
+    )
+    assert plot.points([kept], speeds) == [("paper", 0.1, 0.25)]

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from sottovoce import __version__
-from sottovoce.errors import CorruptFileError
+from sottovoce.attacks.plot import privacy_speed
+from sottovoce.errors import CorruptFileError, UsageError
 
 Run = dict[str, Any]
 DATA, TABLE, PLOT = "attacks.json", "attacks.md", "privacy-speed.svg"
@@ -47,8 +49,10 @@ def load(path: Path) -> list[Run]:
 
 
 def render(folder: Path) -> None:
-    """Write the table from the data."""
+    """Write the table from the data, and the plot if matplotlib is there and a speed beside it."""
     runs = load(folder / DATA)
+    with suppress(UsageError):
+        privacy_speed(runs, folder.parent / "benchmarks", folder / PLOT)
     lines = ["# Attacks and what they got", ""]
     lines += [
         "Share of tokens, weights or trials recovered. A control is the same attack with a safeguard left "
