@@ -321,23 +321,33 @@ void tensor(const Ring& r, View a, View b, Words out, int threads) {
     });
 }
 
-// x: (L, N) and a plaintext (L, M) whose every value stands for N/M neighbours -> out (L, N) = x + plain.
-void add_plain(const Ring& r, Source x, Source plain, Words out, int threads) {
-    require(x.ndim() == 2 && plain.ndim() == 2 && plain.shape(0) == r.size() && plain.shape(1) > 0 && r.n % plain.shape(1) == 0,
-            "ckks_add_plain: expected x (L, N) and a plaintext (L, M), M dividing N");
-    r.same(x, out);
-    const std::size_t n = r.n, size = plain.shape(1), run = n / size;
+// x: (S, L, N) and a plaintext (L, M) whose every value stands for N/M neighbours -> out (S, L, N) = x, with the plaintext
+// added to its first component.
+void add_plain(const Ring& r, View x, Source plain, Words out, int threads) {
+    require(x.ndim() == 3 && x.shape(0) > 0 && x.shape(1) == r.size() && x.shape(2) == r.n && rows_contiguous(x) &&
+                plain.ndim() == 2 && plain.shape(0) == r.size() && plain.shape(1) > 0 && r.n % plain.shape(1) == 0,
+            "ckks_add_plain: expected x (S, L, N) and a plaintext (L, M), M dividing N");
+    require(out.ndim() == 3 && out.shape(0) == x.shape(0) && out.shape(1) == r.size() && out.shape(2) == r.n,
+            "ckks_add_plain: expected out of the shape of x");
+    const std::size_t n = r.n, size = plain.shape(1), run = n / size, limbs = r.size();
+    const std::size_t stride = x.shape(0) > 1 ? static_cast<std::size_t>(x.stride(0)) : 0;
     const u64 *in = x.data(), *values = plain.data();
     u64* res = out.data();
     nb::gil_scoped_release release;
-    parallel_for(r.size(), threads, [&](std::size_t l) {
-        const u64 q = r.limbs[l]->m.q;
-        if (run == 1) return ring_kernels(r.limbs[l]->m).add(r.limbs[l]->m, in + l * n, values + l * n, res + l * n, n);
-        for (std::size_t j = 0; j < size; ++j) {
-            const u64 value = values[l * size + j], *from = in + l * n + j * run;
-            u64* to = res + l * n + j * run;
-            for (std::size_t i = 0; i < run; ++i) to[i] = cond_sub(from[i] + value, q);
-        }
+    parallel_for(x.shape(0) * limbs, threads, [&](std::size_t task) {
+        const std::size_t l = task % limbs;
+        const u64* from = in + task / limbs * stride + l * n;
+        u64* to = res + task * n;
+        const Modulus& m = r.limbs[l]->m;
+        if (task >= limbs)
+            std::memcpy(to, from, n * sizeof(u64));
+        else if (run == 1)
+            ring_kernels(m).add(m, from, values + l * n, to, n);
+        else
+            for (std::size_t j = 0; j < size; ++j) {
+                const u64 value = values[l * size + j];
+                for (std::size_t i = j * run; i < (j + 1) * run; ++i) to[i] = cond_sub(from[i] + value, m.q);
+            }
     });
 }
 

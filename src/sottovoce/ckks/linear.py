@@ -51,8 +51,7 @@ class Linear:
         """a + plain, the plaintext at a's level or above. ScaleError unless the scales agree."""
         _same_scale(a.scale, plain.scale, "add a plaintext to")
         ring, out = self.parameters.ring(a.level), empty(*a.data.shape)
-        _native.ckks_add_plain(ring._native, a.data[0], self._rows(plain, a), out[0], threads())
-        out[1:] = a.data[1:]
+        _native.ckks_add_plain(ring._native, a.data, self._rows(plain, a), out, threads())
         return replace(a, data=out, slots=max(a.slots, plain.slots))
 
     def sub_plain(self, a: Ciphertext, plain: Plaintext) -> Ciphertext:
@@ -187,13 +186,19 @@ class Linear:
     def _accumulate(self, size: int, level: int, cts: Sequence[Ciphertext], rows: Sequence[Words]) -> Words:
         """Σ_k cts[k]·rows[k], all at `level`; rows of equal length."""
         ring, out = self.parameters.ring(level), empty(size, level + 1, self.parameters.degree)
-        if len(cts) == 1 and rows[0].shape[1] == self.parameters.degree:
-            for part in range(size):
-                ring.mul(cts[0].data[part], rows[0], out[part])
-            return out
+        length = rows[0].shape[1]
         for part in range(size):
-            out[part] = 0
-            ring.mac_many(out[part], [ct.data[part] for ct in cts], rows)
+            # The first product needs no sum to be added to.
+            first, sums = cts[0].data[part], out[part]
+            if length == self.parameters.degree:
+                ring.mul(first, rows[0], sums)
+            elif length == 1:
+                ring.mul_scalar(first, [int(value) for value in rows[0][:, 0]], sums)
+            else:
+                sums[:] = 0
+            done = length in (1, self.parameters.degree)
+            if len(cts) > done:
+                ring.mac_many(sums, [ct.data[part] for ct in cts[done:]], rows[done:])
         return out
 
     def _rows(self, plain: Plaintext, a: Ciphertext) -> Words:
