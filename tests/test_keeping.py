@@ -128,3 +128,19 @@ def test_rows_are_joined_as_they_were_written():
 def test_rows_that_do_not_fit_are_refused(log):
     with pytest.raises(CorruptFileError):
         joined_rows(log, 5, {"k": np.zeros((2, 0, 3), np.float32)})
+
+
+def test_shares_of_the_last_tokens_are_the_last_shares():
+    engine = prepared(common.tiny("llama"), "masked")
+
+    def compare(party, side):
+        cache = party.execution.caches[1]
+        whole = cache.shares()
+        for first in (0, 2, len(cache) - 1, len(cache)):
+            for all_of_them, some in zip(whole, cache.shares(first), strict=True):
+                assert (all_of_them[first:] == some).all()
+        return len(cache)
+
+    steps = [prefill(PUBLIC, PRIVATE), decode(MORE[0]), compare]
+    client, server = run_both(engine, HybridDataParty(engine.options, engine.public()), steps)
+    assert client[2] == server[2] == 8

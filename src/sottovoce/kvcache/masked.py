@@ -91,12 +91,14 @@ class MaskedCache(KVCache):
             excess -= min(len(keys), excess)
         self._opened.truncate(length)
 
-    def shares(self) -> tuple[Words, Words]:
-        """This party's shares of all live keys and values: (n, kv_heads, head_dim) each. Local."""
-        count = len(self) - len(self._opened)
-        masks = self.source.masks(self.layer, self.source.live(self.layer)[len(self) - count :])
-        keys, values = self._opened.shares()
-        k, v = (self._gathered(x) for x in (self._waiting.keys, self._waiting.values))
+    def shares(self, first: int = 0) -> tuple[Words, Words]:
+        """This party's shares of the live keys and values from token `first` on: (t, kv_heads, head_dim)
+        each. Local."""
+        opened = len(self._opened)
+        late = max(0, first - opened)  # of those that wait to be opened
+        masks = self.source.masks(self.layer, self.source.live(self.layer)[opened + late :])
+        keys, values = self._opened.shares(first)
+        k, v = (self._gathered(x)[late:] for x in (self._waiting.keys, self._waiting.values))
         return (
             np.concatenate([keys, arithmetic.add(k, masks[0], P_FIELD)]),
             np.concatenate([values, arithmetic.add(v, masks[1], P_FIELD)]),

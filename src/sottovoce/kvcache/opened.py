@@ -61,12 +61,13 @@ class OpenedTokens:
         keys = self._keys[:, :dim, : self._count].transpose(2, 0, 1)
         return keys, self._values[:, : 2 * self._count : 2].swapaxes(0, 1)
 
-    def shares(self) -> tuple[Words, Words]:
-        """This party's shares of the keys and values themselves: (n, kv_heads, head_dim) each."""
+    def shares(self, first: int = 0) -> tuple[Words, Words]:
+        """This party's shares of the keys and values themselves, from token `first` on: (t, kv_heads,
+        head_dim) each."""
         # A mask's share, with k̂ at one of the parties, is just that.
         dim = self._values.shape[2]
-        keys = self._keys[:, dim:, : self._count].transpose(2, 0, 1)
-        return keys, self._values[:, 1 : 2 * self._count : 2].swapaxes(0, 1)
+        keys = self._keys[:, dim:, first : self._count].transpose(2, 0, 1)
+        return keys, self._values[:, 2 * first + 1 : 2 * self._count : 2].swapaxes(0, 1)
 
     def _grow(self, tokens: int) -> None:
         heads, width, capacity = self._keys.shape

@@ -39,8 +39,8 @@ class Keeper:
         """Since tokens [0, first) were saved."""
         if isinstance(self._caches[0], MaskedCache):
             caches = cast(Sequence[MaskedCache], self._caches)
-            shares = [cache.shares() for cache in caches]
-            rows = {name: np.stack([pair[i][first:] for pair in shares]) for i, name in enumerate("kv")}
+            shares = [cache.shares(first) for cache in caches]
+            rows = {name: np.stack([pair[i] for pair in shares]) for i, name in enumerate("kv")}
             return {rows_name(first): rows}
         if self._channel.role is Role.CLIENT:
             return {}
