@@ -48,12 +48,14 @@ def create_app(
         finally:
             await asyncio.to_thread(gateway.stop)
 
-    return Starlette(
+    app = Starlette(
         routes=routes.table(),
         middleware=[Middleware(Guard)],
         exception_handlers={Problem: _problem, HTTPException: _http_error, Exception: _problem},
         lifespan=lifespan,
     )
+    app.router.redirect_slashes = False  # no addresses of ours need it, and it fails on odd query strings
+    return app
 
 
 class Routes:
