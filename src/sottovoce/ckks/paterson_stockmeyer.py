@@ -159,8 +159,12 @@ def evaluate(
     powers, raw = {1: t}, dict[int, Ciphertext]()
     for index in how.powers:
         if central and index & (index - 1) == 0:
-            raw[index] = _doubled(evaluator, index // 2, powers, raw)
-            powers[index] = evaluator.rescale(raw[index])
+            product = _doubled(evaluator, index // 2, powers, raw)
+            if 2 * index in how.powers:
+                raw[index] = evaluator.relinearize(product)
+                powers[index] = evaluator.rescale(raw[index])
+            else:
+                powers[index] = evaluator.relinearize(product, rescale=1)
         else:
             powers[index] = _power(evaluator, powers, index)
     target = evaluator.parameters.scale if scale is None else scale
@@ -201,7 +205,7 @@ def _power(evaluator: Evaluator, powers: Mapping[int, Ciphertext], index: int) -
 def _doubled(
     evaluator: Evaluator, half: int, powers: Mapping[int, Ciphertext], raw: Mapping[int, Ciphertext]
 ) -> Ciphertext:
-    """T_2k = 2w² + 4ow + 1 with w = T_k − o and o = T_k(0) = ±1, not rescaled; k = half.
+    """T_2k = 2w² + 4ow + 1 with w = T_k − o and o = T_k(0) = ±1, a product still; k = half.
 
     Near the middle w is small, so the rounding of w hardly matters in w²; 4ow takes w as it was before it was
     rescaled. 2·T_k² − 1 would multiply the rounding by 4, at every doubling. Both are exact in scale: what
@@ -210,7 +214,7 @@ def _doubled(
     t = powers[half]
     if half not in raw:
         square = evaluator.mul_integer(evaluator.tensor(t, t), 2)
-        return evaluator.relinearize(evaluator.add_scalar(square, -1.0))
+        return evaluator.add_scalar(square, -1.0)
     middle = 1 if half % 4 == 0 else -1
     w = evaluator.add_scalar(t, -float(middle))
     square = evaluator.mul_integer(evaluator.tensor(w, w), 2)
@@ -219,7 +223,7 @@ def _doubled(
     linear = evaluator.mul_integer(exact, 4 * middle).with_scale(square.scale)
     rest = evaluator.combine([w], [4 * middle * (1 - ratio)], square.scale)
     total = evaluator.add(square, evaluator.add(linear, rest))
-    return evaluator.relinearize(evaluator.add_scalar(total, 1.0))
+    return evaluator.add_scalar(total, 1.0)
 
 
 def _finish(
