@@ -5,10 +5,12 @@ import pytest
 
 from sottovoce.ckks.parameters import refreshing
 from sottovoce.engines.base import EngineOptions
-from sottovoce.engines.fhe import FheDataParty, FheEngine
+from sottovoce.engines.fhe import FheDataParty, FheEngine, state
 from sottovoce.engines.fhe import description as descriptions
 from sottovoce.errors import CorruptFileError, ParameterMismatchError, SottovoceError, UsageError
+from sottovoce.models.chat import Prompt
 from sottovoce.net import run_pair
+from sottovoce.parties import Address, Client, GenerationOptions, Server, Welcome, Wish, generate
 from tiny_model import tiny_model
 
 # No security at all: degree 2,048 where 65,536 is needed.
@@ -107,9 +109,52 @@ def test_keys_are_uploaded_once(engine, tmp_path):
         engine.directory = None
 
 
+def test_a_session_is_saved_and_goes_on(engine):
+    """The encrypted cache leaves one server session and enters another; the client keeps its key."""
+    saved = []
+
+    def first(party):
+        party.prefill([256], 2)
+        saved.extend(party.changed(1).items())
+
+    party = FheDataParty(OPTIONS, engine.public())
+    session(engine, lambda p: p.prefill([256], [104, 101]), first, party)
+    assert party.changed(0) == {} and party.keeps
+    for length, pieces in ((3, []), (2, saved), (3, [(n, p | {"length": np.arange(9)}) for n, p in saved])):
+        with pytest.raises(CorruptFileError):
+            state.find_piece(pieces, length)
+    with pytest.raises(CorruptFileError, match="another key"):
+        session(engine, lambda p: None, lambda p: p.restore(saved, 3))
+
+    def second(party):
+        party.restore(saved, 3)
+        party.decode()
+
+    again = FheDataParty(OPTIONS, engine.public())
+    again.secret = party.secret_key()
+    logits, _ = session(engine, lambda p: p.decode(108), second, again)
+    assert np.abs(logits - engine.model.forward([256, 104, 101, 108])[-1]).max() < 0.05
+
+
 def test_a_private_first_token_is_refused(engine):
     with pytest.raises(SottovoceError, match="first token is public"):
         session(engine, lambda p: p.prefill([], [104]), lambda p: p.prefill([], 1))
+
+
+def test_generate_is_unchanged_for_the_user(engine):
+    """Server, client and sampling around the engine: a client that wants privacy takes it unasked."""
+    welcome = Welcome(OPTIONS, engine.public(), engine.model.card)
+    with Server(engine.session, welcome, tls=None) as server:
+        client = Client.connect(Address(server.host, server.port), Wish(), None)
+        with client:
+            client.setup()
+            prompt = Prompt((256,), (104,))
+            done = generate(client, prompt, GenerationOptions(2))
+    text = [256, 104]
+    for token in done.token_ids:
+        assert token == int(engine.model.forward(text)[-1].argmax())
+        text.append(token)
+    assert done.usage.completion_tokens == len(done.token_ids)
 
 
 def test_descriptions_are_checked(engine):

@@ -16,7 +16,16 @@ import numpy as np
 
 from sottovoce.ckks import Ciphertext, Decryptor, Encoder, Encryptor, KeyGenerator, SecretKey, load_fresh
 from sottovoce.ckks.bootstrap import Bootstrapper, BootstrapSpec
-from sottovoce.engines.base import DataParty, Engine, EngineOptions, Logits, ModelParty, Progress
+from sottovoce.engines.base import (
+    DataParty,
+    Engine,
+    EngineOptions,
+    Logits,
+    ModelParty,
+    Piece,
+    Pieces,
+    Progress,
+)
 from sottovoce.engines.fhe.ciphertexts import CkksSlots, scales
 from sottovoce.engines.fhe.costs import CostModel
 from sottovoce.engines.fhe.description import PARAMETERS, Description
@@ -33,8 +42,9 @@ from sottovoce.engines.fhe.placement import (
 )
 from sottovoce.engines.fhe.program import Program
 from sottovoce.engines.fhe.shape import Shape, slots_for
+from sottovoce.engines.fhe.state import find_piece, load_cache, public_tokens, save_cache
 from sottovoce.engines.fhe.weights import SlotWeights, slot_weights
-from sottovoce.errors import IntegrityError, UnsupportedModelError, UsageError
+from sottovoce.errors import CorruptFileError, IntegrityError, UnsupportedModelError, UsageError
 from sottovoce.net import Channel
 
 if TYPE_CHECKING:
@@ -112,6 +122,7 @@ class FheModelParty(ModelParty):
 
     def __init__(self, engine: FheEngine) -> None:
         self.engine = engine
+        self._public: list[int] = []
 
     def setup(self, channel: Channel, progress: Progress | None = None) -> None:
         engine, self._channel = self.engine, channel
@@ -150,7 +161,22 @@ class FheModelParty(ModelParty):
         self._program = self._fresh()
         self._append_public()
 
-    _public: list[int] = []
+    @property
+    def keeps(self) -> bool:
+        return True
+
+    def changed(self, first: int) -> dict[str, Piece]:
+        return save_cache(self._program, self._public) if self._program.caches[0].keys else {}
+
+    def restore(self, pieces: Pieces, length: int) -> None:
+        piece = find_piece(pieces, length)
+        self._public = public_tokens(piece)
+        if not len(self._public) < length <= self.engine.shape.tokens:
+            raise CorruptFileError("the saved session's cache is malformed")
+        program = self._fresh()
+        self._program = program
+        self._append_public()
+        load_cache(program, piece, self._slots.evaluator.parameters, self._key_id)
 
     def _fresh(self) -> Program[Ciphertext]:
         engine = self.engine
@@ -201,6 +227,17 @@ class FheDataParty(DataParty):
 
     def secret_key(self) -> bytes:
         return self._secret.to_bytes()
+
+    @property
+    def keeps(self) -> bool:
+        return True
+
+    def changed(self, first: int) -> dict[str, Piece]:
+        """Nothing: the cache is the server's, encrypted."""
+        return {}
+
+    def restore(self, pieces: Pieces, length: int) -> None:
+        """Nothing: the secret key is all."""
 
     def prefill(
         self, public_tokens: Sequence[int], private_tokens: Sequence[int], progress: Progress | None = None
