@@ -9,6 +9,8 @@ import time
 import pytest
 
 from scx_sessions import engine_of
+from sottovoce.engines.base import EngineOptions
+from sottovoce.engines.explain import engine_line, what_the_server_sees, who_learns_what
 from sottovoce.engines.scx import PROFILES, WorkerEngine
 from sottovoce.errors import ParameterMismatchError, ProtocolError
 from sottovoce.models.model import greedy
@@ -137,8 +139,18 @@ def test_the_commands_with_a_worker_beside_the_server(tmp_path, monkeypatch):
         model = tiny_model()
         wanted = greedy(model, model.card.plain("hello").tokens, 4, model.card.tokenizer.eos_ids)
         assert texts == [wanted, wanted]
+        shown = json.loads(run("verify", f"127.0.0.1:{where['port']}", "--json").stdout)
+        assert shown["profile"] == "paper" and shown["privacy"] == PROFILES["paper"].privacy.to_json()
         assert "worker" in done.stderr
     finally:
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
         log.close()
+
+
+def test_the_words_about_who_learns_what():
+    paper, hardened = (EngineOptions(engine="scx", profile=name) for name in ("paper", "hardened"))
+    assert "no cryptography" in engine_line(paper) and "every token" in what_the_server_sees(paper)
+    assert "everything" in {server for _, _, server in who_learns_what(paper, 1, 2, 3)}
+    assert "everything" not in {server for _, _, server in who_learns_what(hardened, 1, 2, 3)}
+    assert "assume" in what_the_server_sees(EngineOptions(engine="scx", profile="else"))

@@ -74,6 +74,9 @@ def _described(offer: Any) -> dict[str, Any]:
         "engine": options.engine,
         "kv": options.kv if options.engine == "hybrid" else None,
         "correlations": options.correlations,
+        "profile": options.profile if options.engine == "scx" else None,
+        # The engine's own statement, where it makes one (scx), compared with what this release says of it.
+        "privacy": _own_statement(options, offer.public),
         "parameters": {
             "digest": parameters_digest(),
             "ring_degree": SIMD.degree,
@@ -82,6 +85,15 @@ def _described(offer: Any) -> dict[str, Any]:
         },
         "statement": [engine_line(options), what_the_server_sees(options)],
     }
+
+
+def _own_statement(options: Any, public: dict[str, Any]) -> Any:
+    if options.engine != "scx":
+        return None
+    from ..engines.scx import check_public
+
+    check_public(options, public)
+    return public["privacy"]
 
 
 def _say(found: dict[str, Any], fingerprint: str | None) -> None:

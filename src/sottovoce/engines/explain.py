@@ -42,7 +42,9 @@ def what_the_server_sees(options: EngineOptions) -> str:
     if options.engine == "clear":
         return "the server sees every token of the prompt and of the answer"
     if options.engine == "scx":
-        return _SCX[options.profile]
+        return _SCX.get(
+            options.profile, "an unknown profile of the engine scx: assume that the server sees everything"
+        )
     if options.engine == "fhe":
         return "the server sees ciphertexts under your key, never a private token"
     line = "the server sees ciphertexts under your key and uniformly random numbers, never a private token"
