@@ -27,9 +27,10 @@ class Host:
     def start(self) -> None:
         """Again, after `stop`; on another port, where `client` finds it."""
         self.kept = KeptSessions(SessionStore(self.directory / "server"))
+        self.welcome = Welcome(self.engine.options, self.engine.public(), self.model.card)
         self.server = Server(
             self.engine.session,
-            Welcome(self.engine.options, self.engine.public(), self.model.card),
+            self.welcome,
             tls=None,
             on_close=self.reports.append,
             kept=self.kept,

@@ -19,7 +19,7 @@ from sottovoce.errors import (
     UsageError,
 )
 from sottovoce.models.model import greedy
-from sottovoce.parties import Client, ServerSession, Wish
+from sottovoce.parties import Client, Pools, ServerSession, Wish, server_shelf
 from sottovoce.parties import kept as kept_module
 from sottovoce.parties.admission import Admission
 from sottovoce.parties.kept import KeptSessions
@@ -359,3 +359,32 @@ def test_a_server_without_memory_says_so(host, monkeypatch):
     assert again.tokens == [*PROMPT, *tokens[:2]]
     again.close()
     other.close()
+
+
+def test_a_session_with_a_pool_gets_it_again(tmp_path):
+    """The pool is locked by one session at a time: the broken one lets go of it first; rows stay spent."""
+    model = tiny_model()
+    engine = prepared(model, "masked")
+    wanted = greedy(model, [*PUBLIC, *PROMPT], 5)
+    with Host(engine, model, tmp_path) as host:
+        shelf = server_shelf(tmp_path / "pools-server", host.welcome)
+
+        def open_party():
+            party = engine.session()
+            party.shelf = shelf
+            return party
+
+        host.server._open_party = open_party
+        taken = []
+        client = host.client(pools=Pools(tmp_path / "pools-client", make=True))
+        client.prepare(12)
+        client.keep(host.mine, "mine")
+        tokens = greedy_tokens(client, PROMPT, 2, PUBLIC)
+        for _ in range(2):
+            taken.append(client._party._provisions.source.pool.state().takes)
+            client.channel.close()
+            tokens.append(int(np.argmax(client.decode(tokens[-1]))))
+            assert client.has_pool
+        taken.append(client._party._provisions.source.pool.state().takes)
+        assert tokens == wanted[:4] and client.resumed == 2 and taken == sorted(set(taken))
+        client.close()

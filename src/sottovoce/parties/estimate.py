@@ -101,23 +101,23 @@ def _session_memory(config: Config, kv: str, length: int) -> int:
 
 def _phase(ledger: Ledger, name: str, tokens: int, speed: MachineSpeed, *more: str) -> Phase:
     rows = [row for row in ledger.rows() if row.phase in (name, *more)]
-    compute = 0.0
+    compute = parallel = 0.0
     for row in rows:
         count = row.counters
-        lattice = count.get("he_us", 0) / 1e6
-        lattice += count.get("he_sent", 0) * _SENT + count.get("he_returned", 0) * _RETURNED
+        parallel += count.get("he_us", 0) / 1e6 * speed.lattice + count.get("prepared_macs", 0) / _MACS
+        lattice = count.get("he_sent", 0) * _SENT + count.get("he_returned", 0) * _RETURNED
         lattice += count.get("mask_cts", 0) * _MASK_CIPHERTEXT
         if row.operation.startswith("cache"):
             lattice += count.get("he_returned", 0) * _RELINEARISATION
         compute += row.seconds + lattice * speed.lattice + count.get("cots", 0) * speed.transfer
-        compute += count.get("prepared_macs", 0) / _MACS
     return Phase(
         name,
         tokens,
         sum(row.wire_up for row in rows),
         sum(row.wire_down for row in rows),
         sum(row.rounds for row in rows),
-        compute,
+        compute + parallel,
+        parallel,
     )
 
 

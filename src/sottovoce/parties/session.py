@@ -6,7 +6,7 @@ import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from threading import Event
 from typing import Any
@@ -124,15 +124,16 @@ class ServerSession:
             self.report.ended = "forgotten"
             return
         self._take_turns(held)
-        with ledger.phase("setup"):
-            party = self._open_party()
-            held.callback(party.close)
-            party.setup(self.channel)
-            if resumed is not None:
-                self._go_on(party, resumed)
-        on_ready(self)
-        self._observer.opened(self)
-        self._obey(party, held)
+        party = self._open_party()
+        # Closed before a place or a claim is given back: who gets them may want the same pool.
+        with closing(party):
+            with ledger.phase("setup"):
+                party.setup(self.channel)
+                if resumed is not None:
+                    self._go_on(party, resumed)
+            on_ready(self)
+            self._observer.opened(self)
+            self._obey(party, held)
 
     def _admit(self, held: ExitStack, caller: Caller) -> int | None:
         """A place for this client, held to the end; tokens that its session may hold."""
