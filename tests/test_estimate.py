@@ -69,6 +69,8 @@ def test_phases_on_networks():
     phase = Phase("decode", 2, 1_000_000, 250_000, 100, 3.0)
     assert phase.seconds(Network("free")) == 3.0
     assert phase.seconds(Network.parse("10,100")) == pytest.approx(3.0 + 1.0 + 0.1)
+    shared = Phase("prefill", 1, 0, 0, 0, compute=5.0, parallel=4.0)
+    assert shared.seconds(Network("free")) == 5.0 and shared.seconds(Network("free"), cores=4) == 2.0
     assert Network.parse("lan") == NAMED["lan"]
     for text in ("moon", "1", "1,0", "-1,5", "1,2,3", "nan,1"):
         with pytest.raises(UsageError):

@@ -34,6 +34,12 @@ _ALL = "all"
     help="Tokens prepared ahead of the prompt, for --kv masked.  [default: all of them]",
 )
 @option("--net", default="lan", help="local, lan, wan, or RTT,MBIT in milliseconds and megabits a second.")
+@option(
+    "--server-cores",
+    type=click.IntRange(1),
+    default=1,
+    help="Cores of the server, or of its whole cluster, that share the products of matrices.",
+)
 @option("--no-calibration", is_flag=True, help="Speeds of the machine in the docs, not of this one.")
 @option(
     "--from-weights",
@@ -51,6 +57,7 @@ def estimate(
     new_tokens: int,
     prepared: int | None,
     net: str,
+    server_cores: int,
     no_calibration: bool,
     from_weights: bool,
     as_json: bool,
@@ -81,19 +88,20 @@ def estimate(
         for name, cache in _variants(engine, kv)
         if (estimate := _one(public, name, cache, course, prepared, speed, engine == _ALL)) is not None
     ]
-    advice = _advise(found, network)
+    advice = _advise(found, network, server_cores)
     if as_json:
         answer: dict[str, Any] = {
             "model": model,
             "network": vars(network),
+            "server_cores": server_cores,
             "speed": vars(speed),
             "calibrated": not no_calibration,
-            "estimates": [one.to_json(network) for one in found],
+            "estimates": [one.to_json(network, server_cores) for one in found],
             "advice": advice,
         }
         print(json.dumps(answer))
     else:
-        _show(found, network, advice)
+        _show(found, network, server_cores, advice)
 
 
 def _variants(engine: str, kv: str) -> list[tuple[str, str]]:
@@ -137,7 +145,7 @@ def _check_room(context: int, tokens: int) -> None:
         )
 
 
-def _show(found: list[Any], network: Any, advice: list[str]) -> None:
+def _show(found: list[Any], network: Any, cores: int, advice: list[str]) -> None:
     from .console import format_table, seconds_text, size_text
 
     rows = []
@@ -150,8 +158,8 @@ def _show(found: list[Any], network: Any, advice: list[str]) -> None:
                         name,
                         phase.name,
                         str(phase.tokens),
-                        seconds_text(phase.seconds(network) / phase.tokens),
-                        seconds_text(phase.seconds(network)),
+                        seconds_text(phase.seconds(network, cores) / phase.tokens),
+                        seconds_text(phase.seconds(network, cores)),
                         size_text(phase.bytes_up),
                         size_text(phase.bytes_down),
                         str(phase.rounds),
@@ -181,13 +189,13 @@ def _show(found: list[Any], network: Any, advice: list[str]) -> None:
     print("\n" + "\n".join(advice))
 
 
-def _advise(found: list[Any], network: Any) -> list[str]:
+def _advise(found: list[Any], network: Any, cores: int) -> list[str]:
     """Which engine, in words, from these numbers."""
     from .console import seconds_text
 
     def pace(one: Any) -> float:
         phase = one.phase("decode")
-        return float(phase.seconds(network) / phase.tokens)
+        return float(phase.seconds(network, cores) / phase.tokens)
 
     lines = [note for one in found for note in one.notes]
     lines = list(dict.fromkeys(lines))
@@ -206,8 +214,8 @@ def _advise(found: list[Any], network: Any) -> list[str]:
         if best.phase("prepare") is not None:
             ahead = best.phase("prepare")
             lines.append(
-                f"it needs {seconds_text(ahead.seconds(network))} of preparation before the prompt is known "
-                "(`sottovoce prepare`); without that time take --kv ciphertext"
+                f"it needs {seconds_text(ahead.seconds(network, cores))} of preparation before the prompt "
+                "is known (`sottovoce prepare`); without that time take --kv ciphertext"
             )
     for one in found:
         if one.engine == "scx":

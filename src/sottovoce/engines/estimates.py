@@ -41,9 +41,10 @@ NAMED = {
 
 @dataclass(frozen=True)
 class Phase:
-    """One part of a session. compute: seconds of both parties' work where it cannot overlap.
+    """One part of a session. compute: seconds of both parties' work where it cannot overlap, on one core.
 
-    tokens: how many this phase covers, for figures per token.
+    tokens: how many this phase covers, for figures per token. parallel: the part of compute that a server's
+    cores, or a cluster's, share: rows of matrices have nothing to do with each other.
     """
 
     name: str
@@ -52,12 +53,14 @@ class Phase:
     bytes_down: int
     rounds: int
     compute: float
+    parallel: float = 0.0
 
-    def seconds(self, network: Network) -> float:
+    def seconds(self, network: Network, cores: int = 1) -> float:
         """Work, waiting for round trips, and the time the bytes take."""
         rate = network.mbit * 125_000
         wire = (self.bytes_up + self.bytes_down) / rate if rate else 0.0
-        return self.compute + self.rounds * network.rtt_ms / 1e3 + wire
+        compute = self.compute - self.parallel + self.parallel / cores
+        return compute + self.rounds * network.rtt_ms / 1e3 + wire
 
 
 @dataclass(frozen=True)
@@ -84,8 +87,8 @@ class Estimate:
     def phase(self, name: str) -> Phase | None:
         return next((phase for phase in self.phases if phase.name == name), None)
 
-    def to_json(self, network: Network) -> dict[str, Any]:
+    def to_json(self, network: Network, cores: int = 1) -> dict[str, Any]:
         data = asdict(self)
         for entry, phase in zip(data["phases"], self.phases, strict=True):
-            entry["seconds"] = phase.seconds(network)
+            entry["seconds"] = phase.seconds(network, cores)
         return data

@@ -85,7 +85,7 @@ def _hybrid(public: PublicModel, kv: str, course: Course, speed: MachineSpeed) -
         session_memory=_session_memory(config, kv, length) + 2 * keys.wire_up,
         client_memory=150_000_000 + 8 * config.vocab_size * max(1, config.vocab_size // 50_000) + prepared,
         client_disk=hints,
-        notes=("seconds are an estimate from a calibration of this machine, both parties on one each",),
+        notes=("seconds are estimates, with one core at each party unless --server-cores says otherwise",),
     )
 
 
