@@ -168,6 +168,8 @@ def test_names(host):
     assert not other.is_kept and len(host.mine.entries()) == 1
     with pytest.raises(UsageError, match="no saved session"):
         host.client("yours")
+    with pytest.raises(UsageError, match="cannot name"):
+        other.keep(host.mine, "a/b")
     client.close()
     other.close()
 
@@ -269,6 +271,9 @@ def test_processes_do_not_share_a_session(tmp_path):
             pass
     with exclusive(store, "mine"):
         pass
+    for name in ("", "a/b", "a\0", "x" * 65, "../mine"):
+        with pytest.raises(UsageError, match="cannot name"), exclusive(store, name):
+            pass
 
 
 def test_heads_that_are_none(host):

@@ -113,9 +113,11 @@ def save(name: str, file: str, file_passphrase_file: str | None, **flags: Any) -
 def load(file: str, name: str | None, file_passphrase_file: str | None, **flags: Any) -> None:
     """Take up a session that `session save` wrote to FILE."""
     from ..parties.portable import import_session
+    from ..parties.saved import check_name
 
     path = Path(file)
     called = name or path.stem
+    check_name(called)
     store = open_store(passphrase_of(flags))
     import_session(store, path, _file_passphrase(file_passphrase_file, confirm=False), called)
     print(f"{called}: go on with `sottovoce chat SERVER --session {called}`")

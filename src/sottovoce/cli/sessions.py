@@ -80,11 +80,18 @@ class Sessions:
 
     def begin(self, client: Any, server: str, name: str | None, saved: Any) -> None:
         """After setup: keep a new session, say what an old one holds."""
+        from ..parties.paths import sessions_dir
+        from ..parties.vault import Guard, guard_of
+
         if name is None:
             return
         if saved is None:
             client.keep(self.store, name, server)
             self.console.note(f"session {name}: saved here and at the server after every token")
+            if guard_of(sessions_dir()) is Guard.FILE:
+                self.console.note(
+                    "its key lies in a file beside it; `sottovoce session protect` puts it under a passphrase"
+                )
         else:
             held, wanted = client.length, len(saved.tokens)
             line = f"session {name}: goes on behind {held} tokens"

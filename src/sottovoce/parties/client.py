@@ -23,7 +23,7 @@ from .kept import Checkpoints
 from .pools import Pools
 from .protocol import MAX_VERIFY, Caller, CardCache, Command, Verb, Welcome, Wish, client_handshake
 from .resume import Agreed, Stamps, Ticket, ask_to_keep, come_back
-from .saved import SavedSession
+from .saved import SavedSession, check_name
 from .store import SessionStore
 
 __all__ = ["DEFAULT_PORT", "Address", "Client", "Identity", "open_socket"]
@@ -190,6 +190,8 @@ class Client:
         RefusedError if the server keeps none, UsageError if the name is taken, StorageError if it cannot be
         written. server: the address to show in lists. Cost: 2 messages.
         """
+        if name is not None:
+            check_name(name)
         if name is not None and store.find(name) is not None:
             raise UsageError(f"there is already a saved session named {name!r}; choose another name")
         options, ticket = self.welcome.options, Ticket.new()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from ..errors import CorruptFileError, RefusedError, UsageError
 from .kept import Checkpoints, Head, read_head
 from .resume import Stamps
 from .store import Entry, SessionStore
+
+_NAME = re.compile(r"[\w.\- ]{1,64}")
 
 
 @dataclass
@@ -69,10 +72,19 @@ class SavedSession:
         return Checkpoints(self.store, self.head.ticket, Stamps(epoch, self.head.stamps[:tokens]))
 
 
+def check_name(name: str) -> None:
+    """UsageError for what cannot name a session."""
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"{name!r:.80} cannot name a session: take up to 64 letters, digits, dots, dashes and spaces"
+        )
+
+
 @contextmanager
 def exclusive(store: SessionStore, name: str) -> Iterator[None]:
     """The session is this process's: another one that wants it meanwhile is refused."""
-    path: Path = store.directory / f".{name.replace('/', '_')}.lock"
+    check_name(name)
+    path: Path = store.directory / f".{name}.lock"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
         try:
