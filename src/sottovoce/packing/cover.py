@@ -22,6 +22,7 @@ the periods are stretched with empty slots until they fill the row evenly; both 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +47,7 @@ class Cover:
     rotations: int
 
 
+@lru_cache(maxsize=64)
 def covers(inputs: int, outputs: int, columns: int, rows: int) -> list[Cover]:
     """Return good covers of `inputs` x `outputs` by one input row and `rows` output rows (possibly none)."""
     found = [_direct(inputs, outputs, columns, rows, stretch) for stretch in (False, True)]
@@ -125,7 +127,9 @@ def _starts(
     count = 0
     while count < outputs:
         before = count
-        for start in range(length):
+        for start in np.flatnonzero(left):
+            if left[start] == 0:  # taken since
+                continue
             members = (start + steps) % length
             room = int(left[members].min())
             take = min(room if everything else min(room, 1), outputs - count)

@@ -16,7 +16,8 @@ from sottovoce.packing.search import plan_matvec
 SIZES = (1, 2, 4, 8, 16)  # tokens in a ciphertext; 32 never paid for a real shape
 
 _AT_ONCE = 256  # tokens that are grouped together at most, so that the search stays short
-_FEW = 1 << 22  # entries of a matrix whose plaintexts are worth encoding in use
+_FEW = 1 << 22  # entries of a matrix that is never taken for one with the vocabulary on one side
+_WIDE = 12  # times as many outputs as inputs, or the other way round: a feed-forward layer has fewer
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ def all_plans(d_out: int, d_in: int, degree: int = 8192) -> list[MatVecPlan]:
 
 
 def _sizes(d_out: int, d_in: int, degree: int) -> tuple[int, ...]:
-    return tuple(size for size in SIZES if size == 1 or (d_out * d_in <= _FEW and degree // size >= 64))
+    vocabulary = d_out * d_in > _FEW and max(d_out, d_in) > _WIDE * min(d_out, d_in)
+    return tuple(size for size in SIZES if size == 1 or (not vocabulary and degree // size >= 64))
 
 
 @lru_cache(maxsize=4096)
