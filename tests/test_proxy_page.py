@@ -45,6 +45,7 @@ def page(chromium, proxied):
     assert all(url.startswith((proxied.url, "blob:")) for url in page.requested)
 
 
+# Waiting for functions, not for expressions: these would be evaluated by `eval`, which the page forbids.
 def ask(page, text, answers=1):
     page.get_by_label("Message", exact=True).fill(text)
     page.keyboard.press("Enter")
@@ -69,7 +70,7 @@ def test_a_conversation_streams_and_costs_are_shown(page, proxied):
 
 def test_the_servers_side_shows_real_frames(page, proxied):
     ask(page, "what is seen")
-    page.wait_for_function("document.querySelectorAll('#wire .frame').length > 0")
+    page.wait_for_function("() => document.querySelectorAll('#wire .frame').length > 0")
     shown = [bytes.fromhex(text) for text in page.locator("#wire .frame div:last-child").all_inner_texts()]
     received = b"\0".join(proxied.received)
     assert shown and all(piece in received for piece in shown)

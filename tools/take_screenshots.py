@@ -24,13 +24,15 @@ def main(url: str, directory: Path) -> None:
         page = browser.new_page(viewport={"width": 1200, "height": 760}, color_scheme="light")
         page.set_default_timeout(_HOUR)
         page.goto(url)
-        page.wait_for_function("document.querySelector('#protection').textContent")
+        page.wait_for_function("() => document.querySelector('#protection').textContent")
         page.get_by_label("tokens").fill("14")
         page.get_by_label("Message", exact=True).fill(QUESTION)
         page.keyboard.press("Enter")
-        page.wait_for_function("(document.querySelector('#talk .assistant')?.textContent ?? '').length > 20")
+        page.wait_for_function(
+            "() => (document.querySelector('#talk .assistant')?.textContent ?? '').length > 20"
+        )
         page.screenshot(path=directory / "chat-page-light.png")
-        page.wait_for_function("!document.querySelector('#send').hidden")
+        page.wait_for_function("() => !document.querySelector('#send').hidden")
         page.emulate_media(color_scheme="dark")
         page.screenshot(path=directory / "chat-page-dark.png")
         browser.close()

@@ -1,6 +1,8 @@
 """`sottovoce proxy`: OpenAI's interface and a chat page, on the data owner's machine."""
 
+import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -85,6 +87,10 @@ def _serve(console: Any, gateway: Any, insecure_host: str | None, port: int) -> 
     # The web server ends on SIGTERM, then sends it once more to whoever handled it before: a clean end.
     signal.signal(signal.SIGTERM, lambda number, frame: None)
     web.run()
+    if gateway.load[0]:
+        # An answer in the middle of a long step: its native threads are not waited for.
+        sys.stderr.flush()
+        os._exit(0)
     return 0
 
 
