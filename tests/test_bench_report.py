@@ -112,6 +112,16 @@ def sample(name):
                 "kl": 1e-9,
                 "positions": [{"kl": 1e-9, "top1": True}, {"kl": 1e-8, "top1": False}],
             },
+            "layer": {
+                "shape": "gpt2",
+                "seconds": 30.0,
+                "estimated_seconds": 31.0,
+                "bootstraps": 6,
+                "by_operation": [{"name": "rotations", "seconds": 2.0}],
+                "key_bytes": 6 * 10**9,
+                "memory_bytes": 10**10,
+                "largest_error": 0.01,
+            },
             "packings": {
                 "width": 1024,
                 "rows": [

@@ -70,3 +70,24 @@ def fhe(runs: Sequence[Run]) -> list[str]:
             ],
         )
     return lines
+
+
+def layer(runs: Sequence[Run]) -> list[str]:
+    names = sorted({o["name"] for run in runs for o in run["by_operation"]})
+    headers = ["shape", "s", "estimated", "bootstraps", *names, "GB keys", "GB memory", "largest error"]
+    rows = []
+    for run in runs:
+        seconds = {o["name"]: o["seconds"] for o in run["by_operation"]}
+        rows.append(
+            (
+                run["shape"],
+                number(run["seconds"]),
+                number(run["estimated_seconds"]),
+                str(run["bootstraps"]),
+                *(number(seconds.get(name)) for name in names),
+                number(run["key_bytes"] / 1e9),
+                number(run["memory_bytes"] / 1e9),
+                number(run["largest_error"]),
+            )
+        )
+    return table(headers, rows)

@@ -97,6 +97,12 @@ KINDS = {
         "20 µs. BFV needs a base extension for a product of ciphertexts, BGV does not, which is most of "
         "the last line.",
     ),
+    "layer": Kind(
+        "One layer under FHE, by operation",
+        ("shape",),
+        "A decoder layer with random weights in a model's shapes, one private token, on ciphertexts of "
+        "degree 65,536 and 32,768 slots, in one process. The refreshes are placed by the planner.",
+    ),
     "load": Kind(
         "Many sessions at once",
         ("model", "kv", "sessions", "tokens"),
@@ -246,6 +252,7 @@ def suite(texts: str | Path | None = None) -> list[tuple[str, dict[str, Any]]]:
     jobs: list[tuple[str, dict[str, Any]]] = [("he", {}), ("matrix", {}), ("polynomials", {})]
     jobs += [("bootstrap", {}), ("bootstrap", {"set": "engine16", "slots": 4096, "ratio": 5})]
     jobs += [("packings", {"width": 1024}), ("packings", {"width": 4096})]
+    jobs += [("layer", {"shape": shape}) for shape in ("smollm2-135m", "gpt2")]
     prepared = {"kv": "masked", "prepared": DENSE.block}
     for how in ({"kv": "ciphertext"}, prepared, {"kv": "none"}):
         slow = how["kv"] == "none"

@@ -454,6 +454,7 @@ RENDERERS: dict[str, Callable[[Sequence[Run]], list[str]]] = {
     "fhe": _later("fhe", "fhe_tables"),
     "growth": growth,
     "he": he,
+    "layer": _later("layer", "fhe_tables"),
     "load": _later("load"),
     "matrix": matrix,
     "network": network,

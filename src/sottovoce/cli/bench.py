@@ -265,6 +265,14 @@ def load(**settings: Any) -> None:
 
 
 @bench.command()
+@option("--shape", type=click.Choice(["smollm2-135m", "gpt2"]), default="smollm2-135m", help="Whose layer.")
+@_common
+def layer(**settings: Any) -> None:
+    """One decoder layer with a model's shapes under FHE, by operation."""
+    _run("layer", settings)
+
+
+@bench.command()
 @option("--width", type=click.IntRange(256, 1 << 14), default=1024, help="Of the matrix, a power of two.")
 @option("--repeat", type=click.IntRange(1), default=1, help="Medians over so many products.")
 @_common
