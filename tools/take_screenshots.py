@@ -1,4 +1,4 @@
-"""Pictures of the chat page for the docs, of a real answer: `python tools/take_screenshots.py URL docs/images`.
+"""Pictures of the chat page for the docs: `python tools/take_screenshots.py URL docs/images`.
 
 URL is that of a running `sottovoce proxy`. Needs playwright and a Chromium.
 """
