@@ -10,6 +10,7 @@ import math
 import pytest
 
 from sottovoce.bgv import SIMD
+from sottovoce.ckks import ENGINE16, FULL16, LEVELED13, LEVELED14, LEVELED15
 from sottovoce.ring import security
 from sottovoce.ring.sampling import ERROR_SIGMA
 
@@ -40,3 +41,9 @@ def test_the_simd_set_has_a_margin():
 @pytest.mark.parametrize("row", security.LIMITS[:4], ids=lambda row: str(row.n))
 def test_every_row_of_the_table_resists(row):
     assert 128 < primal_bits(row.n, row.log_qp) < 136
+
+
+@pytest.mark.parametrize("parameters", [ENGINE16, FULL16, LEVELED13, LEVELED14, LEVELED15])
+def test_the_sets_of_ckks_resist(parameters):
+    """Those with uniform ternary secrets; sparse ones need attacks that guess, which this is not."""
+    assert primal_bits(parameters.degree, parameters.log_qp) > 128
