@@ -19,7 +19,15 @@ from sottovoce.errors import (
     UsageError,
 )
 from sottovoce.models.model import greedy
-from sottovoce.parties import Client, Pools, ServerSession, Wish, server_shelf
+from sottovoce.parties import (
+    Client,
+    Conversation,
+    GenerationOptions,
+    Pools,
+    ServerSession,
+    Wish,
+    server_shelf,
+)
 from sottovoce.parties import kept as kept_module
 from sottovoce.parties.admission import Admission
 from sottovoce.parties.kept import KeptSessions
@@ -393,3 +401,41 @@ def test_a_session_with_a_pool_gets_it_again(tmp_path):
         taken.append(client._party._provisions.source.pool.state().takes)
         assert tokens == wanted[:4] and client.resumed == 2 and taken == sorted(set(taken))
         client.close()
+
+
+def test_an_interrupted_answer_leaves_the_conversation_saved(host):
+    """Ctrl-C in the middle of a step ends the connection; what was said before is on the disk."""
+    client = host.client()
+    client.keep(host.mine, "mine")
+    talk = Conversation(client, chat=False)
+    options = GenerationOptions(max_tokens=4)
+    first = talk.ask("one", options)
+
+    def interrupt(done, total, what):
+        raise KeyboardInterrupt
+
+    decode = client._party.decode
+    client._party.decode = lambda token, progress: interrupt(0, 0, "")
+    again = talk.ask("two", options)
+    assert again.finish_reason == "cancelled"
+    client._party.decode = decode
+    client.close()
+    resumed = host.client("mine")
+    going_on = Conversation(resumed)
+    assert [message["content"] for message in going_on.said][:2] == ["one", first.text]
+    assert going_on.ask("three", options).finish_reason in ("length", "stop")
+    resumed.close()
+
+
+def test_tokens_are_not_forgotten_before_they_are_computed_again(host):
+    """The server lost its half; the client is killed before it has sent anything: nothing is lost here."""
+    client = host.client()
+    client.keep(host.mine, "mine")
+    greedy_tokens(client, PROMPT, 3)
+    client.close()
+    host.wait_until_empty()
+    host.kept.store.remove(host.kept.store.entries()[0].id)
+    for _ in range(2):
+        again = host.client("mine")
+        assert again.tokens == [] and len(SavedSession.open(host.mine, "mine").tokens) == 6
+        again.channel.close()

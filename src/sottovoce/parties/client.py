@@ -72,6 +72,7 @@ class Client:
         self._api_key, self._again, self._saved, self._forget = api_key, again, saved, forget
         self._kept: Checkpoints | None = None
         self._facts: dict[str, Any] = {}
+        self._secret = ""
         self.notes: dict[str, Any] = {} if saved is None else saved.notes
         self.tokens: list[int] = []  # public and private ones that the session's cache holds
         self.begun = False  # anything was ever sent: public tokens can only come first
@@ -159,6 +160,7 @@ class Client:
             if saved is not None and agreed is not None and agreed.tokens:
                 self._party.secret = saved.secret
             self._guarded(self._party.setup, self.channel, progress)
+            self._secret = self._party.secret_key().hex()
             if saved is not None and agreed is not None:
                 self._go_on(saved, agreed)
         if isinstance(self.channel, SocketChannel):
@@ -177,7 +179,7 @@ class Client:
             self._kept = saved.checkpoints(agreed.epoch, count)
         else:
             self._keep(saved.store, saved.head.ticket)
-        self._checkpoint()
+        # Nothing is written yet: until the next step, the disk has all tokens that there ever were.
 
     @property
     def is_kept(self) -> bool:
@@ -224,19 +226,21 @@ class Client:
         self._kept = Checkpoints(store, ticket, Stamps(epoch))
 
     def checkpoint(self) -> None:
-        """Save `notes`; what a step changes is saved by itself."""
-        if self._kept is not None:
-            self._checkpoint()
+        """Save `notes`; what a step changes is saved by itself. After `close`, too."""
+        if self._kept is not None and len(self._kept.stamps) == self.length:
+            self._kept.write_head(self._head(), self._facts)
 
     def _checkpoint(self) -> None:
         if self._kept is not None:
-            head = {
-                "tokens": self.tokens,
-                "public": self.public_count,
-                "secret": self._party.secret_key().hex(),
-                "notes": self.notes,
-            }
-            self._kept.write(self._party, self.length, head, self._facts)
+            self._kept.write(self._party, self.length, self._head(), self._facts)
+
+    def _head(self) -> dict[str, Any]:
+        return {
+            "tokens": self.tokens,
+            "public": self.public_count,
+            "secret": self._secret,
+            "notes": self.notes,
+        }
 
     def _step(self, run: Callable[[], T]) -> T:
         """Do a step and save it. If the connection of a kept session breaks, do it again on another one."""

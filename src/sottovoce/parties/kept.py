@@ -25,10 +25,12 @@ _PATIENCE = 30.0
 class Checkpoints:
     """Writes a session to a store, after every step what that step changed."""
 
-    def __init__(self, store: SessionStore, ticket: Ticket, stamps: Stamps) -> None:
+    def __init__(self, store: SessionStore, ticket: Ticket, stamps: Stamps, keeps: bool = False) -> None:
+        """keeps: whether the store has state to restore, of the tokens that have stamps."""
         self.store, self.ticket, self.stamps = store, ticket, stamps
         self._saved = len(stamps)  # tokens whose state is on the disk
         self._failed = False
+        self._keeps = keeps
 
     @property
     def id(self) -> str:
@@ -38,7 +40,8 @@ class Checkpoints:
         self, party: DataParty | ModelParty, name: str | None, head: dict[str, Any], facts: dict[str, Any]
     ) -> None:
         """Make the session in the store, with no token yet. UsageError if the name is taken."""
-        self.store.create(self.id, name, facts, self._packed(party, head))
+        self._keeps = party.keeps
+        self.store.create(self.id, name, facts, self._packed(head))
 
     def write(
         self,
@@ -55,9 +58,10 @@ class Checkpoints:
         first = min(self._saved, length)
         if self._failed:
             return
-        pieces = party.changed(first) if party.keeps and length else {}
+        self._keeps = party.keeps
+        pieces = party.changed(first) if self._keeps and length else {}
         try:
-            self.store.checkpoint(self.id, self._packed(party, head), pieces, {**facts, "tokens": length})
+            self.store.checkpoint(self.id, self._packed(head), pieces, {**facts, "tokens": length})
         except SottovoceError:
             # A later checkpoint could not repair it: shares are only good together with the other party's of
             # the same moment.
@@ -66,13 +70,19 @@ class Checkpoints:
         party.saved()
         self._saved = length
 
-    def _packed(self, party: DataParty | ModelParty, head: dict[str, Any]) -> bytes:
+    def write_head(self, head: dict[str, Any], facts: dict[str, Any]) -> None:
+        """No step was made since the last `write`, but the head is another one."""
+        if not self._failed:
+            facts = {**facts, "tokens": len(self.stamps)}
+            self.store.checkpoint(self.id, self._packed(head), {}, facts)
+
+    def _packed(self, head: dict[str, Any]) -> bytes:
         return json.dumps(
             {
                 **head,
                 "key": self.ticket.key.hex(),
                 "stamps": base64.b64encode(self.stamps.to_bytes()).decode(),
-                "keeps": party.keeps,
+                "keeps": self._keeps,
             }
         ).encode()
 

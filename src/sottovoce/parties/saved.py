@@ -69,7 +69,8 @@ class SavedSession:
 
     def checkpoints(self, epoch: int, tokens: int) -> Checkpoints:
         """To go on with the first `tokens` of them."""
-        return Checkpoints(self.store, self.head.ticket, Stamps(epoch, self.head.stamps[:tokens]))
+        stamps = Stamps(epoch, self.head.stamps[:tokens])
+        return Checkpoints(self.store, self.head.ticket, stamps, self.head.keeps)
 
 
 def check_name(name: str) -> None:
