@@ -77,6 +77,9 @@ def nearest(rows: Floats, table: Floats, count: int = 1) -> npt.NDArray[np.int64
     found = []
     for i in range(0, len(rows), 64):
         distances = squares - 2.0 * (rows[i : i + 64].astype(table.dtype, copy=False) @ table.T)
+        if count == 1:
+            found.append(distances.argmin(axis=1)[:, None])
+            continue
         few = np.argpartition(distances, min(count, len(table) - 1), axis=1)[:, :count]
         order = np.argsort(np.take_along_axis(distances, few, axis=1), axis=1)
         found.append(np.take_along_axis(few, order, axis=1))
