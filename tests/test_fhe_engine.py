@@ -5,9 +5,15 @@ import pytest
 
 from sottovoce.ckks.parameters import refreshing
 from sottovoce.engines.base import EngineOptions
-from sottovoce.engines.fhe import FheDataParty, FheEngine, state
+from sottovoce.engines.fhe import FheDataParty, FheEngine, keyring, state
 from sottovoce.engines.fhe import description as descriptions
-from sottovoce.errors import CorruptFileError, ParameterMismatchError, SottovoceError, UsageError
+from sottovoce.errors import (
+    CorruptFileError,
+    ParameterMismatchError,
+    RefusedError,
+    SottovoceError,
+    UsageError,
+)
 from sottovoce.models.chat import Prompt
 from sottovoce.net import run_pair
 from sottovoce.parties import Address, Client, GenerationOptions, Server, Welcome, Wish, generate
@@ -134,6 +140,14 @@ def test_a_session_is_saved_and_goes_on(engine):
     again.secret = party.secret_key()
     logits, _ = session(engine, lambda p: p.decode(108), second, again)
     assert np.abs(logits - engine.model.forward([256, 104, 101, 108])[-1]).max() < 0.05
+
+
+def test_a_server_without_memory_says_so():
+    keyring.check_memory(10**9, 1 << 16, None)
+    keyring.check_memory(10**9, 1 << 16, 10**10)
+    with pytest.raises(RefusedError, match="5.0 GB"):
+        keyring.check_memory(5 * 10**9, 1 << 16, 6 * 10**9)
+    assert keyring.available_memory() is None or keyring.available_memory() > 0
 
 
 def test_a_private_first_token_is_refused(engine):

@@ -85,19 +85,20 @@ class CkksSlots(SlotArithmetic[Ciphertext]):
 
     def sum_plain(self, terms: Sequence[tuple[Ciphertext, Plain]]) -> Ciphertext:
         level = min(x.level for x, _ in terms)
-        scale = self._factor_scale(level)
+        scale, values = self._factor_scale(level), [self.drop(x, level) for x, _ in terms]
         with self._operation("plaintexts"):
             encode = self.evaluator.encoder.encode
             plains = [encode(p(), level, scale) for _, p in terms]
-            total = self.evaluator.mul_plain_sum([self.drop(x, level) for x, _ in terms], plains)
+            total = self.evaluator.mul_plain_sum(values, plains)
             return self._settled(self.evaluator.rescale(total))
 
     def sum_products(self, terms: Sequence[tuple[Ciphertext, Ciphertext]]) -> Ciphertext:
         level = min(min(x.level, y.level) for x, y in terms)
         total: Ciphertext | None = None
+        dropped = [(self.drop(x, level), self.drop(y, level)) for x, y in terms]
         with self._operation("products"):
-            for x, y in terms:
-                part = self.evaluator.tensor(self.drop(x, level), self.drop(y, level))
+            for x, y in dropped:
+                part = self.evaluator.tensor(x, y)
                 total = part if total is None else self.evaluator.add(total, part)
             assert total is not None
             return self._settled(self.evaluator.relinearize(total, 1))

@@ -36,6 +36,14 @@ class Description:
         """The level of the relinearisation key: products happen below the maps of a refresh."""
         return self.parameters.top - self.parameters.spec.refresh[2]
 
+    @property
+    def key_bytes(self) -> int:
+        """Memory of all evaluation keys at the server."""
+        parameters = self.parameters
+        levels = [*self.steps.values(), self.product_level, parameters.top]
+        words = sum(parameters.digits(level) * (level + 1 + parameters.alpha) for level in levels)
+        return 8 * words * parameters.degree
+
     def to_json(self) -> dict[str, Any]:
         return {
             "config": self.shape.config.to_json(),

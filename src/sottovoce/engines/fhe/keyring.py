@@ -28,10 +28,11 @@ from sottovoce.ckks import (
 from sottovoce.ckks.secret import KEY_ID_BYTES
 from sottovoce.engines.base import Progress
 from sottovoce.engines.fhe.description import Description
-from sottovoce.errors import CorruptFileError, IntegrityError
+from sottovoce.errors import CorruptFileError, IntegrityError, RefusedError
 from sottovoce.net import Channel
 
 _MAX_KEY = 1 << 29
+_WORKING = 23_000  # bytes of a refresh for each coefficient: 1.5 GB at N = 2^16
 
 
 def send_keys(
@@ -68,6 +69,7 @@ def receive_keys(channel: Channel, description: Description, directory: Path | N
 
     directory: where keys are kept beyond the session, None to keep none.
     """
+    check_memory(description.key_bytes, description.parameters.degree, available_memory())
     key_id = bytes(channel.recv(KEY_ID_BYTES))
     store = None if directory is None else KeyStore(directory / key_id.hex())
     parameters, steps = description.parameters, sorted(description.steps.items())
@@ -96,6 +98,25 @@ def receive_keys(channel: Channel, description: Description, directory: Path | N
         if store is not None and not there[i]:
             store.save(i, raw)
     return Evaluator(parameters, products, GaloisKeys(parameters, key_id, rotations), refresh)
+
+
+def available_memory() -> int | None:
+    """Bytes that a process can still get, where the system says so."""
+    try:
+        text = Path("/proc/meminfo").read_text()
+        return int(text.split("MemAvailable:")[1].split()[0]) * 1024
+    except (OSError, IndexError, ValueError):
+        return None
+
+
+def check_memory(keys: int, degree: int, available: int | None) -> None:
+    """Refuse a session before its keys are uploaded, rather than run out of memory in its middle."""
+    work = _WORKING * degree
+    if available is not None and keys + work > available:
+        raise RefusedError(
+            f"this session's evaluation keys take {keys / 1e9:.1f} GB and its work about {work / 1e9:.1f} GB; "
+            f"the server has {available / 1e9:.1f} GB left. Try again later, or on a larger machine"
+        )
 
 
 class KeyStore:
