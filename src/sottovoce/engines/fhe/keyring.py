@@ -114,8 +114,8 @@ def check_memory(keys: int, degree: int, available: int | None) -> None:
     work = _WORKING * degree
     if available is not None and keys + work > available:
         raise RefusedError(
-            f"this session's evaluation keys take {keys / 1e9:.1f} GB and its work about {work / 1e9:.1f} GB; "
-            f"the server has {available / 1e9:.1f} GB left. Try again later, or on a larger machine"
+            f"this session's evaluation keys take {keys / 1e9:.1f} GB and its work {work / 1e9:.1f} GB, "
+            f"the server has {available / 1e9:.1f} GB left; try again later, or on a larger machine"
         )
 
 
