@@ -245,6 +245,7 @@ class Gateway:
             try:
                 done, prepared = self._generate(job, lease, options)
             except PeerConnectionError as error:
+                self.connected = False  # until another session could be opened
                 raise _SessionGone(error) from error
             self._remember(job.asked, lease.client, done, (*prompt.tokens, *done.token_ids))
             self._last = lease.client

@@ -23,6 +23,7 @@ async function describe() {
     $("protection").classList.toggle("open", about.engine === "clear");
     $("sees").textContent = about.privacy.server;
     $("most").max = state.model.max_model_len;
+    $("most").value = Math.min(Number($("most").value), Math.floor(state.model.max_model_len / 2));
     say("");
   } catch (error) {
     say(`${error.message || error}`);
