@@ -28,6 +28,8 @@ from sottovoce.models import Model, load_model
 from sottovoce.net import LedgerRow
 from sottovoce.net.ledger import diff
 
+_FIRSTS, _SHORT = 5, 64  # a short prompt is passed so often, for the median
+
 
 def run(
     model: str,
