@@ -224,7 +224,7 @@ def test_what_moving_opens_is_uniform_and_never_the_same():
 @pytest.fixture
 def small(monkeypatch):
     """Segments of a few tokens, so that a short conversation crosses several borders."""
-    monkeypatch.setattr(attention_provisions, "FIRST", (2, 4))
+    monkeypatch.setattr(attention_provisions, "FIRST", (4, 8))
     monkeypatch.setattr(attention_provisions, "_PREFIX", 2)
     monkeypatch.setattr(attention_provisions, "_STEP_BYTES", 1)
 

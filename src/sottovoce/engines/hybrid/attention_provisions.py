@@ -18,8 +18,6 @@ from sottovoce.kvcache import MaskedCache, adopt_segment
 # Tokens of first segments: prompt and answer, and the public prefix, whose slots are in it as well.
 FIRST = (48, 160)
 _PREFIX = 32
-# A segment of this room or more has fewer queries: each takes 2 MB, and all lie in memory while it is made.
-_WIDE_ROOM = 400
 _STEP_BYTES = 30_000_000  # each way: about a second
 _MOST_ROOM = 1 << 14
 
@@ -98,9 +96,9 @@ class AttentionProvisions:
         return firsts + [self._fitting(room) for room in range(1, _MOST_ROOM, self._few)]
 
     def _fitting(self, tokens: int) -> Kind:
-        """The kind to make for a conversation that has come so far."""
-        room = -(-tokens // self._few) * self._few
-        return room, self._many if room < _WIDE_ROOM else self._few
+        """The kind to make for a conversation that has come so far. Few queries, though more together cost
+        fewer bytes each: a segment is read between two tokens, 1 to 4 MB a query."""
+        return -(-tokens // self._few) * self._few, self._few
 
     def _first(self, kinds: Sequence[Kind]) -> Kind | None:
         """What a conversation begins with: the longest segment without room for earlier tokens."""
