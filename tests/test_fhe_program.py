@@ -8,7 +8,7 @@ import pytest
 
 import models_common
 from sottovoce.engines.fhe import estimate as estimates
-from sottovoce.engines.fhe import kept
+from sottovoce.engines.fhe import kept, rotations
 from sottovoce.engines.fhe.calibration import calibrate, observe, sample
 from sottovoce.engines.fhe.costs import CostModel
 from sottovoce.engines.fhe.flow import PlannedFlow
@@ -214,3 +214,29 @@ def test_stories260k():
     assert run.placement.total == 20
     assert divergence(plain, logits).max() < 1e-3
     assert (plain.argmax(axis=1) == np.stack(logits).argmax(axis=1)).all()
+
+
+@pytest.mark.parametrize("make", [tiny_model, lambda: load_model(FIXTURES / "tiny-llama")])
+def test_rotations_do_not_change_logits(make):
+    model = make()
+    turned = rotations.rotated(model)
+    tokens = [int(t) for t in np.random.default_rng(2).integers(0, model.config.vocab_size, 12)]
+    assert np.allclose(turned.forward(tokens), model.forward(tokens), atol=2e-4)
+    assert not np.allclose(turned.weights.blocks[0].v, model.weights.blocks[0].v, atol=0.1)
+
+
+def test_rotations_spread_what_stands_out():
+    """One dimension of the stream that is ten times the others."""
+    model = tiny_model(layers=2)
+    for tokens in ([256, 1, 2, 3],):
+        model.weights.embedding[:, 3] *= 10
+        before = rotations.extremes(model, [tokens], 1)
+        after = rotations.extremes(rotations.rotated(model), [tokens], 1)
+    assert after.stream[0] < before.stream[0]
+    assert np.allclose(after.activations, before.activations, rtol=1e-3)
+    assert np.allclose(after.scores, before.scores, rtol=1e-3, atol=1e-3)
+
+
+def test_rotations_refuse_layer_norm():
+    with pytest.raises(UnsupportedModelError):
+        rotations.rotated(load_model(FIXTURES / "tiny-gpt2"))
