@@ -122,6 +122,18 @@ def sample(name):
                 "memory_bytes": 10**10,
                 "largest_error": 0.01,
             },
+            "ranges": {
+                "model": "m",
+                "rows": [
+                    {
+                        "case": "x",
+                        "stream": [1.0, 2.0],
+                        "values": [1.0],
+                        "activations": [3.0],
+                        "scores": [9.0],
+                    }
+                ],
+            },
             "packings": {
                 "width": 1024,
                 "rows": [

@@ -91,3 +91,13 @@ def layer(runs: Sequence[Run]) -> list[str]:
             )
         )
     return table(headers, rows)
+
+
+def ranges(runs: Sequence[Run]) -> list[str]:
+    headers = ["model", "case", "stream", "values", "activations", "scores"]
+    rows = []
+    for run in runs:
+        for row in run["rows"]:
+            extremes = (max(row[name]) for name in headers[2:])
+            rows.append((run["model"], row["case"], *map(number, extremes)))
+    return table(headers, rows, left=2)

@@ -160,6 +160,13 @@ KINDS = {
         "The same text read by float32, by the engine's fixed-point arithmetic, and (a sample) encrypted; "
         "then text that fixed point and the encrypted engine write on their own.",
     ),
+    "ranges": Kind(
+        "Extremes before and after outlier control",
+        ("model",),
+        "The largest absolute value in any layer, over text that the model writes itself: of the residual "
+        "stream, of values, of what enters the activation, of attention scores. A public first token and "
+        "rotations change nothing in the logits.",
+    ),
     "scx": Kind(
         "Engine scx",
         ("what", "model", "profile", "context", "text", "start"),
@@ -252,6 +259,7 @@ def suite(texts: str | Path | None = None) -> list[tuple[str, dict[str, Any]]]:
     jobs: list[tuple[str, dict[str, Any]]] = [("he", {}), ("matrix", {}), ("polynomials", {})]
     jobs += [("bootstrap", {}), ("bootstrap", {"set": "engine16", "slots": 4096, "ratio": 5})]
     jobs += [("packings", {"width": 1024}), ("packings", {"width": 4096})]
+    jobs.append(("ranges", {}))
     jobs += [("layer", {"shape": shape}) for shape in ("smollm2-135m", "gpt2")]
     prepared = {"kv": "masked", "prepared": DENSE.block}
     for how in ({"kv": "ciphertext"}, prepared, {"kv": "none"}):

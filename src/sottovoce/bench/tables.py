@@ -463,5 +463,6 @@ RENDERERS: dict[str, Callable[[Sequence[Run]], list[str]]] = {
     "polynomials": polynomials,
     "prefill": prefill,
     "quality": quality,
+    "ranges": _later("ranges", "fhe_tables"),
     "scx": _later("scx", "scx_tables"),
 }

@@ -273,6 +273,15 @@ def layer(**settings: Any) -> None:
 
 
 @bench.command()
+@_model_option
+@option("--texts", type=click.IntRange(1), default=6, help="Sequences of 48 tokens to look at.")
+@_common
+def ranges(**settings: Any) -> None:
+    """Extremes in a model before and after outlier control: a public first token, rotations."""
+    _run("ranges", settings)
+
+
+@bench.command()
 @option("--width", type=click.IntRange(256, 1 << 14), default=1024, help="Of the matrix, a power of two.")
 @option("--repeat", type=click.IntRange(1), default=1, help="Medians over so many products.")
 @_common
