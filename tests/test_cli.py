@@ -143,6 +143,7 @@ def test_generate_json(serving, environment):
         "drafted_tokens",
         "accepted_tokens",
         "verification_steps",
+        "cached_tokens",
     }
     assert value["usage"]["prompt_tokens"] == 4 and value["usage"]["public_tokens"] == 1
     assert len(value["token_ids"]) == value["usage"]["completion_tokens"] <= 4
