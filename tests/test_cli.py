@@ -342,7 +342,7 @@ def test_models_and_collect_env(environment):
         "smollm2-135m"
     }
     info = json.loads(run("collect-env", "--json", env=environment).stdout)
-    assert set(info) == {"version", "machine", "packages"} and info["machine"]["cores"] >= 1
+    assert set(info) >= {"version", "machine", "packages"} and info["machine"]["cores"] >= 1
     assert "numpy" in run("collect-env", env=environment).stdout
 
 
