@@ -19,9 +19,10 @@ async function describe() {
     state.model = found.data[0];
     const about = state.model.sottovoce;
     $("model").textContent = `${state.model.id} at ${about.server}`;
-    $("protection").textContent = about.privacy.protection;
+    const [protection, where] = about.privacy.protection.split("; ");
+    $("protection").textContent = protection;
     $("protection").classList.toggle("open", about.engine === "clear");
-    $("sees").textContent = about.privacy.server;
+    $("sees").textContent = [about.privacy.server, where].filter(Boolean).join("; ");
     $("most").max = state.model.max_model_len;
     $("most").value = Math.min(Number($("most").value), Math.floor(state.model.max_model_len / 2));
     say("");
@@ -159,7 +160,7 @@ function meter(total) {
   $("pace").textContent = total.tokens ? (total.seconds / total.tokens).toFixed(2) : "–";
   $("up").textContent = size(total.up);
   $("down").textContent = size(total.down);
-  $("rounds").textContent = total.rounds;
+  $("rounds").textContent = state.running ? "…" : total.rounds;
   $("cached").textContent = total.cached;
   $("prepared").textContent = total.prepared === null ? "–" : total.prepared;
 }
