@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sottovoce import _native
-from sottovoce.ckks.ciphertext import Plaintext
+from sottovoce.ckks.ciphertext import Plaintext, empty
 from sottovoce.ckks.galois import slot_order
 from sottovoce.ckks.parameters import Parameters
 from sottovoce.errors import ParameterError, RangeError
@@ -126,7 +126,7 @@ def residues(values: Real, primes: tuple[int, ...], modulus: int) -> Words:
             "the values"
         )
     shift = max(0, int(np.ceil(np.log2(largest + 1))) - 62)
-    out = np.empty((len(primes), len(values)), np.uint64)
+    out = empty(len(primes), len(values))
     integers = np.rint(np.ldexp(values, -shift)).astype(np.int64)
     _native.ckks_reduce(integers, shift, list(primes), out, threads())
     return out

@@ -19,13 +19,22 @@ import numpy as np
 import numpy.typing as npt
 
 from sottovoce import _native
+from sottovoce.ckks.ciphertext import empty
 from sottovoce.ckks.galois import CONJUGATE, galois_element
 from sottovoce.ckks.parameters import Parameters
 from sottovoce.ckks.secret import EPHEMERAL, KEY_ID_BYTES, SecretKey
 from sottovoce.errors import ForeignKeyError, FrameError, IntegrityError, MissingKeyError, ParameterError
 from sottovoce.ring import RingContext, context, sampling, threads
 from sottovoce.rlwe.randomness import errors
-from sottovoce.rlwe.wire import Buffer, frame, pack_residues, residue_bytes, unframe, unpack_residues
+from sottovoce.rlwe.wire import (
+    Buffer,
+    frame,
+    pack_residues,
+    residue_bytes,
+    unframe,
+    unpack_residues,
+    unpack_residues_into,
+)
 
 Words = npt.NDArray[np.uint64]
 Bytes = npt.NDArray[np.uint8]
@@ -90,7 +99,7 @@ class SwitchingKey:
             s = ring.automorphism_ntt(s, element)
         seed, digits = sampling.fresh_seed(), -(-(level + 1) // special)
         keys = expansion_keys(seed, b"switching key", (digits, ring.limbs))
-        stream, b = sampling.Stream(), np.empty((digits, ring.limbs, ring.n), np.uint64)
+        stream, b = sampling.Stream(), empty(digits, ring.limbs, ring.n)
         gadget = parameters.ring(level).mul_scalar(source, math.prod(ring.primes[level + 1 :]))
         a = np.empty((ring.limbs, ring.n), np.uint64)
         for d in range(digits):
@@ -130,8 +139,8 @@ class SwitchingKey:
         if payload.nbytes < start + size:
             raise FrameError("a switching key is truncated")
         seed = bytes(payload[_META.size : start])
-        shape = (digits, ring.limbs, ring.n)
-        b = unpack_residues(payload[start : start + size], ring.primes, shape)
+        b = empty(digits, ring.limbs, ring.n)
+        unpack_residues_into(payload[start : start + size], ring.primes, b[:, None])
         return cls(parameters, level, special, seed, b), purpose, payload[start + size :]
 
 
