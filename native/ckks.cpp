@@ -4,6 +4,11 @@
 
 #include <algorithm>
 #include <cstring>
+#include <new>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include "aes.h"
 #include "bgv_kernels.h"
@@ -30,10 +35,39 @@ bool rows_contiguous(const View& x) {
            (x.shape(d - 2) == 1 || x.stride(d - 2) == static_cast<i64>(x.shape(d - 1)));
 }
 
-u64* scratch(std::size_t words) {  // of the calling thread, kept: fresh pages would cost more than the work on them
-    thread_local AlignedWords held;
-    if (held.size() < words) held = AlignedWords(words);
-    return held.data();
+// Memory of one thread for one purpose, kept between calls: fresh pages would cost more than the work on them. On huge pages,
+// since rows a multiple of 4 KiB apart are read side by side.
+class Workspace {
+  public:
+    Workspace() = default;
+    Workspace(const Workspace&) = delete;
+    Workspace& operator=(const Workspace&) = delete;
+    ~Workspace() { release(); }
+    u64* words(std::size_t count) {
+        if (held_ < count) {
+            release();
+            at_ = static_cast<u64*>(::operator new(count * sizeof(u64), kHuge));
+            held_ = count;
+#if defined(__linux__)
+            if (count * sizeof(u64) >= static_cast<std::size_t>(kHuge)) madvise(at_, count * sizeof(u64), MADV_HUGEPAGE);
+#endif
+        }
+        return at_;
+    }
+
+  private:
+    static constexpr std::align_val_t kHuge{std::size_t{2} << 20};
+    void release() {
+        if (at_) ::operator delete(at_, kHuge);
+        at_ = nullptr, held_ = 0;
+    }
+    u64* at_ = nullptr;
+    std::size_t held_ = 0;
+};
+
+u64* scratch(std::size_t words) {  // of the calling thread, read by its helpers
+    thread_local Workspace held;
+    return held.words(words);
 }
 
 std::vector<Modulus> moduli_of(const Ring& r, std::size_t first, std::size_t last) {
@@ -219,28 +253,27 @@ void key_products(const Ring& r, Source digits, nb::list halves, nb::list seeds,
         const u64* half = keys.b[s].data();
         const std::uint8_t* seed = keys.a[s].data();
         const bool direct = !keys.positions[s] && !accumulate;
-        thread_local AlignedWords work, uniform;
-        if (work.size() < 3 * n) work = AlignedWords(3 * n);
-        if (uniform.size() < count * step) uniform = AlignedWords(count * step);
+        thread_local Workspace turning, expanding;
+        u64 *work = turning.words(3 * n), *uniform = expanding.words(count * step);
         u64* to[2];
-        for (std::size_t c = 0; c < 2; ++c) to[c] = direct ? res + ((s * 2 + c) * all + t) * n : work.data() + c * n;
+        for (std::size_t c = 0; c < 2; ++c) to[c] = direct ? res + ((s * 2 + c) * all + t) * n : work + c * n;
         for (std::size_t at = 0; at < n; at += step) {
             for (std::size_t d = 0; d < count; ++d)
-                Expansion{m, k, seed + (d * rows + row) * kSeed}.fill(at, uniform.data() + d * step, step);
+                Expansion{m, k, seed + (d * rows + row) * kSeed}.fill(at, uniform + d * step, step);
             const u64* digit = in + t * n + at;
-            k.key_run(m, {digit, all * n, half + row * n + at, rows * n, uniform.data(), step, to[0] + at, to[1] + at, count, step,
+            k.key_run(m, {digit, all * n, half + row * n + at, rows * n, uniform, step, to[0] + at, to[1] + at, count, step,
                           at + step < n ? step : 0});
             for (std::size_t c = 0; c < (t < extra_limbs ? extra : 0); ++c) {
                 const u64* add = plus + c * plus_stride + t * n + at;
                 if (factor[t] != 1) {
-                    ring.mul_scalar(m, add, factor[t], uniform.data(), step);
-                    add = uniform.data();
+                    ring.mul_scalar(m, add, factor[t], uniform, step);
+                    add = uniform;
                 }
                 ring.add(m, to[c] + at, add, to[c] + at, step);
             }
         }
         for (std::size_t c = 0; c < 2 && !direct; ++c) {
-            u64 *final = res + ((s * 2 + c) * all + t) * n, *turned = accumulate ? work.data() + 2 * n : final;
+            u64 *final = res + ((s * 2 + c) * all + t) * n, *turned = accumulate ? work + 2 * n : final;
             if (keys.positions[s])
                 ring.permute(to[c], keys.positions[s]->data(), turned, n);
             else
@@ -281,11 +314,11 @@ void mod_down(const Ring& r, View x, View more, u64 element, Words out, int thre
     const std::size_t groups = (kept + kGroup - 1) / kGroup;
     parallel_for(groups * parts, threads, [&](std::size_t task) {
         const std::size_t part = task % parts, first = task / parts * kGroup, count = std::min(kGroup, kept - first);
-        thread_local AlignedWords turned;
-        if (positions && turned.size() < kGroup * n) turned = AlignedWords(kGroup * n);
+        thread_local Workspace turning;
+        u64* turned = positions ? turning.words(kGroup * n) : nullptr;
         Row rows[kGroup];
         for (std::size_t i = 0; i < count; ++i)
-            rows[i] = {first + i, positions ? turned.data() + i * n : res + (part * kept + first + i) * n};
+            rows[i] = {first + i, positions ? turned + i * n : res + (part * kept + first + i) * n};
         convert_rows(k, c, y + part * dropped * n, v + part * n, rows, count, n);
         for (std::size_t i = 0; i < count; ++i) {
             const std::size_t l = first + i;
