@@ -6,7 +6,10 @@ import numpy as np
 from click.testing import CliRunner
 
 from sottovoce.bench import fhe, packings
+from sottovoce.ckks.parameters import refreshing
 from sottovoce.cli.root import cli
+from sottovoce.engines.fhe import FheEngine, description
+from sottovoce.parties import Address, Client, Server, Welcome, Wish
 from tiny_model import tiny_model
 
 
@@ -27,6 +30,52 @@ def test_positions_are_compared_with_the_plain_model():
     same = fhe._compare(model, tokens, list(plain))
     assert all(p["top1"] and abs(p["kl"]) < 1e-9 for p in same)
     assert not fhe._compare(model, tokens, list(-plain))[0]["top1"]
+
+
+class InThisProcess:
+    """Stands for `ServerProcess`: the same server, a small ring without security."""
+
+    def __init__(self, options, model):
+        self.engine = FheEngine(options, tiny_model(layers=1), "small")
+        self.engine.prepare()
+        self.reports = []
+
+    def __enter__(self):
+        welcome = Welcome(self.engine.options, self.engine.public(), self.engine.model.card)
+        self.server = Server(self.engine.session, welcome, tls=None, on_close=self.reports.append)
+        self.server.__enter__()
+        return self
+
+    def __exit__(self, *exc):
+        self.server.__exit__(*exc)
+
+    def connect(self):
+        return Client.connect(Address(self.server.host, self.server.port), Wish("fhe"), None)
+
+    def cpu(self):
+        return 0.0
+
+    def memory(self):
+        return 0
+
+    def ledger(self):
+        self.server.stop()
+        self.server.wait(60.0)
+        return self.reports[0].ledger
+
+
+def test_generation_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setenv("SOTTOVOCE_CACHE", str(tmp_path))
+    small = refreshing(2048, 16, (2, 10, 3), 6, "ternary", "unchecked")
+    monkeypatch.setitem(description.PARAMETERS, "small", small)
+    monkeypatch.setattr(fhe, "ServerProcess", InThisProcess)
+    monkeypatch.setattr(fhe, "load_model", lambda name: tiny_model(layers=1))
+    result = fhe.run("tiny", 1, "a")
+    assert result["context"] == 1 and len(result["positions"]) == 1
+    assert result["top1_agreement"] == 1.0 and result["kl"] < 0.01
+    assert "bootstraps" in {row["name"] for row in result["by_operation"]}
+    assert result["key_bytes"] > 10**7 and result["bytes_per_token"] > 10**5
+    json.dumps(result)
 
 
 def test_seconds_by_operation_are_per_step():
