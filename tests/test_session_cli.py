@@ -3,9 +3,12 @@
 import json
 import signal
 import subprocess
+from typing import NamedTuple
 
 import pytest
 
+from sottovoce.cli.errors import run_guarded
+from sottovoce.cli.root import cli
 from sottovoce.errors import CorruptFileError, UsageError
 from sottovoce.models.model import greedy
 from sottovoce.parties import portable, vault
@@ -31,39 +34,58 @@ def texts(prompts):
     return answers
 
 
+class Done(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def session(monkeypatch, capsys):
+    """`sottovoce session …` in this process."""
+
+    def invoke(*arguments, env):
+        monkeypatch.setenv("SOTTOVOCE_CONFIG_DIR", env["SOTTOVOCE_CONFIG_DIR"])
+        words = ["session", *map(str, arguments)]
+        code = run_guarded(lambda: cli.main(words, standalone_mode=False))
+        return Done(code, *capsys.readouterr())
+
+    return invoke
+
+
 def generate(server, prompt, environment, *more):  # noqa: F811
     done = run("generate", server.address, prompt, *RAW, "--json", *more, env=environment)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)["text"], done.stderr
 
 
-def test_a_conversation_over_several_commands(serving, environment, tmp_path):  # noqa: F811
+def test_a_conversation_over_several_commands(serving, environment, session, tmp_path):  # noqa: F811
     wanted = texts(["one", "two", "three"])
     answer, notes = generate(serving, "one", environment, "--session", "mine")
     assert answer == wanted[0] and "saved here and at the server" in notes
     answer, notes = generate(serving, "two", environment, "--session", "mine")
     assert answer == wanted[1] and "goes on behind" in notes
-    listed = json.loads(run("session", "ls", "--json", env=environment).stdout)
+    listed = json.loads(session("ls", "--json", env=environment).stdout)
     assert [entry["name"] for entry in listed] == ["mine"] and listed[0]["server"] == serving.address
-    assert "mine" in run("session", "ls", env=environment).stdout
+    assert "mine" in session("ls", env=environment).stdout
     # Carried to another machine and back under another name.
     (tmp_path / "pass").write_text("open sesame\n")
     protected = ("--file-passphrase-file", tmp_path / "pass")
     there = {**environment, "SOTTOVOCE_CONFIG_DIR": str(tmp_path / "elsewhere")}
-    assert run("session", "save", "mine", tmp_path / "s", *protected, env=environment).returncode == 0
-    again = run("session", "save", "mine", tmp_path / "s", *protected, env=environment)
+    assert session("save", "mine", tmp_path / "s", *protected, env=environment).returncode == 0
+    again = session("save", "mine", tmp_path / "s", *protected, env=environment)
     assert again.returncode == 2 and "exists already" in again.stderr
-    done = run("session", "load", tmp_path / "s", "--name", "yours", *protected, env=there)
+    done = session("load", tmp_path / "s", "--name", "yours", *protected, env=there)
     assert done.returncode == 0, done.stderr
     answer, _ = generate(serving, "three", there, "--session", "yours")
     assert answer == wanted[2]
-    assert run("session", "rm", "yours", "--insecure-clear", env=there).returncode == 0
-    assert json.loads(run("session", "ls", "--json", env=there).stdout) == []
+    assert session("rm", "yours", "--insecure-clear", env=there).returncode == 0
+    assert json.loads(session("ls", "--json", env=there).stdout) == []
     assert "forgotten" in serving.report.read_text()
     # The server's half is gone: the first machine's session computes everything again.
     answer, notes = generate(serving, "three", environment, "--session", "mine")
     assert answer == wanted[2] and "will be computed again" in notes
-    missing = run("session", "rm", "nobody", env=environment)
+    missing = session("rm", "nobody", env=environment)
     assert missing.returncode == 2 and "no saved session" in missing.stderr
 
 
@@ -79,14 +101,15 @@ def test_chat_saves_and_loads(serving, environment):  # noqa: F811
     assert done.returncode == 2 and "saved already" in done.stderr
 
 
-def test_passphrases(serving, environment, tmp_path):  # noqa: F811
+def test_passphrases(serving, environment, session, tmp_path):  # noqa: F811
     (tmp_path / "pass").write_text("open sesame\n")
     (tmp_path / "wrong").write_text("close sesame\n")
     generate(serving, "one", environment, "--session", "mine", "--passphrase-file", str(tmp_path / "pass"))
-    for more in ((), ("--passphrase-file", str(tmp_path / "wrong"))):
-        done = run("generate", serving.address, "two", *RAW, "--session", "mine", *more, env=environment)
-        assert done.returncode == 2 and "passphrase" in done.stderr
-    done = run("session", "protect", "--passphrase-file", tmp_path / "pass", env=environment)
+    done = run("generate", serving.address, "two", *RAW, "--session", "mine", env=environment)
+    assert done.returncode == 2 and "passphrase" in done.stderr
+    done = session("protect", "--passphrase-file", tmp_path / "wrong", env=environment)
+    assert done.returncode == 2 and "wrong" in done.stderr
+    done = session("protect", "--passphrase-file", tmp_path / "pass", env=environment)
     assert done.returncode == 0 and "file" in done.stdout
     answer, _ = generate(serving, "two", environment, "--session", "mine")
     assert answer == texts(["one", "two"])[1]
@@ -97,7 +120,7 @@ def test_passphrases(serving, environment, tmp_path):  # noqa: F811
 
 
 @pytest.mark.parametrize("who", ["client", "server"])
-def test_kill_9(who, model_path, tmp_path, environment):  # noqa: F811
+def test_kill_9(who, model_path, tmp_path, environment, session):  # noqa: F811
     """In the middle of an answer; whoever is killed, the session goes on."""
     first = Serving(model_path, tmp_path, environment)
     arguments = [
@@ -126,7 +149,7 @@ def test_kill_9(who, model_path, tmp_path, environment):  # noqa: F811
             (tmp_path / "ready.json").unlink()
             first.process.communicate()
             first = Serving(model_path, tmp_path, environment)
-        listed = json.loads(run("session", "ls", "--json", env=environment).stdout)
+        listed = json.loads(session("ls", "--json", env=environment).stdout)
         assert listed[0]["tokens"] >= 4
         if listed[0]["tokens"] >= 4 + 79:
             return  # the answer was finished before the signal came
