@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from sottovoce import _native
-from sottovoce.ckks.keys import expansion_keys
 from sottovoce.ckks.parameters import chain
+from sottovoce.ckks.switching import expansion_keys
 from sottovoce.errors import ParameterError
 from sottovoce.ring import context
 from sottovoce.ring.primes import is_prime

@@ -20,13 +20,16 @@ scale (a float): phase = scale · message + error. Nothing rescales or drops lev
       .encode(values, level=top, scale=parameters.scale, wide=False) -> Plaintext
       .decode(plaintext, slots=None) -> complex128 (n,)
     Encryptor(parameters, SecretKey | PublicKey).encrypt(plaintext) -> Ciphertext
+      .encrypt_bytes(plaintext) -> bytes, half as long, for load_fresh(parameters, data) -> Ciphertext
     Decryptor(parameters, SecretKey).decrypt(ct) -> Plaintext; .decrypt_slots(ct) -> complex128 (n,)
 
     Evaluator(parameters, relinearization_key=None, galois_keys=None)
-      add sub negate add_plain sub_plain add_scalar                   levels and scales must agree
+      add sub negate add_plain sub_plain add_scalar                   scales must agree; the lower level holds
       mul_plain mul_scalar mul_integer mul_by_i mul square relinearize rescale drop_to match
       rotate rotate_hoisted conjugate
-      lazily, modulo Q·P: decompose rotate_wide widen mul_plain_wide add_wide mod_down
+      mul_plain_sum combine trivial mod_raise
+      lazily, modulo Q·P: decompose rotate_wide rotate_wide_hoisted widen mul_plain_wide add_wide turn_wide
+      mod_down
 """
 
 from sottovoce.ckks.ciphertext import Ciphertext, Digits, Plaintext, Wide
@@ -41,7 +44,6 @@ from sottovoce.ckks.keys import (
     KeyGenerator,
     PublicKey,
     RelinearizationKey,
-    SwitchingKey,
 )
 from sottovoce.ckks.parameters import (
     BOOT16,
@@ -56,6 +58,7 @@ from sottovoce.ckks.parameters import (
     chain,
 )
 from sottovoce.ckks.secret import SecretKey
+from sottovoce.ckks.switching import SwitchingKey
 
 __all__ = [
     "BOOT16",

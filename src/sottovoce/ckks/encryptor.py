@@ -8,9 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from sottovoce.ckks.ciphertext import Ciphertext, Plaintext, check_header
-from sottovoce.ckks.keys import PublicKey, uniform_rows
+from sottovoce.ckks.keys import PublicKey
 from sottovoce.ckks.parameters import Parameters
 from sottovoce.ckks.secret import KEY_ID_BYTES, SecretKey
+from sottovoce.ckks.switching import uniform_rows
 from sottovoce.errors import FrameError, ParameterError
 from sottovoce.ring import sampling
 from sottovoce.rlwe.randomness import errors, ternary

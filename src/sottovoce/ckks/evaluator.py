@@ -11,9 +11,10 @@ import numpy.typing as npt
 from sottovoce import _native
 from sottovoce.ckks.ciphertext import Ciphertext, Digits, Plaintext, Wide, empty
 from sottovoce.ckks.galois import CONJUGATE, galois_element
-from sottovoce.ckks.keys import EncapsulationKeys, GaloisKeys, RelinearizationKey, SwitchingKey, key_ring
+from sottovoce.ckks.keys import EncapsulationKeys, GaloisKeys, RelinearizationKey
 from sottovoce.ckks.linear import NOTHING, Linear
 from sottovoce.ckks.parameters import Parameters
+from sottovoce.ckks.switching import SwitchingKey, key_ring
 from sottovoce.errors import ForeignKeyError, LevelError, MissingKeyError, ParameterError
 from sottovoce.ring import threads
 
