@@ -44,7 +44,8 @@ def attack(
     quiet: bool,
 ) -> None:
     """Attack an engine and print how much was read: of tokens, weights or trials. Controls, where a
-    safeguard is left out, must break. Without NAME: the attacks that there are.
+    safeguard is left out, must break. Without NAME: the attacks that there are; `all` runs each against
+    every profile.
     """
     from ..attacks.base import Setting, to_json
     from ..attacks.registry import attack_named
@@ -54,27 +55,28 @@ def attack(
         _list(as_json)
         return
     console = Console(quiet)
-    chosen = attack_named(name)
-    if engine not in (None, chosen.target):
-        raise click.UsageError(f"{name} attacks the engine {chosen.target}, not {engine}")
-    if profile not in (None, *chosen.profiles):
-        raise click.UsageError(f"{name} knows the profiles {', '.join(chosen.profiles)}")
-    setting = Setting(
-        profile or chosen.profiles[0],
-        samples or chosen.samples,
-        model,
-        text,
-        length,
-        console.progress,
-    )
-    console.note(f"attack {name} on {chosen.target}, profile {setting.profile}: {chosen.says} …")
-    outcome = to_json(chosen, setting, chosen.run(setting))
-    console.end_progress()
-    if output is not None:
-        from ..attacks.report import save
+    if name == "all":
+        from ..attacks.registry import ATTACKS
 
-        console.note(f"saved in {save(outcome, output)}")
-    print(json.dumps(outcome, ensure_ascii=False) if as_json else "\n".join(_lines(outcome)))
+        every = [attack_named(known) for known in ATTACKS]
+        jobs = [(a, p) for a in every for p in a.profiles if engine in (None, a.target)]
+    else:
+        chosen = attack_named(name)
+        if engine not in (None, chosen.target):
+            raise click.UsageError(f"{name} attacks the engine {chosen.target}, not {engine}")
+        if profile not in (None, *chosen.profiles):
+            raise click.UsageError(f"{name} knows the profiles {', '.join(chosen.profiles)}")
+        jobs = [(chosen, profile or chosen.profiles[0])]
+    for a, against in jobs:
+        setting = Setting(against, samples or a.samples, model, text, length, console.progress)
+        console.note(f"attack {a.name} on {a.target}, profile {against}: {a.says} …")
+        outcome = to_json(a, setting, a.run(setting))
+        console.end_progress()
+        if output is not None:
+            from ..attacks.report import save
+
+            console.note(f"saved in {save(outcome, output)}")
+        print(json.dumps(outcome, ensure_ascii=False) if as_json else "\n".join(_lines(outcome)))
 
 
 def _list(as_json: bool) -> None:
