@@ -1,8 +1,12 @@
 """The fhe engine on a small unchecked ring: the whole path of a session, and its refusals."""
 
+import dataclasses
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from sottovoce.bench.layer import random_model
 from sottovoce.ckks.parameters import refreshing
 from sottovoce.engines.base import EngineOptions
 from sottovoce.engines.fhe import FheDataParty, FheEngine, keyring, state
@@ -12,13 +16,17 @@ from sottovoce.errors import (
     ParameterMismatchError,
     RefusedError,
     SottovoceError,
+    UnsupportedModelError,
     UsageError,
 )
+from sottovoce.models import load_model
 from sottovoce.models.chat import Prompt
+from sottovoce.models.shapes import SHAPES
 from sottovoce.net import run_pair
 from sottovoce.parties import Address, Client, GenerationOptions, Server, Welcome, Wish, generate
 from tiny_model import tiny_model
 
+FIXTURES = Path(__file__).parent / "fixtures"
 # No security at all: degree 2,048 where 65,536 is needed.
 SMALL = refreshing(2048, 16, (2, 10, 3), 6, "ternary", "unchecked")
 OPTIONS = EngineOptions(engine="fhe")
@@ -157,7 +165,7 @@ def test_a_private_first_token_is_refused(engine):
 
 def test_generate_is_unchanged_for_the_user(engine):
     """Server, client and sampling around the engine: a client that wants privacy takes it unasked."""
-    welcome = Welcome(OPTIONS, engine.public(), engine.model.card)
+    welcome = Welcome(OPTIONS, engine.public(), engine.model.card, engine.context)
     with Server(engine.session, welcome, tls=None) as server:
         client = Client.connect(Address(server.host, server.port), Wish(), None)
         with client:
@@ -169,6 +177,15 @@ def test_generate_is_unchanged_for_the_user(engine):
         assert token == int(engine.model.forward(text)[-1].argmax())
         text.append(token)
     assert done.usage.completion_tokens == len(done.token_ids)
+    assert client.context_length == engine.context == 8
+
+
+def test_models_that_do_not_fit_are_refused():
+    with pytest.raises(UnsupportedModelError, match="Llama family"):
+        FheEngine(OPTIONS, load_model(FIXTURES / "tiny-gpt2"))
+    wide = random_model(dataclasses.replace(SHAPES["smollm2-135m"], layers=1, vocab_size=64))
+    with pytest.raises(UnsupportedModelError, match="estimate"):
+        FheEngine(OPTIONS, wide)
 
 
 def test_descriptions_are_checked(engine):

@@ -72,7 +72,7 @@ def _serve(options: EngineOptions, model: str, directory: str, pipe: Any) -> Non
     engine = make_engine(options, loaded)
     engine.prepare()
     certificate = Certificate(Path(directory))
-    welcome = Welcome(engine.options, engine.public(), loaded.card)
+    welcome = Welcome(engine.options, engine.public(), loaded.card, engine.context)
     server = Server(
         engine.session,
         welcome,

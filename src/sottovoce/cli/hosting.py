@@ -191,7 +191,9 @@ class Hosting:
     def _welcome(self) -> Any:
         from ..parties import Welcome
 
-        return Welcome(self.engine.options, self.engine.public(), self.card, self.flags["max_context"])
+        limits = [limit for limit in (self.flags["max_context"], self.engine.context) if limit is not None]
+        context = min(limits) if limits else None
+        return Welcome(self.engine.options, self.engine.public(), self.card, context)
 
     def _say(self, server: Any) -> None:
         """Who sees what, and by which certificate clients know this server."""

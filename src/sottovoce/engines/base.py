@@ -218,6 +218,11 @@ class Engine(ABC):
         """What the client's half needs to know, as JSON values; sent in the handshake, nothing about
         weights."""
 
+    @property
+    def context(self) -> int | None:
+        """Tokens that a session may hold, None for the model's own bound."""
+        return None
+
     @abstractmethod
     def session(self) -> ModelParty:
         """The server's half of a new session."""

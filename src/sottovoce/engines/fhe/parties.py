@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 
 _KEPT_CLIENTS = 2  # whose keys stay on the server's disk: gigabytes each
 _MAX_CIPHERTEXT = 1 << 27
+_LEAST_TOKENS = 8  # of a context that is worth a session
 _ONLY_RESET = (
     "the fhe engine keeps the keys of many tokens in one ciphertext and cannot forget a single one; "
     "start a new session"
@@ -93,6 +94,10 @@ class FheEngine(Engine):
         assert self.description is not None, "prepare() comes first"
         return self.description.to_json()
 
+    @property
+    def context(self) -> int:
+        return self.shape.tokens
+
     def session(self) -> FheModelParty:
         assert self.description is not None, "prepare() comes first"
         return FheModelParty(self)
@@ -109,10 +114,11 @@ def _shape(model: Model, most: int) -> Shape:
     n = slots_for(config, most)
     shape = Shape(config, n, 1)
     tokens = min(shape.heads.t, config.context_length)
-    if tokens < 2 or max(shape.width, shape.ffn) > n:
+    if tokens < _LEAST_TOKENS:
         raise UnsupportedModelError(
-            f"the fhe engine runs models of up to {most} slots (width 64 and a context of 64 tokens, for "
-            "example); this one is wider. `sottovoce estimate MODEL --engine fhe` says what it would cost"
+            f"the fhe engine keeps keys of {n} slots (width 64 and a context of 64 tokens, for example); of "
+            f"width {config.width} that is {tokens} tokens. `sottovoce estimate MODEL --engine fhe` says "
+            "what this model would cost"
         )
     return Shape(config, n, tokens)
 
