@@ -8,6 +8,7 @@ import pytest
 from hybrid_sessions import prepared
 from kept_sessions import Host, go_on, greedy_tokens
 from sottovoce.engines.base import EngineOptions
+from sottovoce.engines.clear.parties import ClearModelParty
 from sottovoce.engines.registry import make_engine
 from sottovoce.errors import (
     CorruptFileError,
@@ -439,3 +440,20 @@ def test_tokens_are_not_forgotten_before_they_are_computed_again(host):
         again = host.client("mine")
         assert again.tokens == [] and len(SavedSession.open(host.mine, "mine").tokens) == 6
         again.channel.close()
+
+
+def test_a_state_that_cannot_be_restored_is_computed_again(host, expected, monkeypatch):
+    """Files that are whole, but not what the engine saved."""
+    client = host.client()
+    client.keep(host.mine, "mine")
+    tokens = greedy_tokens(client, PROMPT, 3)
+
+    def damaged(self, pieces, length):
+        raise CorruptFileError("not mine")
+
+    monkeypatch.setattr(ClearModelParty, "restore", damaged)
+    client.channel.close()
+    while len(tokens) < 6:
+        tokens.append(int(np.argmax(client.decode(tokens[-1]))))
+    assert tokens == expected[:6] and client.resumed
+    client.close()

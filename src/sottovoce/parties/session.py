@@ -13,6 +13,7 @@ from typing import Any
 
 from ..engines.base import ModelParty
 from ..errors import (
+    CorruptFileError,
     PeerGoneError,
     PoolFullError,
     ProtocolError,
@@ -162,7 +163,12 @@ class ServerSession:
 
     def _go_on(self, party: ModelParty, resumed: Resumed) -> None:
         if resumed.tokens:
-            party.restore(resumed.pieces, resumed.tokens)
+            try:
+                party.restore(resumed.pieces, resumed.tokens)
+            except CorruptFileError:
+                # The client comes back, hears that there is no such session, and computes it again.
+                resumed.checkpoints.store.remove(resumed.checkpoints.id)
+                raise PeerGoneError("the server's half of the session is damaged; connect again") from None
         self._length = resumed.tokens
         self.report.resumed_tokens = resumed.tokens
         self._checkpoints = resumed.checkpoints
