@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kept_sessions import Host, go_on, greedy_tokens
 from sottovoce.bench.layer import random_model
 from sottovoce.ckks.parameters import refreshing
 from sottovoce.engines.base import EngineOptions
@@ -84,21 +85,24 @@ def test_generates_what_the_plain_model_does(engine):
         assert total(up, count) == total(down, count)
 
 
-def test_truncates_to_the_public_tokens_only(engine):
+def test_truncates_a_few_tokens_or_all_private_ones(engine):
     def client(party):
-        return [party.prefill([256], [104]), party.prefill([], [101])]
+        first = party.prefill([256], [104, 101])
+        return [first, party.decode(101), party.prefill([], [101])]
 
     def server(party):
-        party.prefill([256], 1)
-        with pytest.raises(UsageError, match="cannot forget"):
-            party._program.length = 5
-            party.truncate(3)
-        party._program.length = 2
+        party.prefill([256], 2)
+        party.truncate(2)
+        party.decode()
+        party._history.clear()
+        with pytest.raises(UsageError, match="last few tokens"):
+            party.truncate(2)
         party.truncate(1)
         party.prefill([], 1)
 
     logits, _ = session(engine, client, server)
-    assert np.abs(logits[1] - engine.model.forward([256, 101])[-1]).max() < 0.05
+    for found, text in zip(logits, ([256, 104, 101], [256, 104, 101], [256, 101]), strict=True):
+        assert np.abs(found - engine.model.forward(text)[-1]).max() < 0.05
 
 
 def test_keys_are_uploaded_once(engine, tmp_path):
@@ -161,6 +165,29 @@ def test_a_server_without_memory_says_so():
 def test_a_private_first_token_is_refused(engine):
     with pytest.raises(SottovoceError, match="first token is public"):
         session(engine, lambda p: p.prefill([], [104]), lambda p: p.prefill([], 1))
+
+
+def test_a_session_survives_its_server(engine, tmp_path):
+    """Saved after every step, gone on with at another server, its last token once more."""
+    engine.keep_in(tmp_path)
+    try:
+        with Host(engine, engine.model, tmp_path) as host:
+            client = host.client()
+            client.keep(host.mine, "talk")
+            first = greedy_tokens(client, [104], 2, [256])
+            client.close()
+            host.stop(5.0)
+            host.start()
+            client = host.client("talk")
+            more = go_on(client, 2)
+            client.close()
+        text = [256, 104]
+        for token in [first[0], *more]:
+            plain = engine.model.forward(text)[-1]
+            assert plain[token] > plain.max() - 0.1
+            text.append(token)
+    finally:
+        engine.directory = None
 
 
 def test_generate_is_unchanged_for_the_user(engine):
