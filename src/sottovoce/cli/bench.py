@@ -311,8 +311,8 @@ def everything(output: str, texts: str | None, quiet: bool) -> None:
 def _run_engine(name: str, settings: dict[str, Any], for_scx: tuple[str, ...]) -> None:
     """A benchmark that the engine scx has its own way of, with these of the settings."""
     if settings["engine"] == "fhe":
-        kept = ("engine", "model", "new_tokens", "output", "as_json", "quiet")
-        _run("fhe", {"what": name, **{key: settings[key] for key in kept}})
+        own = ("engine", "model", "new_tokens", "output", "as_json", "quiet")
+        _run("fhe", {"what": name, **{key: settings[key] for key in own}})
         return
     if settings["engine"] == "scx":
         kept = ("engine", "model", "profile", "output", "as_json", "quiet", *for_scx)
