@@ -274,8 +274,8 @@ def suite(texts: str | Path | None = None) -> list[tuple[str, dict[str, Any]]]:
     jobs += [("faults", {"kv": "clear", "points": 1000}), ("faults", {"kv": "masked", "points": 60})]
     jobs += [("load", {"kv": kv}) for kv in ("clear", "masked")]
     for profile in ("paper", "hardened"):
-        how = {"what": "e2e", "engine": "scx", "profile": profile, "new_tokens": 12, "repeat": 2}
-        jobs += [("scx", how | {"context": context}) for context in (8, 1024)]
+        scx = {"what": "e2e", "engine": "scx", "profile": profile, "new_tokens": 12, "repeat": 2}
+        jobs += [("scx", scx | {"context": context}) for context in (8, 1024)]
     jobs.append(("quality", {"chain": 128, "sample": 40}))
     for path in sorted(p for p in Path(texts).iterdir() if p.suffix in (".txt", ".jsonl")) if texts else []:
         jobs.append(("quality", {"text": str(path)}))
