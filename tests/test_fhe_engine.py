@@ -123,6 +123,8 @@ def test_keys_are_uploaded_once(engine, tmp_path):
         victim.write_bytes(victim.read_bytes()[:-1])
         with pytest.raises(SottovoceError):
             session(engine, lambda p: None, lambda p: None, again)
+        _, (third, _) = session(engine, lambda p: None, lambda p: None, again)
+        assert 0 < total(third, "bytes_up") < uploaded[0] / 20
     finally:
         engine.directory = None
 

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from sottovoce.ckks import (
@@ -28,7 +29,7 @@ from sottovoce.ckks import (
 from sottovoce.ckks.secret import KEY_ID_BYTES
 from sottovoce.engines.base import Progress
 from sottovoce.engines.fhe.description import Description
-from sottovoce.errors import CorruptFileError, IntegrityError, RefusedError
+from sottovoce.errors import CorruptFileError, IntegrityError, RefusedError, SottovoceError
 from sottovoce.net import Channel
 
 _MAX_KEY = 1 << 29
@@ -81,23 +82,44 @@ def receive_keys(channel: Channel, description: Description, directory: Path | N
     refresh: EncapsulationKeys | None = None
     for i in range(count):
         raw = store.load(i) if store is not None and there[i] else channel.recv_message(_MAX_KEY)
-        found: RelinearizationKey | EncapsulationKeys | GaloisKeys
-        if i == 0:
-            found = products = RelinearizationKey.from_bytes(parameters, raw)
-            right = products.key.level >= description.product_level
-        elif i == 1:
-            found = refresh = EncapsulationKeys.from_bytes(parameters, raw)
-            right = refresh.up.level == parameters.top
+        try:
+            found = _parse(description, steps, i, raw)
+            if found.key_id != key_id:
+                raise IntegrityError("an evaluation key belongs to another secret than was announced")
+        except SottovoceError:
+            if store is not None:
+                store.remove(i)  # a damaged file is uploaded again the next time
+            raise
+        if isinstance(found, RelinearizationKey):
+            products = found
+        elif isinstance(found, EncapsulationKeys):
+            refresh = found
         else:
-            step, level = steps[i - 2]
-            found = GaloisKeys.from_bytes(parameters, raw)
-            right = found.steps == (step,) and found.keys[step].level >= level
             rotations.update(found.keys)
-        if found.key_id != key_id or not right:
-            raise IntegrityError("an evaluation key is not the one that was announced")
         if store is not None and not there[i]:
             store.save(i, raw)
     return Evaluator(parameters, products, GaloisKeys(parameters, key_id, rotations), refresh)
+
+
+def _parse(
+    description: Description, steps: Sequence[tuple[int, int]], i: int, raw: bytes | memoryview
+) -> RelinearizationKey | EncapsulationKeys | GaloisKeys:
+    """Key number i. IntegrityError unless it is the one that belongs there."""
+    parameters = description.parameters
+    if i == 0:
+        products = RelinearizationKey.from_bytes(parameters, raw)
+        if products.key.level >= description.product_level:
+            return products
+    elif i == 1:
+        refresh = EncapsulationKeys.from_bytes(parameters, raw)
+        if refresh.up.level == parameters.top:
+            return refresh
+    else:
+        step, level = steps[i - 2]
+        rotations = GaloisKeys.from_bytes(parameters, raw)
+        if rotations.steps == (step,) and rotations.keys[step].level >= level:
+            return rotations
+    raise IntegrityError("an evaluation key is not the one that was announced")
 
 
 def available_memory() -> int | None:
@@ -145,6 +167,9 @@ class KeyStore:
         except OSError:
             pass
 
+    def remove(self, number: int) -> None:
+        self._path(number).unlink(missing_ok=True)
+
     def _path(self, number: int) -> Path:
         return self._directory / f"{number:04d}.key"
 
@@ -154,9 +179,10 @@ def forget_others(directory: Path, keep: int) -> None:
     folders = [p for p in directory.iterdir() if p.is_dir() and re.fullmatch("[0-9a-f]+", p.name)]
     folders.sort(key=lambda p: p.stat().st_mtime)
     for folder in folders[: max(0, len(folders) - keep)]:
-        for file in folder.iterdir():
-            file.unlink(missing_ok=True)
-        folder.rmdir()
+        with suppress(OSError):  # its client may be uploading at this moment
+            for file in folder.iterdir():
+                file.unlink(missing_ok=True)
+            folder.rmdir()
 
 
 __all__ = ["KeyStore", "forget_others", "receive_keys", "send_keys"]
