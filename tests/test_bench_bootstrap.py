@@ -44,7 +44,8 @@ def test_both_sides_run_in_children_and_are_compared(monkeypatch, tmp_path):
     monkeypatch.setattr(bootstrap, "available_bytes", lambda: 1 << 40)
     monkeypatch.setenv(bootstrap.LIBRARY_VARIABLE, "library.so")
     result = bootstrap.run(slots=8, threads=2)
-    assert result["ratio"] == pytest.approx(2) and result["peer_memory_bytes"] == 5
+    assert result["message_ratio"] == 4 and result["ratio"] == pytest.approx(2)
+    assert result["peer_memory_bytes"] == 5
     assert [environment for _, environment in calls] == [None, {"GOMAXPROCS": "2"}]
     monkeypatch.setattr(bootstrap, "available_bytes", lambda: 1 << 30)
     notes = []

@@ -29,7 +29,7 @@ _PATIENCE = 1800.0
 def run(
     slots: int = 1 << 15,
     set: str = "boot16",
-    ratio: int = 4,
+    message_ratio: int = 4,
     threads: int = 1,
     repeat: int = 3,
     peer_python: str | None = None,
@@ -41,7 +41,7 @@ def run(
     """
     if set not in SETS:
         raise UsageError(f"{set!r} is no parameter set; known are {', '.join(SETS)}")
-    job = {"set": set, "slots": slots, "ratio": ratio, "threads": threads, "repeat": repeat}
+    job = {"set": set, "slots": slots, "message_ratio": message_ratio, "threads": threads, "repeat": repeat}
     progress(0, 2, "ours")
     ours = _child([sys.executable, "-m", "sottovoce.bench.bootstrap_runner"], job)
     progress(1, 2, "Lattigo")

@@ -1,7 +1,7 @@
 """Our side of `bench bootstrap`, in a process of its own so that its memory is only its own.
 
-    python -m sottovoce.bench.bootstrap_runner '{"set": "boot16", "slots": 32768, "ratio": 4, "threads": 1,
-                                                 "repeat": 3}'
+    python -m sottovoce.bench.bootstrap_runner '{"set": "boot16", "slots": 32768, "message_ratio": 4,
+                                                 "threads": 1, "repeat": 3}'
 
 Prints one JSON object.
 """
@@ -119,7 +119,7 @@ def main() -> None:
     end_with_parent()
     pin(job["threads"])
     set_threads(job["threads"])
-    print(json.dumps(measure(SETS[job["set"]], job["slots"], job["ratio"], job["repeat"])))
+    print(json.dumps(measure(SETS[job["set"]], job["slots"], job["message_ratio"], job["repeat"])))
 
 
 if __name__ == "__main__":

@@ -257,7 +257,7 @@ def command(name: str, settings: Mapping[str, Any]) -> str:
 def suite(texts: str | Path | None = None) -> list[tuple[str, dict[str, Any]]]:
     """Every benchmark of the documentation with its settings; quality for every text in a directory."""
     jobs: list[tuple[str, dict[str, Any]]] = [("he", {}), ("matrix", {}), ("polynomials", {})]
-    jobs += [("bootstrap", {}), ("bootstrap", {"set": "engine16", "slots": 4096, "ratio": 5})]
+    jobs += [("bootstrap", {}), ("bootstrap", {"set": "engine16", "slots": 4096, "message_ratio": 5})]
     jobs += [("packings", {"width": 1024}), ("packings", {"width": 4096})]
     jobs.append(("ranges", {}))
     jobs += [("layer", {"shape": shape}) for shape in ("smollm2-135m", "gpt2")]

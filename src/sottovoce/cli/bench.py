@@ -200,7 +200,12 @@ def matrix(**settings: Any) -> None:
     default="boot16",
     help="Our parameter set; boot16 is the peer's kind of secret.",
 )
-@option("--ratio", type=click.IntRange(1, 10), default=4, help="Bits between the message and the modulus.")
+@option(
+    "--message-ratio",
+    type=click.IntRange(1, 10),
+    default=4,
+    help="Bits between the message and the modulus.",
+)
 @option("--threads", type=click.IntRange(1), default=1, help="Threads (and cores) of both sides.")
 @option("--repeat", type=click.IntRange(1), default=3, help="Measured runs after a first one.")
 @option(
