@@ -4,6 +4,7 @@ import http.client
 import json
 import socket
 import threading
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import pytest
@@ -25,6 +26,7 @@ from sottovoce.proxy.guard import host_name  # noqa: E402
 from sottovoce.proxy.problems import problem_of  # noqa: E402
 from sottovoce.proxy.serving import WebServer  # noqa: E402
 from sottovoce.proxy.statement import Statement, StatementFile  # noqa: E402
+from sottovoce.proxy.wire import Wire  # noqa: E402
 from test_proxy import HELLO, call, wait_for  # noqa: E402
 from tiny_model import tiny_model  # noqa: E402
 
@@ -39,6 +41,18 @@ def proxied():
 
 def port(proxied):
     return urlsplit(proxied.url).port
+
+
+def test_the_page_does_not_show_the_key_of_a_saved_session():
+    wire = Wire()
+    client = SimpleNamespace(channel=SimpleNamespace(), ledger=SimpleNamespace(place=("keep", "")))
+    wire.watch(client)
+    client.channel.tap_sent(memoryview(b"name and key"))
+    client.ledger.place = ("decode", "embed")
+    client.channel.tap(memoryview(b"shares"))
+    found = wire.since(0)
+    assert [sample["hex"] for sample in found["samples"]] == ["", b"shares".hex()]
+    assert found["bytes"] == {"server": 12, "you": 6}
 
 
 @pytest.mark.parametrize(

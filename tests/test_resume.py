@@ -140,6 +140,39 @@ def test_only_the_owner_comes_back(host, engine):
     host.client("mine").close()
 
 
+def test_nobody_takes_a_session_over_by_its_name(host, expected):
+    """Its name is no secret. Without its key, nobody is kept under it, and its client is not cut off."""
+    client = host.client()
+    client.keep(host.mine, "mine")
+    tokens = greedy_tokens(client, PROMPT, 3)
+    thief = host.client()
+    with pytest.raises(RefusedError, match="key"):
+        thief._keep(host.mine, Ticket(bytes.fromhex(client._kept.id), bytes(32)))
+    tokens.append(int(np.argmax(client.decode(tokens[-1]))))
+    assert tokens == expected[:4] and client.resumed == 0 and len(host.kept) == 1
+    client.close()
+
+
+@pytest.mark.parametrize("kept", [1, 0])
+def test_what_replaced_public_tokens_stays_private(host, kept):
+    """Also when the server has lost the session, and all of it is sent again."""
+    client = host.client()
+    client.keep(host.mine, "mine")
+    client.prefill(PUBLIC, PROMPT)
+    client.truncate(kept)
+    client.prefill([], PROMPT)
+    assert client.public_count == kept
+    client.channel.close()
+    host.stop()
+    host.kept.store.remove(host.kept.store.entries()[0].id)
+    host.start()
+    client.decode(1)
+    assert client.resumed == 1 and client.tokens == [*PUBLIC[:kept], *PROMPT, 1]
+    client.close()
+    host.wait_until_empty()
+    assert host.reports[-1].public_tokens == kept
+
+
 def test_a_session_is_for_one_connection(host, expected):
     """The old one, whose client nobody has seen leaving, is cut off; its last step is not lost."""
     first = host.client()

@@ -339,7 +339,7 @@ class Client:
         with self.ledger.phase("prefill"):
             self._order(command)
             logits: Logits = self._guarded(self._party.prefill, public_tokens, private_tokens, progress)
-        if not self.begun:
+        if not self.tokens:
             self.begun, self.public_count = True, len(public_tokens)
         self.tokens += [*public_tokens, *private_tokens]
         return logits
@@ -381,6 +381,8 @@ class Client:
             self._order(Command(Verb.TRUNCATE, length))
             self._guarded(self._party.truncate, length)
         del self.tokens[length:]
+        # What comes next is private, also when it is appended again to a server that has lost the session.
+        self.public_count = min(self.public_count, length)
 
     def close(self, error: BaseException | None = None) -> None:
         """End the session: politely, or with the reason why it cannot go on. Idempotent."""

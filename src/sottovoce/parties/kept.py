@@ -1,6 +1,7 @@
 """A session that is kept: one party's checkpoints while it goes on, and the server's register of them."""
 
 import base64
+import hmac
 import json
 import time
 from collections.abc import Iterator
@@ -172,12 +173,18 @@ class KeptSessions:
     def keep(self, ticket: Ticket, owner: str, epoch: int) -> Checkpoints:
         """A new session to be kept, or one that was evicted and is kept again. StorageError, RefusedError."""
         self.evict()
+        self.check(ticket, owner)
         id = ticket.id.hex()
         if self.store.find(id) is not None:
-            self.find(id, owner)  # refuses another client's
             self.store.remove(id)
         self.store.create(id, None, {"owner": owner}, b"{}")
         return Checkpoints(self.store, ticket, Stamps(epoch))
+
+    def check(self, ticket: Ticket, owner: str) -> None:
+        """RefusedError if there is a session of that name and whoever asks is not its client."""
+        head = self.find(ticket.id.hex(), owner)
+        if head is not None and not hmac.compare_digest(head.ticket.key, ticket.key):
+            raise RefusedError("the client does not know the key of this session")
 
     def find(self, id: str, owner: str) -> Head | None:
         """A saved session of this owner; None if there is none that can be read."""

@@ -178,6 +178,7 @@ class ServerSession:
         ticket, epoch = read_keep(self.channel), new_epoch()
         if self._kept is None or self._checkpoints is not None:
             return answer_keep(self.channel, None)
+        self._kept.check(ticket, self._owner)  # before the connection that holds it is cut off
         held.enter_context(self._kept.claimed(ticket, self.channel))
         try:
             self._checkpoints = self._kept.keep(ticket, self._owner, epoch)

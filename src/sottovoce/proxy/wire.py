@@ -60,8 +60,8 @@ class Wire:
             return
         self._next[to] = now + _INTERVAL
         phase, operation = client.ledger.place
+        # The key of a saved session is for the server's eyes only, not for all programs of this machine.
+        shown = b"" if phase == "keep" else bytes(view[:_SHOWN])
         with self._lock:
             self._count += 1
-            self._samples.append(
-                Sample(self._count, to, len(view), phase, operation, bytes(view[:_SHOWN]).hex())
-            )
+            self._samples.append(Sample(self._count, to, len(view), phase, operation, shown.hex()))
