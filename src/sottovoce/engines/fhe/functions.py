@@ -29,7 +29,7 @@ class Margins:
 
     norm_low: float = 2.5
     norm_high: float = 2.0
-    activation: float = 1.6
+    activation: float = 2.1
     score_low: float = 1.6
     score_high: float = 8.0  # added, in nats: rows whose log-sum was predicted too low
     coarse_low: float = 2.5
