@@ -32,10 +32,10 @@ from sottovoce.models.config import Config
 if TYPE_CHECKING:
     from sottovoce.engines.public import PublicModel
 
-# Seconds of a refresh on the cost model's core, counted like everything else there (`bench bootstrap` measures
-# it), and bytes of its maps' plaintexts, by slots.
+# Seconds of a refresh on the cost model's core (a count of its primitives; `bench bootstrap` measures it), and
+# bytes of its maps' plaintexts, by slots.
 _SMALL, _FULL = 4096, 32768
-_REFRESH_SECONDS = {_SMALL: 4.3, _FULL: 4.6}
+_REFRESH_SECONDS = {_SMALL: 3.0, _FULL: 3.6}
 _MAP_BYTES = {_SMALL: 0.71e9, _FULL: 2.6e9}
 _DEGREE = 1 << 16
 
