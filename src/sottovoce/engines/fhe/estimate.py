@@ -32,7 +32,7 @@ from sottovoce.models.config import Config
 if TYPE_CHECKING:
     from sottovoce.engines.public import PublicModel
 
-# Seconds of a refresh on the cost model's core (a count of its primitives; `bench bootstrap` measures it), and
+# Seconds of a refresh on the cost model's core (its primitives counted; `bench bootstrap` measures it), and
 # bytes of its maps' plaintexts, by slots.
 _SMALL, _FULL = 4096, 32768
 _REFRESH_SECONDS = {_SMALL: 3.0, _FULL: 3.6}
