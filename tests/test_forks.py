@@ -2,11 +2,16 @@
 would use the same one-time values."""
 
 import os
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
+from sottovoce.correlations.attention import AttentionSource
+from sottovoce.correlations.stocked import StockedSource
+from sottovoce.engines.scx.noise import NoiseStock
 from sottovoce.errors import ProtocolError
-from sottovoce.net import run_pair
+from sottovoce.net import Role, run_pair
 from sottovoce.ot import OtExtension
 from sottovoce.ring.sampling import SEED_BYTES, Stream
 
@@ -53,6 +58,28 @@ def test_oblivious_transfers_end_at_a_fork():
         take = (lambda ot=ot: ot.send_cots(4)[0]) if use == "send" else (lambda ot=ot: ot.receive_cots(4)[0])
         assert in_child(take) == ProtocolError.__name__
         assert take() == 0
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_what_lies_in_memory_is_not_spent_in_two_processes():
+    same = SimpleNamespace(put=lambda rows: rows)
+    source, noise = Source(Role.CLIENT), NoiseStock(same, lambda rows: np.ones((rows, 2)), lambda rows: rows)
+    attention = run_pair(*[lambda ch: AttentionSource(ch, layers=1, heads=1, kv_heads=1, head_dim=4)] * 2)[0]
+    source.prepare("ands", 4)
+    noise.make(4)
+    attention.burn(4)
+    for take in (
+        lambda: source.ands(2).a.size,
+        lambda: len(noise.take(2)[0]),
+        lambda: attention._mark(4) or 2,
+    ):
+        assert in_child(take) == ProtocolError.__name__
+        assert take() == 2
+
+
+class Source(StockedSource):
+    def make(self, key, n):
+        return np.zeros(n, np.uint8), np.zeros(n, np.uint8), np.zeros(n, np.uint8)
 
 
 def _ready(channel, sends):

@@ -22,6 +22,7 @@ from sottovoce.correlations.attention_blocks import AttentionMaker, AttentionSha
 from sottovoce.correlations.attention_segments import Segment, SegmentInMaking
 from sottovoce.errors import ParameterError, ProtocolError
 from sottovoce.net import Channel
+from sottovoce.ring.forks import generation, require_same_process
 
 Words = npt.NDArray[np.uint64]
 Indices = npt.NDArray[np.int64]
@@ -43,6 +44,7 @@ class AttentionSource:
             raise ParameterError(f"attention: material is made for one token or more at a time, not {block}")
         self.shape = AttentionShape(layers, heads, kv_heads, head_dim)
         self.block = block
+        self._process = generation()
         # Called with the number of counters used so far, before the last of them is handed out.
         self.record: Callable[[int], None] | None = None
         self._maker = AttentionMaker(channel, self.shape)
@@ -199,6 +201,7 @@ class AttentionSource:
 
     def _mark(self, end: int) -> None:
         """Counters below `end` are about to be handed out."""
+        require_same_process(self._process)
         if end > self._recorded:
             if self.record is not None:
                 self.record(end)
@@ -212,6 +215,7 @@ class AttentionSource:
 
     def questions(self, layer: int, count: int) -> list[Questions]:
         """The queries of a layer's last `count` live tokens, block by block."""
+        require_same_process(self._process)
         live = self._live[layer]
         if not 0 < count <= live.size:
             raise ParameterError(f"cache: {count} queries on {live.size} tokens")

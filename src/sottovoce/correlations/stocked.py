@@ -22,6 +22,7 @@ from sottovoce.correlations.stock import Arrays, Stock
 from sottovoce.errors import ParameterError
 from sottovoce.ot import FoldedPads
 from sottovoce.ot.modular import sum_mod
+from sottovoce.ring.forks import generation, require_same_process
 from sottovoce.ring.primes import P_FIELD
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class StockedSource(CorrelationSource):
 
     def __init__(self, role: "Role") -> None:
         self.role = role
+        self._process = generation()
         self.consumed = Counter()
         self._stocks: dict[Kind, Stock] = {}
         self._demand: Counter[Kind] = Counter()  # since the last refill
@@ -111,6 +113,7 @@ class StockedSource(CorrelationSource):
         return 1 << (length - 1).bit_length() if length < 32 else -(-length // 32) * 32
 
     def _take(self, key: Kind, n: int) -> Arrays:
+        require_same_process(self._process)
         stock = self._fill(key, n)
         self.consumed[key[0]] += n
         self._demand[key] += n

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sottovoce.engines.scx.arrays import Array, Arrays, namespace
+from sottovoce.ring.forks import generation, require_same_process
 
 Draw = Callable[[int], npt.NDArray[np.float64]]
 Image = Callable[[Array], Array]
@@ -26,6 +27,7 @@ class NoiseStock:
     def __init__(self, arrays: Arrays, draw: Draw, image: Image, dtype: type = np.float32) -> None:
         self._arrays, self._draw, self._image, self._dtype = arrays, draw, image, dtype
         self._ready: tuple[Array, Array] | None = None
+        self._process = generation()
         self.made = self.used = 0
 
     @property
@@ -45,6 +47,7 @@ class NoiseStock:
 
     def take(self, rows: int) -> tuple[Array, Array]:
         """(α, αW) for so many rows, which nobody gets again. Large requests are made to measure."""
+        require_same_process(self._process)
         if self._ready is None or self.ready < rows:
             if rows >= _BATCH:
                 self.used += rows
