@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,11 +11,12 @@ from kept_sessions import Host, go_on, greedy_tokens
 from sottovoce.bench.layer import random_model
 from sottovoce.ckks.parameters import refreshing
 from sottovoce.engines.base import EngineOptions
-from sottovoce.engines.fhe import FheDataParty, FheEngine, keyring, state
+from sottovoce.engines.fhe import FheDataParty, FheEngine, keyring, parties, state
 from sottovoce.engines.fhe import description as descriptions
 from sottovoce.errors import (
     CorruptFileError,
     ParameterMismatchError,
+    PeerGoneError,
     RefusedError,
     SottovoceError,
     UnsupportedModelError,
@@ -23,7 +25,7 @@ from sottovoce.errors import (
 from sottovoce.models import load_model
 from sottovoce.models.chat import Prompt
 from sottovoce.models.shapes import SHAPES
-from sottovoce.net import run_pair
+from sottovoce.net import Ledger, run_pair
 from sottovoce.parties import Address, Client, GenerationOptions, Server, Welcome, Wish, generate
 from tiny_model import tiny_model
 
@@ -127,6 +129,19 @@ def test_keys_are_uploaded_once(engine, tmp_path):
         assert 0 < total(third, "bytes_up") < uploaded[0] / 20
     finally:
         engine.directory = None
+
+
+def test_uploads_that_broke_off_do_not_fill_the_disk(tmp_path, monkeypatch):
+    def broken(channel, description, directory):
+        keyring.KeyStore(directory / next(names)).save(0, b"key")
+        raise PeerGoneError("left")
+
+    monkeypatch.setattr(parties, "receive_keys", broken)
+    engine, names = SimpleNamespace(description=object(), directory=tmp_path), iter(("00", "01", "02", "03"))
+    for _ in range(4):
+        with pytest.raises(PeerGoneError):
+            parties.FheModelParty(engine).setup(SimpleNamespace(ledger=Ledger()))
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_a_session_is_saved_and_goes_on(engine):

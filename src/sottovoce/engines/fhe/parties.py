@@ -136,9 +136,11 @@ class FheModelParty(ModelParty):
         engine, self._channel = self.engine, channel
         assert engine.description is not None
         with channel.ledger.operation("keys"):
-            evaluator = receive_keys(channel, engine.description, engine.directory)
-            if engine.directory is not None and engine.directory.is_dir():
-                forget_others(engine.directory, _KEPT_CLIENTS)
+            try:
+                evaluator = receive_keys(channel, engine.description, engine.directory)
+            finally:  # also after uploads that broke off: gigabytes under any name a client likes
+                if engine.directory is not None and engine.directory.is_dir():
+                    forget_others(engine.directory, _KEPT_CLIENTS)
         self._key_id = evaluator.key_id
         self._slots = CkksSlots(evaluator, engine.shape.n, engine.bootstrapper, channel.ledger.operation)
         self._program = self._fresh()
