@@ -99,4 +99,9 @@ def test_security_table() -> None:
             security.check(n, bits)
     with pytest.raises(ParameterError):
         security.check(8192, 100, secret="sparse")
-    assert [row.log_qp for row in security.LIMITS] == [53, 106, 214, 430, 868, 1747]
+    limits = [row.log_qp for row in security.LIMITS if row.secret == "ternary"]
+    assert limits == [53, 106, 214, 430, 868, 1747]
+    with pytest.raises(ParameterError):
+        security.check(65536, 1600, secret="sparse-192")
+    with pytest.raises(ParameterError):
+        security.check(65536, 200, secret="ephemeral-32")
