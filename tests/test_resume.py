@@ -313,6 +313,9 @@ def test_processes_do_not_share_a_session(tmp_path):
             pass
     with exclusive(store, "mine"):
         pass
+    store.create("f" * 32, "mine", {}, b"")
+    with exclusive(store, "mine"), pytest.raises(RefusedError, match="in use"), exclusive(store, "f" * 32):
+        pass
     for name in ("", "a/b", "a\0", "x" * 65, "../mine"):
         with pytest.raises(UsageError, match="cannot name"), exclusive(store, name):
             pass

@@ -83,9 +83,11 @@ def check_name(name: str) -> None:
 
 @contextmanager
 def exclusive(store: SessionStore, name: str) -> Iterator[None]:
-    """The session is this process's: another one that wants it meanwhile is refused."""
+    """The session is this process's: another one that wants it meanwhile, by name or id, is refused."""
     check_name(name)
-    path: Path = store.directory / f".{name}.lock"
+    entry = store.find(name)
+    locked = name if entry is None or entry.name is None else entry.name
+    path: Path = store.directory / f".{locked}.lock"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
         try:
