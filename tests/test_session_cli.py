@@ -153,8 +153,8 @@ def test_kill_9(who, model_path, tmp_path, environment, session):  # noqa: F811
         assert listed[0]["tokens"] >= 4
         if listed[0]["tokens"] >= 4 + 79:
             return  # the answer was finished before the signal came
-        # No answer was finished, so the conversation begins again. The session holds some of it already, unless
-        # the signal fell into the middle of writing that down: then it is computed again.
+        # No answer was finished, so the conversation begins again. The session holds some of it already,
+        # unless the signal fell into the middle of writing that down: then it is computed again.
         done = run(
             "generate", first.address, "one", *RAW, "--json", "--session", "mine",
             "--fingerprint", first.info["fingerprint"], env=environment,
