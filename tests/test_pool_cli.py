@@ -114,7 +114,7 @@ def test_a_full_pool(machine):
 
 
 def test_interrupted_preparation_keeps_what_is_complete(machine):
-    command = [*BASE, "prepare", machine.address, "--tokens", "96"]
+    command = [*BASE, "prepare", machine.address, "--tokens", "600"]
     process = subprocess.Popen(command, env=machine.env, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while len(list(machine.client_pools.rglob("*.items"))) < 3:
