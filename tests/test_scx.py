@@ -106,8 +106,8 @@ def test_what_was_not_saved_by_this_engine_is_refused(profile):
                 pair.client.restore(pieces, len(PROMPT))
 
 
-def test_without_the_row_key_the_encoded_cache_is_useless():
-    """Another user's row key, for the same server: the answer changes like that of another prompt."""
+def test_without_the_row_key_logits_are_others():
+    """Another row key, for the same server: how much that hides of a text is measured by `bench quality`."""
     model = tiny("llama")
     with Pair(engine_of(model, "paper")) as pair:
         long = [i * 37 % 256 for i in range(40)]
