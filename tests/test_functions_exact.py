@@ -36,7 +36,7 @@ def test_the_carry_of_every_pair(bits: int) -> None:
 @pytest.mark.parametrize("shift", [1, 2, 4, 5, 6])
 @pytest.mark.parametrize("base", [0, -3 << 20, EDGE, -EDGE])
 def test_every_low_part_of_both_shares(shift: int, base: int) -> None:
-    """All 4^shift low parts of a value and of the client's share, for shares in every quarter of the field."""
+    """All 4^shift low parts of values and of the client's share, for shares in every quarter of the field."""
     model = ModelArithmetic(np.random.default_rng(shift))
     low = np.arange(1 << shift)
     quarters = np.array([0, P_FIELD // 4, P_FIELD // 2, P_FIELD - (1 << shift)])
