@@ -63,3 +63,10 @@ def test_the_index_of_benchmarks_names_every_table() -> None:
     index = DOCS / "benchmarks" / "README.md"
     named = set(re.findall(r"^\| \[?(\w+)\b", prose(index), re.MULTILINE))
     assert {page.stem for page in index.parent.glob("*.md")} - {"README"} <= named
+
+
+def test_decisions_are_numbered_and_have_a_status() -> None:
+    pages = sorted((DOCS / "adr").glob("*.md"))
+    assert [page.name[:4] for page in pages] == [f"{number + 1:04d}" for number in range(len(pages))]
+    for number, page in enumerate(pages):
+        assert re.match(rf"# {number + 1}\. .+\n\nStatus: \w+", page.read_text(encoding="utf-8")), page.name
