@@ -20,26 +20,15 @@ from sottovoce.correlations.matrix_maker import MatrixMaker, prepared_bytes
 from sottovoce.dense import DENSE, SENT_BYTES, DenseParameters
 from sottovoce.engines.hybrid.linears import NAMES, matrix_shapes
 from sottovoce.engines.hybrid.prepared import model_shapes
-from sottovoce.models.config import Config, Rope
+from sottovoce.models.config import Config
+from sottovoce.models.shapes import SHAPES
 from sottovoce.mpc.encoded import EncodedMatrix
 from sottovoce.mpc.linear import HomomorphicLinear, rotation_steps
 from sottovoce.net import Channel, memory_pair, run_pair
 from sottovoce.packing import exchange_keys, give_back_bytes, plan_matvec, upload_bytes
 from sottovoce.ring import set_threads, threads
 
-SMOLLM2 = Config(
-    model_type="llama",
-    vocab_size=49152,
-    width=576,
-    layers=30,
-    heads=9,
-    kv_heads=3,
-    head_dim=64,
-    ffn_width=1536,
-    context_length=2048,
-    rope=Rope(),
-    tied_head=True,
-)
+SMOLLM2 = SHAPES["smollm2-135m"]
 _SLICE = 8192  # rows of the head and columns of the embedding that are measured
 Shapes = dict[MatrixKey, tuple[int, int]]
 

@@ -51,36 +51,8 @@ _NOTHING_TO_KEEP = "this engine keeps no state that could be saved"
 _NOTHING_TO_PREPARE = "this engine has nothing to prepare; serve with the engine hybrid"
 
 
-class ModelParty(ABC):
-    """The server's half of a session: isolated state, one per connection.
-
-    shelf: where its half of the client's pool of prepared material is; set before `setup`, None for none.
-    dealer: connects to the dealer, where the options name one; set before `setup`.
-    """
-
-    shelf: Shelf | None = None
-    dealer: Callable[[], Channel] | None = None
-
-    @abstractmethod
-    def setup(self, channel: Channel, progress: Progress | None = None) -> None:
-        """Exchange what a session needs once: keys, base OTs. Called first, after the handshake."""
-
-    @abstractmethod
-    def prefill(self, public_tokens: Sequence[int], n_private: int) -> None:
-        """Append a public prefix (only in an empty session) and n_private tokens that only the client
-        knows."""
-
-    @abstractmethod
-    def decode(self) -> None:
-        """Append one private token."""
-
-    @abstractmethod
-    def verify(self, n: int) -> None:
-        """Append n private tokens in one pass; the client gets the logits of each."""
-
-    @abstractmethod
-    def truncate(self, length: int) -> None:
-        """Forget all tokens from position `length` on."""
+class Half(ABC):
+    """What both halves of a session can do: prepare ahead, and be kept."""
 
     def prepare(self, tokens: int, progress: Progress | None = None) -> None:
         """Make ahead what `tokens` tokens take that does not depend on them; kept in the pool, if there is
@@ -111,11 +83,43 @@ class ModelParty(ABC):
         """
         raise UsageError(_NOTHING_TO_KEEP)
 
+    @abstractmethod
+    def setup(self, channel: Channel, progress: Progress | None = None) -> None:
+        """Exchange what a session needs once: keys, base OTs. Called first, after the handshake."""
+
+    @abstractmethod
+    def truncate(self, length: int) -> None:
+        """Forget all tokens from position `length` on."""
+
+
+class ModelParty(Half):
+    """The server's half of a session: isolated state, one per connection.
+
+    shelf: where its half of the client's pool of prepared material is; set before `setup`, None for none.
+    dealer: connects to the dealer, where the options name one; set before `setup`.
+    """
+
+    shelf: Shelf | None = None
+    dealer: Callable[[], Channel] | None = None
+
+    @abstractmethod
+    def prefill(self, public_tokens: Sequence[int], n_private: int) -> None:
+        """Append a public prefix (only in an empty session) and n_private tokens that only the client
+        knows."""
+
+    @abstractmethod
+    def decode(self) -> None:
+        """Append one private token."""
+
+    @abstractmethod
+    def verify(self, n: int) -> None:
+        """Append n private tokens in one pass; the client gets the logits of each."""
+
     def close(self) -> None:  # noqa: B027  (a hook: not every engine holds something)
         """Release the session's keys and cache."""
 
 
-class DataParty(ABC):
+class DataParty(Half):
     """The client's half of a session.
 
     shelf: where its pool of prepared material is; set before `setup`, None for none.
@@ -130,10 +134,6 @@ class DataParty(ABC):
     def secret_key(self) -> bytes:
         """What decrypts the session's state, to be kept with it; empty if there is no such key."""
         return b""
-
-    @abstractmethod
-    def setup(self, channel: Channel, progress: Progress | None = None) -> None:
-        """Exchange what a session needs once: keys, base OTs. Called first, after the handshake."""
 
     @abstractmethod
     def prefill(
@@ -155,20 +155,6 @@ class DataParty(ABC):
         What `decode` would return token by token, up to the engine's rounding. The server learns T.
         """
 
-    @abstractmethod
-    def truncate(self, length: int) -> None:
-        """Forget all tokens from position `length` on."""
-
-    def prepare(self, tokens: int, progress: Progress | None = None) -> None:
-        """Make ahead what `tokens` tokens take that does not depend on them; kept in the pool, if there is
-        one."""
-        raise UsageError(_NOTHING_TO_PREPARE)
-
-    def prepare_step(self, tokens: int, progress: Progress | None = None) -> bool:
-        """A part of `prepare`, some seconds long; whether more is left."""
-        self.prepare(tokens, progress)
-        return False
-
     @property
     def has_pool(self) -> bool:
         """Whether this session takes prepared material from a pool that outlives it."""
@@ -177,25 +163,6 @@ class DataParty(ABC):
     def ready(self, most: int) -> int:
         """For how many tokens to come the pool has everything, counted to `most`."""
         return 0
-
-    @property
-    def keeps(self) -> bool:
-        """Whether the session's state can be saved; otherwise a session goes on by computing it again."""
-        return False
-
-    def changed(self, first: int) -> dict[str, Piece]:
-        """This party's half of what tokens from `first` on have changed, by name. Local; after a step."""
-        raise UsageError(_NOTHING_TO_KEEP)
-
-    def saved(self) -> None:  # noqa: B027  (a hook)
-        """What `changed` returned last is safe."""
-
-    def restore(self, pieces: Pieces, length: int) -> None:
-        """Go on from saved pieces, oldest first, and `length` tokens of them. After `setup`, in lockstep.
-
-        CorruptFileError if they are not what this engine saved.
-        """
-        raise UsageError(_NOTHING_TO_KEEP)
 
     def close(self) -> None:  # noqa: B027  (a hook)
         """Forget keys and one-time material."""
