@@ -152,7 +152,7 @@ def test_nothing_secret_is_logged(engine, tmp_path):
     with Host(engine, tiny_model(), tmp_path, **options) as host:
         client = host.client(api_key="topsecretkey")
         client.keep(host.mine, "mine")
-        ticket = client._kept.ticket
+        ticket, local = client._keeping.ticket(""), client._keeping.saved.head.ticket
         greedy_tokens(client, odd, 3)
         client.channel.close()
         with pytest.raises(RefusedError, match="does not know this one"):
@@ -171,7 +171,8 @@ def test_nothing_secret_is_logged(engine, tmp_path):
         host.wait_until_empty()
     told = out.getvalue() + "\n".join(events) + metrics.page() + json.dumps([vars(r) for r in host.reports])
     assert "ann" in told and "session ended" in told
-    for secret in ("topsecretkey", "wrongsecretkey", ticket.key.hex(), ticket.id.hex(), "garbage"):
+    tickets = [value.hex() for one in (ticket, local) for value in (one.key, one.id)]
+    for secret in ("topsecretkey", "wrongsecretkey", *tickets, "garbage"):
         assert secret not in told
     for line in out.getvalue().splitlines():
         entry = json.loads(line)

@@ -32,7 +32,8 @@ from sottovoce.parties import (
 from sottovoce.parties import kept as kept_module
 from sottovoce.parties.admission import Admission
 from sottovoce.parties.kept import KeptSessions
-from sottovoce.parties.resume import Stamps, Ticket, common, parse_stamps
+from sottovoce.parties.protocol import Command, Verb
+from sottovoce.parties.resume import Stamps, Ticket, ask_to_keep, common, parse_stamps
 from sottovoce.parties.saved import SavedSession, exclusive
 from sottovoce.parties.store import SessionStore
 from tiny_model import tiny_model
@@ -50,6 +51,16 @@ def engine():
 @pytest.fixture(scope="module")
 def expected():
     return greedy(tiny_model(), PROMPT, 12)
+
+
+class Thief:
+    """Somebody who has heard a session's name, and not its key."""
+
+    def __init__(self, ticket: Ticket) -> None:
+        self.ticket = ticket
+
+    def at(self, server):
+        return Ticket(self.ticket.at(server).id, bytes(32))
 
 
 @pytest.fixture
@@ -133,8 +144,7 @@ def test_only_the_owner_comes_back(host, engine):
     greedy_tokens(client, PROMPT, 2)
     client.close()
     saved = SavedSession.open(host.mine, "mine")
-    thief = Ticket(saved.head.ticket.id, bytes(32))
-    saved.head = dataclasses.replace(saved.head, ticket=thief)
+    saved.head = dataclasses.replace(saved.head, ticket=Thief(saved.head.ticket))
     with pytest.raises(RefusedError, match="key"):
         Client(*host.connected(Wish("clear")), saved=saved)
     host.client("mine").close()
@@ -147,7 +157,9 @@ def test_nobody_takes_a_session_over_by_its_name(host, expected):
     tokens = greedy_tokens(client, PROMPT, 3)
     thief = host.client()
     with pytest.raises(RefusedError, match="key"):
-        thief._keep(host.mine, Ticket(bytes.fromhex(client._kept.id), bytes(32)))
+        thief._order(Command(Verb.KEEP))
+        ask_to_keep(thief.channel, Thief(client._keeping.saved.head.ticket).at(""))
+        thief.channel.recv(1)
     tokens.append(int(np.argmax(client.decode(tokens[-1]))))
     assert tokens == expected[:4] and client.resumed == 0 and len(host.kept) == 1
     client.close()

@@ -7,23 +7,15 @@ from typing import Any, TypeVar
 
 from ..engines.base import DataParty, Logits, Progress
 from ..engines.registry import make_data_party
-from ..errors import (
-    ModelMismatchError,
-    PeerConnectionError,
-    PoolFullError,
-    PromptTooLongError,
-    RefusedError,
-    ServerBusyError,
-    UsageError,
-)
+from ..errors import PeerConnectionError, PoolFullError, PromptTooLongError, ServerBusyError, UsageError
 from ..net import Channel, Ledger, SocketChannel
 from ..net.tls import KnownHosts
 from .address import CONNECT_TIMEOUT, DEFAULT_PORT, Address, Identity, Route, open_socket
-from .kept import Checkpoints
+from .keeping import Keeping, check_free
 from .pools import Pools
 from .protocol import MAX_VERIFY, Caller, CardCache, Command, Verb, Welcome, Wish, client_handshake
-from .resume import Agreed, Stamps, Ticket, ask_to_keep, come_back
-from .saved import SavedSession, check_name
+from .resume import Agreed
+from .saved import SavedSession
 from .store import SessionStore
 
 __all__ = ["DEFAULT_PORT", "Address", "Client", "Identity", "open_socket"]
@@ -69,11 +61,8 @@ class Client:
         self.resumed = 0  # how often the session came back by itself
         self.notify: Callable[[str], None] = lambda line: None  # what a user may want to know meanwhile
         self._wish, self._cards, self._pools, self._dealer = wish, cards, pools, dealer
-        self._api_key, self._again, self._saved, self._forget = api_key, again, saved, forget
-        self._kept: Checkpoints | None = None
-        self._facts: dict[str, Any] = {}
-        self._secret = ""
-        self.notes: dict[str, Any] = {} if saved is None else saved.notes
+        self._api_key, self._again, self._forget = api_key, again, forget
+        self._keeping = Keeping(saved)
         self.tokens: list[int] = []  # public and private ones that the session's cache holds
         self.begun = False  # anything was ever sent: public tokens can only come first
         self.public_count = 0  # of the tokens that the session began with
@@ -83,31 +72,25 @@ class Client:
         """Handshake and agreement on the saved session, on a new channel."""
         with self.ledger.phase("setup"), self.ledger.operation("handshake"):
             caller = Caller(api_key=self._api_key)
-            if self._saved is not None:
-                purpose = "forget" if self._forget else "resume"
-                caller = Caller(purpose, self._saved.entry.id, self._api_key)
+            ticket = self._keeping.ticket(self._server)
+            if ticket is not None:
+                caller = Caller("forget" if self._forget else "resume", ticket.id.hex(), self._api_key)
             self.welcome: Welcome = client_handshake(self.channel, self._wish, self._cards, caller)
             self.card = self.welcome.card
             try:
                 self._party: DataParty = make_data_party(self.welcome.options, self.welcome.public)
-                self._agreed = None if self._saved is None else self._returned(self._saved)
+                self._keeping.come_back(self.channel, self._server, self.card.model_digest)
             except BaseException as error:
                 self.channel.abort(error)
                 raise
         self._party.dealer = self._dealer
         if self._pools is not None:
-            server = "no certificate" if self.identity is None else self.identity.fingerprint
-            self._party.shelf = self._pools.shelf(server, self.welcome)
+            self._party.shelf = self._pools.shelf(self._server or "no certificate", self.welcome)
 
-    def _returned(self, saved: SavedSession) -> Agreed:
-        """Hear how much of the saved session the server has."""
-        model = saved.entry.facts.get("model")
-        if model not in (None, self.card.model_digest):
-            raise ModelMismatchError(
-                "the session was saved with another model than the server has now; remove it, or serve that"
-                " model again"
-            )
-        return come_back(self.channel, saved.head.ticket, saved.head.stamps.astype("<u8").tobytes())
+    @property
+    def _server(self) -> str:
+        """What the server is recognised by, its certificate; empty without TLS."""
+        return "" if self.identity is None else self.identity.fingerprint
 
     @classmethod
     def connect(
@@ -156,11 +139,11 @@ class Client:
     def setup(self, progress: Progress | None = None) -> None:
         """Exchange keys and base OTs, once a session; `tokens` is then what a saved session holds."""
         with self.ledger.phase("setup"):
-            saved, agreed = self._saved, self._agreed
+            saved, agreed = self._keeping.saved, self._keeping.agreed
             if saved is not None and agreed is not None and agreed.tokens:
                 self._party.secret = saved.secret
             self._guarded(self._party.setup, self.channel, progress)
-            self._secret = self._party.secret_key().hex()
+            self._keeping.secret = self._party.secret_key().hex()
             if saved is not None and agreed is not None:
                 self._go_on(saved, agreed)
         if isinstance(self.channel, SocketChannel):
@@ -170,21 +153,25 @@ class Client:
     def _go_on(self, saved: SavedSession, agreed: Agreed) -> None:
         count = agreed.tokens
         if count:
-            pieces = [(name, dict(piece)) for name, piece in saved.store.pieces(saved.entry.id)]
-            self._guarded(self._party.restore, pieces, count)
+            self._guarded(self._party.restore, self._keeping.pieces(), count)
         self.tokens = saved.tokens[:count]
         self.begun, self.public_count = count > 0, min(saved.public_count, count)
-        self._facts = dict(saved.entry.facts)
         if agreed.known:
-            self._kept = saved.checkpoints(agreed.epoch, count)
+            self._keeping.go_on()
         else:
-            self._keep(saved.store, saved.head.ticket)
-        # Nothing is written yet: until the next step, the disk has all tokens that there ever were.
+            with self.ledger.phase("keep"):
+                self._order(Command(Verb.KEEP))
+                self._keeping.go_on_anew(self.channel, self._server)
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """Whatever the caller wants to be saved with the session, by `checkpoint`."""
+        return self._keeping.notes
 
     @property
     def is_kept(self) -> bool:
         """Whether the session survives this connection and this process."""
-        return self._kept is not None
+        return self._keeping.store is not None
 
     def keep(self, store: SessionStore, name: str | None = None, server: str = "") -> None:
         """Save the session at both parties from now on, after every step.
@@ -192,55 +179,19 @@ class Client:
         RefusedError if the server keeps none, UsageError if the name is taken, StorageError if it cannot be
         written. server: the address to show in lists. Cost: 2 messages.
         """
-        if name is not None:
-            check_name(name)
-        if name is not None and store.find(name) is not None:
-            raise UsageError(f"there is already a saved session named {name!r}; choose another name")
-        options, ticket = self.welcome.options, Ticket.new()
-        self._facts = {
-            "server": server,
-            "fingerprint": None if self.identity is None else self.identity.fingerprint,
-            "model": self.card.model_digest,
-            "model_name": self.card.name,
-            "engine": options.engine,
-            "kv": options.kv,
-        }
-        self._keep(store, ticket)
-        assert self._kept is not None
-        try:
-            self._kept.begin(self._party, name, {"tokens": []}, self._facts)
-        except UsageError:
-            self._kept = None
-            raise
-        self._checkpoint()
-        self._saved = SavedSession.open(store, ticket.id.hex())
-
-    def _keep(self, store: SessionStore, ticket: Ticket) -> None:
+        check_free(store, name)
         with self.ledger.phase("keep"):
             self._order(Command(Verb.KEEP))
-            epoch = self._guarded(ask_to_keep, self.channel, ticket)
-        if epoch is None:
-            raise RefusedError(
-                "the server keeps no sessions, or has no room for another one; go on without --session"
-            )
-        self._kept = Checkpoints(store, ticket, Stamps(epoch))
+            self._keeping.begin(self.channel, store, self._party, name, (self._server, server), self.welcome)
+        self._checkpoint()
+        self._keeping.opened()
 
     def checkpoint(self) -> None:
         """Save `notes`; what a step changes is saved by itself. After `close`, too."""
-        if self._kept is not None and len(self._kept.stamps) == self.length:
-            self._kept.write_head(self._head(), self._facts)
+        self._keeping.write_notes(self.tokens, self.public_count)
 
     def _checkpoint(self) -> None:
-        if self._kept is not None:
-            self._kept.write(self._party, self.length, self._head(), self._facts)
-
-    def _head(self) -> dict[str, Any]:
-        return {
-            "tokens": self.tokens,
-            "public": self.public_count,
-            "secret": self._secret,
-            "notes": self.notes,
-        }
+        self._keeping.write(self._party, self.tokens, self.public_count)
 
     def _step(self, run: Callable[[], T]) -> T:
         """Do a step and save it. If the connection of a kept session breaks, do it again on another one."""
@@ -252,15 +203,15 @@ class Client:
                 result = run()
                 break
             except PeerConnectionError:
-                if self._again is None or self._kept is None or attempt + 1 == _ATTEMPTS:
+                if self._again is None or not self.is_kept or attempt + 1 == _ATTEMPTS:
                     raise
         self._checkpoint()
         return result
 
     def _reconnect(self, wanted: list[int]) -> None:
         """Come back to the session on a new connection, and append what the server has not got."""
-        assert self._again is not None and self._kept is not None
-        store, id, public = self._kept.store, self._kept.id, self.public_count
+        assert self._again is not None
+        public = self.public_count
         self.notify("the connection broke; coming back to the session …")
         self._party.close()
         self.channel.close()
@@ -270,7 +221,7 @@ class Client:
                 channel, self.identity = self._again()
                 channel.ledger = ledger
                 self.channel = channel
-                self._saved = SavedSession.open(store, id)
+                self._keeping.opened()
                 self._begin()
                 break
             except (PeerConnectionError, ServerBusyError) as error:

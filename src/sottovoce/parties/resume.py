@@ -13,7 +13,8 @@ Equal stamps are the same token in the same state at both parties, so the tokens
 stamps begin are what the session goes on from; whatever one party saved beyond them (it was killed a moment
 later than the other, or earlier) is left out, and the client appends those tokens again.
 
-The name is a random number and not secret. The key is: whoever has it is the session's client.
+The name is a random number and not secret. The key is: whoever has it is the session's client. Both are
+derived from the client's own for each server, so that a session offered to another server gives nothing away.
 """
 
 import hmac
@@ -50,6 +51,14 @@ class Ticket:
     @classmethod
     def new(cls) -> "Ticket":
         return cls(secrets.token_bytes(ID_BYTES), secrets.token_bytes(KEY_BYTES))
+
+    def at(self, server: str) -> "Ticket":
+        """What one server gets of the client's ticket: of no use at another, which gets its own.
+
+        server: what it is recognised by, its certificate. Derived with HMAC-SHA-512.
+        """
+        derived = hmac.digest(self.key, b"sottovoce ticket" + self.id + server.encode(), "sha512")
+        return Ticket(derived[:ID_BYTES], derived[-KEY_BYTES:])
 
 
 def new_epoch() -> int:
