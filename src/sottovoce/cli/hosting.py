@@ -55,6 +55,8 @@ class Hosting:
         profile = flags["profile"] if flags["engine"] == "scx" else "none"
         options = EngineOptions(flags["engine"], flags["kv"], flags["arithmetic"], correlations, profile)
         self.engine = make_engine(options, loaded)
+        if flags["ray"] is not None:
+            self._scale_out(flags["ray"], flags["ray_teams"], flags["ray_workers"], flags["ray_cpus"])
         self.engine.prepare(self.console.progress)
         self.card = loaded.card
         self.console.note(f"{self.card.name}: ready after {seconds_text(time.perf_counter() - start)}")
@@ -65,23 +67,32 @@ class Hosting:
 
             self.engine.keep_in(pools_dir())
         if flags["ray"] is not None:
-            self._scale_out(flags["ray"], flags["ray_workers"])
+            self._scale_out_rows()
         if not flags["no_sessions"]:
             self._keep_sessions(int(flags["sessions_limit"] * 1e9), flags["sessions_days"] * _DAY)
 
-    def _scale_out(self, address: str, workers: int) -> None:
-        """Rows of prepared products go to a Ray cluster."""
-        from ..correlations.ray_rows import RayRows, connect
+    def _scale_out(self, address: str, teams: int, workers: int, cpus: float) -> None:
+        """Products of matrices go to a Ray cluster; before the engine is prepared."""
+        from ..engines.cluster import ClusterProducts, Router
+        from ..engines.cluster.ray_link import RayLink, connect
         from ..engines.hybrid import HybridEngine
         from ..errors import UsageError
 
         if not isinstance(self.engine, HybridEngine):
-            raise UsageError("--ray makes prepared products elsewhere, which only the engine hybrid has")
+            raise UsageError("--ray multiplies matrices elsewhere, which only the engine hybrid can")
         connect(address)
+        link, router = RayLink(teams, workers, cpus), Router(teams)
+        self._held.callback(link.close)
+        self._cluster = link, router
+        self.engine.elsewhere = ClusterProducts(link, router, self.console.warn)
+        self.console.note(f"{teams} x {workers} Ray workers ({address}), which hold the weights")
+
+    def _scale_out_rows(self) -> None:
+        """Prepared products too."""
+        from ..engines.cluster import ClusterRows
+
         hints = self.engine.hints
-        hints.products = rows = RayRows(hints.matrices, workers)
-        self._held.callback(rows.close)
-        self.console.note(f"prepared products on {workers} Ray workers ({address}), which hold the weights")
+        hints.products = ClusterRows(*self._cluster, hints.matrices, self.console.warn)
 
     def listen(self) -> Any:
         """A server that is ready for `serve_forever`."""

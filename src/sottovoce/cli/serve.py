@@ -100,10 +100,17 @@ scale_options = stack(
     option(
         "--ray",
         metavar="ADDRESS|local",
-        help="hybrid: make prepared products on this Ray cluster. Its machines see what the server sees, and "
-        "the weights.",
+        help="hybrid: multiply matrices on this Ray cluster. Its machines see what the server sees, and the "
+        "weights.",
     ),
-    option("--ray-workers", type=click.IntRange(1, 1024), default=2, help="Row blocks, a process each."),
+    option("--ray-workers", type=click.IntRange(1, 1024), default=2, help="Processes that share a matrix."),
+    option(
+        "--ray-teams",
+        type=click.IntRange(1, 1024),
+        default=1,
+        help="So many times that many workers, each with the whole model; a session belongs to one team.",
+    ),
+    option("--ray-cpus", type=click.FloatRange(0.1), default=1.0, help="Cores reserved for each worker."),
 )
 audit_options = stack(
     option(

@@ -5,6 +5,7 @@ It holds nothing of any session: one server process has one, for all of them.
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ import numpy.typing as npt
 from sottovoce._native import field_matvec_i16
 from sottovoce.bgv import SIMD, Encoder, Parameters
 from sottovoce.errors import ParameterError
+from sottovoce.mpc.executor import OnlineProducts
 from sottovoce.mpc.field import add, from_signed
 from sottovoce.packing import MatVecPlan, plan_matvec
 from sottovoce.packing.cover import EMPTY
@@ -32,7 +34,7 @@ class EncodedMatrix:
 
     keep: hold the plaintexts of that plan, (O, I, K, L, N), 24 N bytes per diagonal and about 24 per weight,
     from their first use on (or from `make`); otherwise they are encoded at every use. made: is called when
-    they are there.
+    they are there. elsewhere: who multiplies instead of this process.
     """
 
     plan: MatVecPlan
@@ -41,6 +43,7 @@ class EncodedMatrix:
     parameters: Parameters = SIMD
     keep: bool = True
     made: Callable[[], None] | None = field(default=None, repr=False)
+    elsewhere: OnlineProducts | None = field(default=None, repr=False)
     _plaintexts: Words | None = field(default=None, init=False, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
@@ -89,7 +92,7 @@ class EncodedMatrix:
                 shape = (*pairs, plan.rotations, parameters.limbs, parameters.degree)
                 plaintexts = np.empty(shape, dtype=np.uint64)
                 for o, c in np.ndindex(pairs):
-                    self._encode(o, c, plaintexts[o, c])
+                    self.encode_into(o, c, plaintexts[o, c])
                 self._plaintexts = plaintexts
                 if self.made is not None:
                     self.made()
@@ -101,14 +104,17 @@ class EncodedMatrix:
             kept: Words = self.make()[o, c]
             return kept
         shape = (self.plan.rotations, self.parameters.limbs, self.parameters.degree)
-        return self._encode(o, c, np.empty(shape, dtype=np.uint64))
+        return self.encode_into(o, c, np.empty(shape, dtype=np.uint64))
 
-    def encoded_in_use(self, plan: MatVecPlan, first: int, last: int, room: Words) -> Words:
+    def encoded_in_use(
+        self, plan: MatVecPlan, first: int, last: int, room: Words, outputs: slice = slice(None)
+    ) -> Words:
         """Plaintexts (O, I, last - first, L, N) of diagonals `first` to `last` of another plan.
 
         room: (n, L, N) for at least so many, which they are written into: memory that is used again.
+        outputs: those of these output ciphertexts only.
         """
-        indices = plan.table[:, :, first:last]
+        indices = plan.table[outputs, :, first:last]
         small = np.append(self.weights.ravel(), np.int16(0))[indices].astype(np.int64)  # EMPTY = -1: the zero
         small += (small >> 63) & np.int64(self.parameters.plaintext)
         encoder = Encoder(self.parameters)
@@ -127,12 +133,13 @@ class EncodedMatrix:
             field_matvec_i16(self.weights, np.ascontiguousarray(x), self.parameters.plaintext, y, threads())
         return y if self.bias is None else add(y, self.bias, self.parameters.plaintext)
 
-    def _encode(self, o: int, c: int, out: Words) -> Words:
+    def encode_into(self, o: int, c: int, out: Words, first: int = 0) -> Words:
+        """Plaintexts of the diagonals from `first` on into out (n, L, N)."""
         encoder, flat = Encoder(self.parameters), self.weights.ravel()
         modulus = np.int64(self.parameters.plaintext)
-        indices = self.plan.diagonal_indices(o, c)
-        for start in range(0, self.plan.rotations, _ENCODE_AT_ONCE):
-            count = min(_ENCODE_AT_ONCE, self.plan.rotations - start)
+        indices = itertools.islice(self.plan.diagonal_indices(o, c), first, None)
+        for start in range(0, len(out), _ENCODE_AT_ONCE):
+            count = min(_ENCODE_AT_ONCE, len(out) - start)
             slots = np.empty((count, self.parameters.degree), dtype=np.int64)
             for row in slots:
                 index = next(indices)

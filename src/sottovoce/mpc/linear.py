@@ -113,7 +113,8 @@ class HomomorphicLinear:
             batch = sent.data[first:last].reshape(group.count, group.plan.sent_count, *sent.data.shape[1:])
             for part in _slices(group):
                 inputs = replace(sent, data=batch[part])
-                product = multiply(self.side.evaluator, self.matrix, inputs, group.plan)
+                by = multiply if self.matrix.elsewhere is None else self.matrix.elsewhere.multiply
+                product = by(self.side.evaluator, self.matrix, inputs, group.plan)
                 results.append(product.data.swapaxes(0, 1).reshape(-1, *sent.data.shape[1:]))
                 noise = max(noise, product.noise)
             first = last
@@ -144,7 +145,7 @@ def multiply(
     """
     plan = plan if plan is not None and plan.tokens > 1 else matrix.plan
     total: Ciphertext | None = None
-    for inner in _sums(evaluator, matrix, plan, _rotated(evaluator, plan, inputs)):
+    for inner in _sums(evaluator, matrix, plan, baby_steps(evaluator, plan, inputs)):
         if total is not None:
             inner = evaluator.add(evaluator.rotate(total, plan.giant_step), inner)
         total = inner
@@ -152,7 +153,7 @@ def multiply(
     return total
 
 
-def _rotated(evaluator: Evaluator, plan: MatVecPlan, sent: Ciphertext) -> list[list[Ciphertext]]:
+def baby_steps(evaluator: Evaluator, plan: MatVecPlan, sent: Ciphertext) -> list[list[Ciphertext]]:
     """The baby steps of every input: [c][i], batches of G."""
     inputs = [replace(sent, data=np.ascontiguousarray(sent.data[:, c])) for c in range(plan.sent_count)]
     if plan.swapped:

@@ -33,6 +33,7 @@ from sottovoce.engines.hybrid.rehearsal import Rehearsal
 from sottovoce.engines.public import PublicModel
 from sottovoce.errors import UsageError
 from sottovoce.models.quantize import public_keys_values, quantize
+from sottovoce.mpc.executor import OnlineProducts
 from sottovoce.mpc.linear import rotation_steps
 from sottovoce.net import Channel, Role
 from sottovoce.packing import DataSide, exchange_keys
@@ -55,6 +56,7 @@ class HybridEngine(Engine):
         self.model = model
         self.fixed: FixedModel | None = None
         self.encoded: EncodedModel | None = None
+        self.elsewhere: OnlineProducts | None = None  # who makes online products; named before `prepare`
         self._prefixes: dict[tuple[int, ...], Prefix] = {}
         self._directory: Path | None = None
         self._hints: ModelHints | None = None
@@ -69,7 +71,9 @@ class HybridEngine(Engine):
         self.fixed = quantize(self.model)
         report = None if progress is None else lambda done, total: progress(done, total, "encoding weights")
         self.encoded = EncodedModel.of(self.fixed, report)
-        if self.options.kv != "masked":
+        if self.elsewhere is not None:
+            self.elsewhere.attach(self.encoded.matrices, now=self.options.kv != "masked")
+        elif self.options.kv != "masked":
             self.encoded.make()
 
     def keep_in(self, directory: Path) -> None:
