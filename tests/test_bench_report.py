@@ -242,6 +242,7 @@ def sample(name):
                 "reopened": 3,
                 "restarted": 1,
                 "resumed_connections": 4,
+                "faults": {"kill client": 1, "delay server": 9},
                 "failures": [],
                 "seconds": 9.0,
             },

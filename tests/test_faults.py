@@ -1,10 +1,14 @@
 """Some of the points of `sottovoce bench faults`, and the harness itself: it must find what is wrong."""
 
+import os
+import time
+
 import pytest
 
-from sottovoce.bench import faults
+from sottovoce.bench import faults, faulty_point
 from sottovoce.bench.faults import run_faults
-from sottovoce.bench.faulty import Fault, Plan
+from sottovoce.bench.faulty import Board, Fault, Plan
+from sottovoce.bench.faulty_point import _fork
 from sottovoce.net import Role
 from sottovoce.parties.store import SessionStore
 
@@ -21,9 +25,9 @@ def test_random_points():
     assert {fault.split()[0] for fault in report.faults} == set(Fault)
 
 
-@pytest.mark.parametrize("kv", ["masked", "ciphertext"])
-def test_random_points_with_cryptography(kv):
-    sound(run_faults(1, seed=5, kv=kv))
+@pytest.mark.parametrize(("kv", "pool"), [("masked", True), ("ciphertext", False)])
+def test_random_points_with_cryptography(kv, pool):
+    sound(run_faults(3, seed=5, kv=kv, pool=pool))
 
 
 def test_points_are_repeatable():
@@ -32,26 +36,44 @@ def test_points_are_repeatable():
 
 
 def test_the_harness_notices_other_tokens(monkeypatch):
-    calls, original = [], faults._answer
-
-    def wrong(client):
-        calls.append(original(client))
-        return calls[-1] if len(calls) == 1 else [*calls[-1][:-1], 0]
-
-    monkeypatch.setattr(faults, "_answer", wrong)
+    expected = [1, 2, 3]
+    monkeypatch.setattr(faults, "_undisturbed", lambda engine, pools: (expected, dict.fromkeys(Role, 100)))
     report = run_faults(2, seed=1)
     assert len(report.failures) == 2 and all("other tokens" in failure for failure in report.failures)
 
 
-def test_the_harness_notices_repeated_frames():
-    plan = Plan(Fault.DELAY, Role.CLIENT, 1)
+def test_the_harness_notices_what_comes_twice(tmp_path):
+    board = Board(tmp_path)
     for payload in (b"a" * 64, b"b" * 64, b"a" * 64):
-        plan.note(Role.CLIENT, memoryview(payload))
-    plan.note(Role.SERVER, memoryview(b"b" * 64))
-    assert plan.repeated == 1
+        board.sent(Role.CLIENT, memoryview(payload))
+    board.sent(Role.SERVER, memoryview(b"b" * 64))
+    for first, stop in ((0, 10), (20, 30), (8, 21), (40, 41)):
+        board.taken(Role.CLIENT, b"id", "stream of rows", first, stop)
+    board.taken(Role.SERVER, b"id", "stream of rows", 0, 10)
+    board.taken(Role.CLIENT, b"id", "another", 0, 10)
+    assert (board.repeated("frame"), board.repeated("row")) == (1, 3)
+    board.close()
 
 
-def test_the_harness_notices_damage(tmp_path, monkeypatch):
+def test_the_harness_counts_over_processes(tmp_path):
+    board, plan = Board(tmp_path), Plan(Fault.DELAY, Role.SERVER, 2)
+    child = _fork(lambda: board.due(plan, Role.SERVER))
+    os.waitpid(child, 0)
+    assert [board.due(plan, role) for role in (Role.CLIENT, Role.SERVER, Role.SERVER)] == [False, True, False]
+    assert board.frames == {Role.CLIENT: 1, Role.SERVER: 3}
+    board.close()
+
+
+@pytest.mark.parametrize(("broken", "found"), [("hang", "hangs"), ("crash", "ZeroDivisionError")])
+def test_the_harness_notices_hangs_and_crashes(broken, found, monkeypatch):
+    monkeypatch.setattr(faulty_point, "_PATIENCE", 1.0)
+    monkeypatch.setattr(faults, "_undisturbed", lambda engine, pools: ([], dict.fromkeys(Role, 100)))
+    monkeypatch.setattr(faulty_point, "_answer", lambda *_: time.sleep(60) if broken == "hang" else 1 / 0)
+    (failure,) = run_faults(1, seed=1).failures
+    assert found in failure
+
+
+def test_the_harness_notices_damage(monkeypatch):
     def forgetful(self, id, number, pieces):
         self._path(id, number).write_bytes(b"")
         return b"", 0

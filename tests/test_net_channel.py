@@ -193,9 +193,28 @@ def test_truncated_frame_is_peer_gone():
         server.recv(10)
 
 
+@pytest.mark.parametrize("numbers", [(0, 0), (0, 2), (1,)])
+def test_a_frame_that_comes_twice_or_not_at_all(numbers):
+    client, server = socket_pair()
+    for number in numbers:
+        client._sock.send(pack_header(Kind.DATA, 1, number) + b"x")
+    with pytest.raises(FrameError, match="twice"):
+        for _ in numbers:
+            server.recv(1)
+    client.close()
+    server.close()
+
+
+def test_the_number_of_a_frame_goes_round(pair):
+    def both(channel):
+        return [bytes(channel.exchange(bytes([n]), 1)) for n in range(200)]
+
+    assert run_pair(both, both, pair)[0] == [bytes([n]) for n in range(200)]
+
+
 def test_other_version_and_garbage():
     for raw, error in (
-        (b"SV\x02\x00\x01\x00\x00\x00x", VersionMismatchError),
+        (b"SV\x01\x00\x01\x00\x00\x00x", VersionMismatchError),
         (b"HTTP/1.1 200 OK", FrameError),
     ):
         client, server = socket_pair()

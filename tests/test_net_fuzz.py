@@ -33,7 +33,7 @@ def test_header_parser(raw):
         header = parse_header(raw)
     except SottovoceError:
         return
-    assert header.length <= MAX_PAYLOAD and pack_header(header.kind, header.length) == raw
+    assert header.length <= MAX_PAYLOAD and pack_header(header.kind, header.length, header.number) == raw
 
 
 @given(st.binary(max_size=200))
@@ -70,11 +70,11 @@ def test_socket_reader_on_noise(pieces, size):
     client.close()
     server.timeout = 5
     try:
-        for _ in range(10):
+        for number in range(10):
             frame = server.recv(size)
             assert len(frame) == size
             consumed = HEADER_SIZE + size
-            assert raw[:HEADER_SIZE] == pack_header(Kind.DATA, size)
+            assert raw[:HEADER_SIZE] == pack_header(Kind.DATA, size, number)
             assert bytes(frame) == raw[HEADER_SIZE:consumed]
             raw = raw[consumed:]
     except SottovoceError:

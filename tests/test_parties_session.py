@@ -417,8 +417,8 @@ def test_bad_commands(open_host, model, raw, error):
 
 def test_truncated_and_oversized_frames(open_host, model):
     for raw in (
-        pack_header(Kind.DATA, 9) + b"abc",
-        pack_header(Kind.DATA, 1 << 29),
+        pack_header(Kind.DATA, 9, 2) + b"abc",
+        pack_header(Kind.DATA, 1 << 29, 2),
         b"SV\x07\x00\0\0\0\0",
         b"x" * 64,
     ):
@@ -510,7 +510,7 @@ def test_server_that_dies_in_mid_token(model):
             channel = SocketChannel(Role.SERVER, sock)
             protocol_module.server_handshake(channel, Welcome(engine.options, engine.public(), model.card))
             channel.recv_message(1000)
-            channel._sock.send(pack_header(Kind.DATA, CONFIG.vocab_size * 4) + bytes(100))
+            channel._sock.send(pack_header(Kind.DATA, CONFIG.vocab_size * 4, 2) + bytes(100))
             channel.close()
 
         threading.Thread(target=half_serve, daemon=True).start()

@@ -64,11 +64,12 @@ KINDS = {
     ),
     "faults": Kind(
         "Faults",
-        ("kv",),
-        "Kept sessions of a tiny model in which one thing goes wrong at one random frame: the connection "
-        "breaks, a frame is cut, doubled or late, one of the two processes ends. After an error the saved "
-        "session is opened again. A failure would be another token, a frame of tokens sent twice, or a "
-        "damaged file.",
+        ("kv", "seed"),
+        "Kept sessions of a tiny model between two processes in which one thing goes wrong at one random "
+        "frame: the connection breaks, a frame is cut, doubled or late, one of the two gets SIGKILL. After "
+        "an error the saved session is opened again. A failure would be another token, an error that says "
+        "nothing, a hang, a frame of tokens sent twice, a row of prepared material handed out twice, or a "
+        "damaged file. With `pool`, sessions spend what was prepared before.",
     ),
     "fhe": Kind(
         "Engine fhe",
@@ -240,7 +241,10 @@ def command(name: str, settings: Mapping[str, Any]) -> str:
     """The command line that makes a result again. Places on this machine are left out of it."""
     words = ["sottovoce", "bench", settings.get("what", name)]
     for key, value in settings.items():
-        if value is None or key == "what":
+        if value is None or value is False or key == "what":
+            continue
+        if value is True:
+            words.append("--" + key.replace("_", "-"))
             continue
         if key == "spu_python":
             value = "PYTHON"
@@ -271,7 +275,10 @@ def suite(texts: str | Path | None = None) -> list[tuple[str, dict[str, Any]]]:
         jobs += [("network", how), ("peers", how), ("agreement", how)]
         jobs.append(("draft", {"kv": how["kv"], "networks": NETWORKS}))
     jobs.append(("prefill", {"kv": "ciphertext", "tokens": 64}))
-    jobs += [("faults", {"kv": "clear", "points": 1000}), ("faults", {"kv": "masked", "points": 60})]
+    jobs.append(("faults", {"kv": "clear", "points": 1000, "seed": 1}))
+    for seed in range(1, 4):
+        jobs += [("faults", {"kv": kv, "points": 200, "seed": seed}) for kv in ("masked", "ciphertext")]
+        jobs.append(("faults", {"kv": "masked", "pool": True, "points": 200, "seed": seed}))
     jobs += [("load", {"kv": kv}) for kv in ("clear", "masked")]
     for profile in ("paper", "hardened"):
         scx = {"what": "e2e", "engine": "scx", "profile": profile, "new_tokens": 12, "repeat": 2}

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 
 from sottovoce.bench.tables import Run, megabytes, number, table
 
 
 def faults(runs: Sequence[Run]) -> list[str]:
-    """One row for each engine and cache."""
-    headers = ["engine or cache", "points", "seed", "nobody noticed", "reopened", "begun anew"]
-    headers += ["connections resumed", "failures", "seconds"]
-    rows = [
-        [
-            run["kv"],
-            *(str(run[k]) for k in ("points", "seed", "seamless", "reopened", "restarted")),
-            *(str(run[k]) for k in ("resumed_connections",)),
-            str(len(run["failures"])),
-            number(run["seconds"]),
-        ]
-        for run in runs
-    ]
-    return table(headers, rows)
+    """One row for each engine and cache, over all seeds."""
+    headers = ["engine or cache", "seeds", "points", "nobody noticed", "reopened", "begun anew"]
+    headers += ["connections resumed", "SIGKILLs", "failures", "seconds"]
+    rows = []
+    for kv, group in groupby(sorted(runs, key=lambda run: str(run["kv"])), lambda run: str(run["kv"])):
+        same = list(group)
+        sums = [sum(run[k] for run in same) for k in ("points", "seamless", "reopened", "restarted")]
+        sums.append(sum(run["resumed_connections"] for run in same))
+        sums.append(sum(n for run in same for what, n in run["faults"].items() if what.startswith("kill")))
+        sums.append(sum(len(run["failures"]) for run in same))
+        seeds = ", ".join(str(run["seed"]) for run in same)
+        rows.append([kv, seeds, *map(str, sums), number(sum(run["seconds"] for run in same))])
+    return table(headers, rows, left=2)
 
 
 def load(runs: Sequence[Run]) -> list[str]:

@@ -179,6 +179,24 @@ def quality(**settings: Any) -> None:
 
 
 @bench.command()
+@_profile_option
+@_model_option
+@option(
+    "--text",
+    type=click.Path(exists=True, dir_okay=False),
+    required=True,
+    help="A text file to take contexts from.",
+)
+@option(
+    "--tokens", type=click.IntRange(32), help="Tokens to predict, 32 behind each context.  [default: 512]"
+)
+@_common
+def keys(**settings: Any) -> None:
+    """What a session's cache of the engine scx is worth without the user's keys: perplexity behind it."""
+    _run("scx", {"what": "keys", "engine": "scx", **settings})
+
+
+@bench.command()
 @_common
 def he(**settings: Any) -> None:
     """NTT, ct×pt+accumulate, rotate, ct×ct+relinearise against SEAL (through TenSEAL) in one run."""
@@ -250,6 +268,7 @@ _engine_option = option(
 @bench.command()
 @option("--points", type=click.IntRange(1), default=1000, help="Sessions in which something goes wrong.")
 @option("--seed", type=int, default=0, help="Chooses the same points again.")
+@option("--pool", is_flag=True, help="Sessions spend prepared material.")
 @_engine_option
 @_common
 def faults(**settings: Any) -> None:

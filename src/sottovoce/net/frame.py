@@ -3,12 +3,14 @@
     offset  size  field
     0       2     magic "SV"
     2       1     version of the framing
-    3       1     kind: 0 data, 1 error (JSON: why the sender gives up)
+    3       1     lowest bit: 0 data, 1 error (JSON: why the sender gives up); above it, the number of the
+                  data frames that went before in this direction, modulo 128
     4       4     payload length, little endian
     8       n     payload
 
 The receiver of a data frame always knows the size the protocol step requires, so a length is checked against
-it before a single payload byte is read or any memory is reserved for it.
+it before a single payload byte is read or any memory is reserved for it. The number finds a sender that
+repeats or leaves out a frame (TLS sees to everybody else): what follows would be read as another step's.
 """
 
 import json
@@ -19,7 +21,8 @@ from struct import Struct
 from .. import errors
 
 MAGIC = b"SV"
-FRAME_VERSION = 1
+FRAME_VERSION = 2
+NUMBERS = 128
 HEADER_SIZE = 8
 MAX_PAYLOAD = 1 << 30
 MAX_ERROR_PAYLOAD = 4096
@@ -37,15 +40,19 @@ class Kind(IntEnum):
 class Header:
     kind: Kind
     length: int
+    number: int = 0
 
 
-def pack_header(kind: Kind, length: int) -> bytes:
-    """Eight bytes; FrameError if the payload is larger than any frame may be (the caller must split it)."""
+def pack_header(kind: Kind, length: int, number: int = 0) -> bytes:
+    """Eight bytes; FrameError if the payload is larger than any frame may be (the caller must split it).
+
+    number: of data frames before it.
+    """
     if not 0 <= length <= MAX_PAYLOAD:
         raise errors.FrameError(
             f"a frame of {length:,} bytes exceeds the limit of {MAX_PAYLOAD:,}; send it in several frames"
         )
-    return _HEADER.pack(MAGIC, FRAME_VERSION, kind, length)
+    return _HEADER.pack(MAGIC, FRAME_VERSION, kind | number % NUMBERS << 1, length)
 
 
 def parse_header(raw: bytes | bytearray | memoryview) -> Header:
@@ -55,7 +62,7 @@ def parse_header(raw: bytes | bytearray | memoryview) -> Header:
     """
     if len(raw) != HEADER_SIZE:
         raise errors.FrameError(f"a frame header has {HEADER_SIZE} bytes, got {len(raw)}")
-    magic, version, kind, length = _HEADER.unpack(raw)
+    magic, version, kind_and_number, length = _HEADER.unpack(raw)
     if magic != MAGIC:
         raise errors.FrameError(
             "the other side does not speak the Sottovoce protocol; check the host, the port, "
@@ -66,12 +73,20 @@ def parse_header(raw: bytes | bytearray | memoryview) -> Header:
             f"the other side uses frame version {version}, this side {FRAME_VERSION}; "
             "install the same release of sottovoce on both"
         )
-    if kind not in (Kind.DATA, Kind.ERROR):
-        raise errors.FrameError(f"unknown frame kind {kind}; the stream is corrupt")
+    kind, number = Kind(kind_and_number & 1), kind_and_number >> 1
     limit = MAX_PAYLOAD if kind == Kind.DATA else MAX_ERROR_PAYLOAD
     if length > limit:
         raise errors.FrameError(f"a frame announces {length:,} bytes, the limit is {limit:,}")
-    return Header(Kind(kind), length)
+    return Header(kind, length, number)
+
+
+def check_number(number: int, expected: int) -> None:
+    """FrameError if a frame came twice, or one is missing before it."""
+    if number != expected % NUMBERS:
+        raise errors.FrameError(
+            "the other side sent a frame twice, or left one out; the parties are out of step, start a new"
+            " session"
+        )
 
 
 def check_size(length: int, minimum: int, maximum: int) -> None:

@@ -15,7 +15,17 @@ import numpy as np
 
 from ..errors import PeerConnectionError, PeerGoneError, RefusedError
 from .channel import Channel
-from .frame import HEADER_SIZE, Header, Kind, check_size, pack_error, pack_header, parse_error, parse_header
+from .frame import (
+    HEADER_SIZE,
+    Header,
+    Kind,
+    check_number,
+    check_size,
+    pack_error,
+    pack_header,
+    parse_error,
+    parse_header,
+)
 from .role import Role
 
 # Frames up to this size are joined with their header into one write (and one TLS record).
@@ -54,6 +64,7 @@ class SocketChannel(Channel):
         self._early = bytearray()
         self._buffer = memoryview(bytearray(_CHUNK))
         self._start = self._end = 0
+        self._frames_out = self._frames_in = 0  # data frames, by which the next ones are numbered
         self._closed = False
         self._eof = False
 
@@ -100,7 +111,8 @@ class SocketChannel(Channel):
         self.close()
 
     def _write(self, payload: memoryview) -> None:
-        header = pack_header(Kind.DATA, len(payload))
+        header = pack_header(Kind.DATA, len(payload), self._frames_out)
+        self._frames_out += 1
         if len(payload) <= _JOIN:
             self._write_all(memoryview(header + payload))
         else:
@@ -147,7 +159,9 @@ class SocketChannel(Channel):
         header = parse_header(self._take(HEADER_SIZE))
         if header.kind == Kind.ERROR:
             raise parse_error(self._take(header.length))
+        check_number(header.number, self._frames_in)
         check_size(header.length, minimum, maximum)
+        self._frames_in += 1
         return self._take(header.length)
 
     def _take(self, size: int) -> memoryview:
