@@ -10,6 +10,7 @@ pytest.importorskip("uvicorn")
 from browsers import browser  # noqa: E402
 from proxies import Proxied  # noqa: E402
 from sottovoce.models.model import greedy  # noqa: E402
+from sottovoce.proxy.token import Token  # noqa: E402
 
 _PATIENCE = 120_000  # milliseconds; only a broken page takes as long
 
@@ -137,6 +138,26 @@ def test_problems_are_said(page):
     page.get_by_role("button", name="Send").wait_for()
     page.complaints.clear()  # the browser reports the 400 as well
     ask(page, "shorter")
+
+
+def test_a_proxy_with_a_token_is_unlocked(chromium):
+    with Proxied().running(token=Token("a-token-of-24-characters")) as locked:
+        context = chromium.new_context()
+        context.set_default_timeout(_PATIENCE)
+        page = context.new_page()
+        page.goto(locked.url + "/")
+        for attempt in ("not-the-token-of-it", "a-token-of-24-characters"):
+            field = page.get_by_label("This proxy wants its token")
+            field.wait_for()
+            assert not page.locator("#ask").is_visible()
+            field.fill(attempt)
+            with page.expect_response("**/v1/models"):
+                page.get_by_role("button", name="Unlock").click()
+        page.get_by_text("tiny at 127.0.0.1").wait_for()
+        page.get_by_label("tokens").fill("8")
+        assert ask(page, "hello") and page.evaluate("localStorage.length + sessionStorage.length") == 0
+        page.wait_for_function("() => document.querySelectorAll('#wire .frame').length > 0")
+        context.close()
 
 
 def test_light_and_dark(page):

@@ -53,15 +53,22 @@ def proxy(server, environment, *more):
     assert process.returncode == 0
 
 
-def test_the_readmes_example(server, environment):
+def test_the_readmes_example(server, environment, tmp_path):
     (example,) = re.findall(r"```python\n(from openai.*?)```", README, re.S)
+
+    def run(url, key):
+        env = {**environment, "OPENAI_BASE_URL": url + "/v1", "OPENAI_API_KEY": key}
+        command = [sys.executable, "-c", example]
+        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
+
     with proxy(server, environment) as url:
-        env = {**environment, "OPENAI_BASE_URL": url + "/v1", "OPENAI_API_KEY": "unused"}
-        done = subprocess.run(
-            [sys.executable, "-c", example], env=env, capture_output=True, text=True, timeout=240
-        )
+        done = run(url, "unused")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("the server sees every token") and len(done.stdout.splitlines()) > 1
+    token = tmp_path / "token"  # is made by the proxy
+    with proxy(server, environment, "--token-file", token) as url:
+        assert run(url, token.read_text().strip()).stdout == done.stdout
+        assert "AuthenticationError" in run(url, "unused").stderr
 
 
 def test_a_saved_session_survives_the_proxys_restart(server, environment, tmp_path):

@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import click
@@ -37,6 +38,12 @@ from .sessions import session_options
     help="Listen on this address instead of 127.0.0.1: prompts are in the clear there. For containers whose "
     "port is published on the loopback interface only.",
 )
+@option(
+    "--token-file",
+    type=click.Path(dir_okay=False),
+    help="Answer only who shows the token in this file, as OpenAI's API key; made if there is no such file. "
+    "For machines that other people use too.",
+)
 @sampling_options
 @draft_options
 @connection_options
@@ -50,6 +57,7 @@ def proxy(
     waiting: int,
     keep_ready: int,
     insecure_host: str | None,
+    token_file: str | None,
     quiet: bool,
     **flags: Any,
 ) -> int:
@@ -72,15 +80,26 @@ def proxy(
         ) from None
     if flags["session"] is not None and sessions != 1:
         raise click.UsageError("--session keeps one session; leave --sessions at 1")
+    token = None if token_file is None else _token(console, Path(token_file).expanduser())
     with _gateway(console, server, flags, sessions, waiting, keep_ready) as gateway:
-        return _serve(console, gateway, insecure_host, port)
+        return _serve(console, gateway, insecure_host, port, token)
 
 
-def _serve(console: Any, gateway: Any, insecure_host: str | None, port: int) -> int:
+def _token(console: Any, path: Path) -> Any:
+    from ..proxy.token import Token
+
+    token = Token.of_file(path)
+    if path.stat().st_mode & 0o077:
+        console.warn(f"other users of this machine may read {path}: chmod 600 it")
+    console.note(f"programs and the page must show the token in {path}")
+    return token
+
+
+def _serve(console: Any, gateway: Any, insecure_host: str | None, port: int, token: Any) -> int:
     from ..proxy.app import create_app
     from ..proxy.serving import WebServer
 
-    web = WebServer(create_app(gateway), insecure_host or "127.0.0.1", port)
+    web = WebServer(create_app(gateway, token=token), insecure_host or "127.0.0.1", port)
     if insecure_host is not None:
         console.warn(f"listening on {insecure_host}: whoever reaches this port can read and ask in the clear")
     console.note(f"OpenAI's interface at {web.url}/v1, a chat page at {web.url}/ (Ctrl-C ends)")

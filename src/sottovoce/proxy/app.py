@@ -25,6 +25,7 @@ from .guard import Guard
 from .metrics import CONTENT_TYPE
 from .problems import Problem, problem_of, wrong
 from .stream import Answering
+from .token import Token
 
 _PAGE = {
     "index.html": "text/html; charset=utf-8",
@@ -35,9 +36,17 @@ _PAGE = {
 
 
 def create_app(
-    gateway: Gateway, *, keep_alive: float = 10.0, patience: float = 60.0, warm: bool = True
+    gateway: Gateway,
+    *,
+    keep_alive: float = 10.0,
+    patience: float = 60.0,
+    warm: bool = True,
+    token: Token | None = None,
 ) -> ASGIApp:
-    """The application in front of a gateway, which it starts and stops. Times as in `Answering`."""
+    """The application in front of a gateway, which it starts and stops. Times as in `Answering`.
+
+    token: what every request must show; None for nothing.
+    """
     routes = Routes(gateway, keep_alive, patience)
 
     @asynccontextmanager
@@ -50,7 +59,7 @@ def create_app(
 
     app = Starlette(
         routes=routes.table(),
-        middleware=[Middleware(Guard)],
+        middleware=[Middleware(Guard, token=token)],
         exception_handlers={Problem: _problem, HTTPException: _http_error, Exception: _problem},
         lifespan=lifespan,
     )

@@ -3,6 +3,8 @@
 Every page that a browser shows can send requests to loopback addresses. So: the Host header must name this
 machine (a DNS name rebound to 127.0.0.1 does not), an Origin must be this very proxy, a request with a body
 must be JSON (which no form can send without asking first), and bodies are bounded.
+
+Other users of this machine are kept out by a token, if the proxy was given one.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .problems import Problem
+from .token import Token
 
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 # No inline code, nothing from elsewhere, nobody may frame the page.
@@ -28,10 +31,10 @@ SECURITY_HEADERS = {
 
 
 class Guard:
-    """ASGI middleware in front of everything."""
+    """ASGI middleware in front of everything. token: what requests must show, None for nothing."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, token: Token | None = None) -> None:
+        self._app, self._token = app, token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -39,9 +42,11 @@ class Guard:
                 await self._app(scope, receive, send)
             return
         send = _with_headers(send)
-        problem = self._check(scope["method"], Headers(scope=scope))
+        headers = Headers(scope=scope)
+        problem = self._check(scope["method"], headers) or self._unlock(scope["path"], headers)
         if problem is not None:
-            response = JSONResponse(problem.to_json(), problem.status)
+            more = {"WWW-Authenticate": "Bearer"} if problem.status == 401 else None
+            response = JSONResponse(problem.to_json(), problem.status, more)
             await response(scope, receive, send)
             return
         await self._app(scope, receive, send)
@@ -61,6 +66,19 @@ class Guard:
                 415, "send JSON, with Content-Type: application/json", code="unsupported_media_type"
             )
         return None
+
+    def _unlock(self, path: str, headers: Headers) -> Problem | None:
+        """Everything but the page's own files, which say nothing, needs the token."""
+        if self._token is None or path == "/" or path.startswith("/page/"):
+            return None
+        if len(headers.getlist("authorization")) == 1 and self._token.opens(headers["authorization"]):
+            return None
+        return Problem(
+            401,
+            "this proxy wants the token in its --token-file: give it as the API key "
+            "(Authorization: Bearer …)",
+            code="invalid_api_key",
+        )
 
 
 def host_name(host: str) -> str:

@@ -2,18 +2,39 @@
 "use strict";
 
 const $ = (id) => document.getElementById(id);
-const state = { model: null, messages: [], publicText: "", running: null, sample: 0, base: null, total: null };
+const state = {
+  model: null, messages: [], publicText: "", running: null, sample: 0, base: null, total: null,
+  token: "", locked: false,
+};
 
 function fresh() {
   return { tokens: 0, seconds: 0, up: 0, down: 0, rounds: 0, cached: 0, prepared: null };
 }
 state.total = fresh();
 
+// ---- the proxy may want a token; it is kept in this page's memory only
+
+async function request(path, options = {}) {
+  const headers = { ...options.headers };
+  if (state.token) headers.Authorization = `Bearer ${state.token}`;
+  const reply = await fetch(path, { ...options, headers });
+  if (reply.status === 401) lock(true);
+  return reply;
+}
+
+function lock(locked) {
+  state.locked = locked;
+  $("unlock").hidden = !locked;
+  $("ask").hidden = locked;
+  if (locked) $("token").focus();
+}
+
 // ---- what the model is, and who learns what
 
 async function describe() {
+  if (state.locked) return;
   try {
-    const reply = await fetch("/v1/models");
+    const reply = await request("/v1/models");
     const found = await reply.json();
     if (!reply.ok) throw new Error(found.error.message);
     state.model = found.data[0];
@@ -28,7 +49,7 @@ async function describe() {
     say("");
   } catch (error) {
     say(`${error.message || error}`);
-    setTimeout(describe, 3000);
+    if (!state.locked) setTimeout(describe, 3000);
   }
 }
 
@@ -81,7 +102,7 @@ function history() {
 }
 
 async function stream(signal, onPiece) {
-  const reply = await fetch("/v1/chat/completions", {
+  const reply = await request("/v1/chat/completions", {
     method: "POST",
     headers: { "Content-Type": "application/json" },
     signal,
@@ -170,7 +191,9 @@ function meter(total) {
 async function watch() {
   let found;
   try {
-    found = await (await fetch(`/sottovoce/wire?since=${state.sample}`)).json();
+    const reply = await request(`/sottovoce/wire?since=${state.sample}`);
+    if (!reply.ok) return;
+    found = await reply.json();
   } catch { return; }
   state.wire = found.bytes;
   if (state.running && !state.base) state.base = found.bytes;
@@ -206,7 +229,7 @@ function frame(sample) {
 }
 
 async function keepWatching() {
-  await watch();
+  if (state.model && !state.locked) await watch();
   setTimeout(keepWatching, state.running ? 250 : 2000);
 }
 
@@ -265,6 +288,14 @@ function chosen(id, use) {
 }
 
 // ---- wiring
+
+$("unlock").addEventListener("submit", (event) => {
+  event.preventDefault();
+  state.token = $("token").value.trim();
+  $("token").value = "";
+  lock(false);
+  describe();
+});
 
 $("ask").addEventListener("submit", (event) => {
   event.preventDefault();
