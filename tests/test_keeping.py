@@ -98,7 +98,8 @@ def test_clear_sessions_go_on(arithmetic):
     pieces = list(server[1][0].items())
     restore = lambda party, side: party.restore(pieces if side else [], count)  # noqa: E731
     again, _ = run_both(engine, new(), [restore, decode(MORE[0]), decode(MORE[1])])
-    assert np.abs(again[1] - first[2]).max() < 1e-2 and np.abs(again[2] - first[3]).max() < 1e-2
+    for got, expected in ((again[1], first[2]), (again[2], first[3])):  # rounding is random in "fixed"
+        assert np.abs(got - expected).max() < 0.05
 
 
 def rows(first, count, value):
