@@ -58,11 +58,13 @@ class ChatTemplate:
         try:
             environment, template = self._compiled
             environment.begin()
-            return template.render(
+            text = template.render(
                 messages=plain,
                 add_generation_prompt=continue_reply,
                 **self.variables,
             )
+            text.encode()  # a template can write halves of surrogate pairs, which no tokenizer takes
+            return text
         except Exception as error:  # a template is a program that somebody else wrote: it can fail in any way
             raise UnsupportedModelError(f"the model's chat template fails: {error}") from error
 

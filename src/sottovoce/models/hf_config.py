@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
@@ -26,10 +27,7 @@ class HfConfig:
         return value
 
     def number(self, name: str, default: float | None = None) -> float:
-        value = self._get(name, default)
-        if not isinstance(value, (int, float)) or isinstance(value, bool):
-            raise CorruptFileError(f"{self.where}: {name} = {value!r} is not a number")
-        return float(value)
+        return self._float(name, self._get(name, default))
 
     def flag(self, name: str, default: bool) -> bool:
         value = self._get(name, default)
@@ -59,9 +57,12 @@ class HfConfig:
             self.refuse("rotary positions (every layer) with scaling", repr(kind), ("no scaling",))
         if "partial_rotary_factor" in self.data and self.data["partial_rotary_factor"] not in (None, 1, 1.0):
             self.refuse("partial rotary positions", "partial_rotary_factor", ("the whole head rotated",))
-        value = scaling.get("rope_theta", self.data.get("rope_theta", default))
-        if not isinstance(value, (int, float)) or isinstance(value, bool):
-            raise CorruptFileError(f"{self.where}: rope_theta = {value!r} is not a number")
+        return self._float("rope_theta", scaling.get("rope_theta", self.data.get("rope_theta", default)))
+
+    def _float(self, name: str, value: object) -> float:
+        # Whole numbers of JSON have any size.
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or abs(value) > sys.float_info.max:
+            raise CorruptFileError(f"{self.where}: {name} = {value!r:.40} is not a number")
         return float(value)
 
     def refuse(self, operation: str, found: str, supported: tuple[str, ...]) -> NoReturn:

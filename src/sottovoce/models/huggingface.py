@@ -134,8 +134,8 @@ def _template_text(directory: Path, settings: dict[str, Any]) -> str | None:
         return file.read_text(encoding="utf-8")
     template = settings.get("chat_template")
     if isinstance(template, list):  # several named templates
-        named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
-        template = named.get("default")
+        named = [t for t in template if isinstance(t, dict) and t.get("name") == "default"]
+        template = named[-1].get("template") if named else None
     return template if isinstance(template, str) else None
 
 
@@ -143,7 +143,13 @@ def _token_text(value: Any) -> str | None:
     """A special token in tokenizer_config.json: the text, or an object that holds it."""
     if isinstance(value, dict):
         value = value.get("content")
-    return value if isinstance(value, str) else None
+    if not isinstance(value, str):
+        return None
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise CorruptFileError("tokenizer_config.json: a special token is not Unicode") from None
+    return value
 
 
 def _optional_json(path: Path) -> dict[str, Any]:

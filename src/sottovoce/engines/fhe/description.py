@@ -60,7 +60,7 @@ class Description:
         if not isinstance(data, dict) or set(data) != _ENTRIES:
             raise CorruptFileError("model description: unexpected or missing entries")
         config, name = Config.from_json(data["config"]), data["parameters"]
-        if name not in PARAMETERS:
+        if not isinstance(name, str) or name not in PARAMETERS:
             raise ParameterMismatchError(
                 f"the server uses parameters {name!r:.40}; this version knows {', '.join(PARAMETERS)}"
             )
