@@ -50,12 +50,13 @@ class Host:
         while self.server.sessions:
             time.sleep(0.01)
 
-    def client(self, name: str | None = None, **options) -> Client:
+    def client(self, name: str | None = None, setup: bool = True, **options) -> Client:
         """A new session, or the one that was saved under that name."""
         saved = None if name is None else SavedSession.open(self.mine, name)
         wish = Wish(self.engine.options.engine)
         client = Client(*self.connected(wish), saved=saved, again=self.route, **options)
-        client.setup()
+        if setup:
+            client.setup()
         return client
 
     def connected(self, wish):

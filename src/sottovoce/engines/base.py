@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from sottovoce.errors import UsageError
+from sottovoce.errors import SottovoceError, UsageError
 from sottovoce.net import Channel
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ Piece = dict[str, npt.NDArray[Any]]
 Pieces = Sequence[tuple[str, Piece]]
 
 _NOTHING_TO_KEEP = "this engine keeps no state that could be saved"
+_NOTHING_TO_COLLECT = "this engine's steps end with their client; there is nothing to collect"
 _NOTHING_TO_PREPARE = "this engine has nothing to prepare; serve with the engine hybrid"
 
 
@@ -92,15 +93,29 @@ class Half(ABC):
         """Forget all tokens from position `length` on."""
 
 
+class Attendance:
+    """What a model party with long steps tells while one runs. This one: a step ends with its client."""
+
+    def progress(self, done: int, total: int) -> None:  # noqa: B027  (a hook)
+        """How far the step is. Raises what ends it."""
+
+    def left(self, error: SottovoceError) -> None:
+        """The client is gone in the middle of a step. Returns if the step goes on, and its answer is kept for
+        `collect`; raises `error` otherwise."""
+        raise error
+
+
 class ModelParty(Half):
     """The server's half of a session: isolated state, one per connection.
 
     shelf: where its half of the client's pool of prepared material is; set before `setup`, None for none.
-    dealer: connects to the dealer, where the options name one; set before `setup`.
+    dealer: connects to the dealer, where the options name one; set before `setup`. attendance: asked by
+    engines whose steps can go on without the client.
     """
 
     shelf: Shelf | None = None
     dealer: Callable[[], Channel] | None = None
+    attendance: Attendance = Attendance()
 
     @abstractmethod
     def prefill(self, public_tokens: Sequence[int], n_private: int) -> None:
@@ -114,6 +129,10 @@ class ModelParty(Half):
     @abstractmethod
     def verify(self, n: int) -> None:
         """Append n private tokens in one pass; the client gets the logits of each."""
+
+    def collect(self) -> None:
+        """Send the answer of the last step once more, or that it is not there."""
+        raise UsageError(_NOTHING_TO_COLLECT)
 
     def close(self) -> None:  # noqa: B027  (a hook: not every engine holds something)
         """Release the session's keys and cache."""
@@ -135,6 +154,11 @@ class DataParty(Half):
         """What decrypts the session's state, to be kept with it; empty if there is no such key."""
         return b""
 
+    def new_secret(self) -> bytes | None:
+        """A key for a new session, to be kept before `setup` sends what is made with it; None if that is not
+        worth it."""
+        return None
+
     @abstractmethod
     def prefill(
         self, public_tokens: Sequence[int], private_tokens: Sequence[int], progress: Progress | None = None
@@ -154,6 +178,23 @@ class DataParty(Half):
 
         What `decode` would return token by token, up to the engine's rounding. The server learns T.
         """
+
+    @property
+    def collects(self) -> bool:
+        """Whether the server keeps the last step's answer, encrypted, and can end a step without this
+        party."""
+        return False
+
+    def promise(self, tokens: Sequence[int]) -> bytes:
+        """Encrypt what the next step appends; a digest of what will be sent, kept until it is answered."""
+        raise UsageError(_NOTHING_TO_COLLECT)
+
+    def collect(self, digest: bytes | None) -> Logits | None:
+        """The last step's logits (T, vocab) from what the server kept; None if it has nothing.
+
+        digest: of what was sent for them; IntegrityError if the server answered something else.
+        """
+        raise UsageError(_NOTHING_TO_COLLECT)
 
     @property
     def has_pool(self) -> bool:

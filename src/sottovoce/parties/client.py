@@ -3,7 +3,9 @@
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
+
+import numpy as np
 
 from ..engines.base import DataParty, Logits, Progress
 from ..engines.registry import make_data_party
@@ -20,7 +22,6 @@ from .store import SessionStore
 
 __all__ = ["DEFAULT_PORT", "Address", "Client", "Identity", "open_socket"]
 
-T = TypeVar("T")
 # Connections in a row that broke without a step having been done on them.
 _ATTEMPTS = 8
 
@@ -47,13 +48,15 @@ class Client:
         forget: bool = False,
         again: Callable[[], tuple[Channel, Identity | None]] | None = None,
         patience: float = 60.0,
+        waiting: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
         """Handshake over an open channel.
 
         pools: where prepared material is kept, None to go without. dealer: connects to the dealer, for a wish
         with its correlations. saved: the session to go on with, or, with `forget`, to delete at the server
         (nothing else can be done then). again: connects once more, for a session that
-        is kept and whose connection broke; tried for `patience` seconds.
+        is kept and whose connection broke; tried for `patience` seconds. waiting: called about once a second
+        while the server ends a step of the session first, with how far it is.
         """
         self.channel = channel
         self.identity = identity
@@ -61,7 +64,7 @@ class Client:
         self.resumed = 0  # how often the session came back by itself
         self.notify: Callable[[str], None] = lambda line: None  # what a user may want to know meanwhile
         self._wish, self._cards, self._pools, self._dealer = wish, cards, pools, dealer
-        self._api_key, self._again, self._forget = api_key, again, forget
+        self._api_key, self._again, self._forget, self._waiting = api_key, again, forget, waiting
         self._keeping = Keeping(saved)
         self.tokens: list[int] = []  # public and private ones that the session's cache holds
         self.begun = False  # anything was ever sent: public tokens can only come first
@@ -79,7 +82,7 @@ class Client:
             self.card = self.welcome.card
             try:
                 self._party: DataParty = make_data_party(self.welcome.options, self.welcome.public)
-                self._keeping.come_back(self.channel, self._server, self.card.model_digest)
+                self._keeping.come_back(self.channel, self._server, self.card.model_digest, self._waiting)
             except BaseException as error:
                 self.channel.abort(error)
                 raise
@@ -108,6 +111,7 @@ class Client:
         saved: SavedSession | None = None,
         forget: bool = False,
         patience: float = 60.0,
+        waiting: Callable[[int, int], None] = lambda done, total: None,
     ) -> "Client":
         """Connect, check the certificate, shake hands.
 
@@ -119,7 +123,7 @@ class Client:
         channel, identity = route.open()
         return cls(
             channel, wish, identity, cards, pools, dealer,
-            api_key=api_key, saved=saved, forget=forget, again=route.open, patience=patience,
+            api_key=api_key, saved=saved, forget=forget, again=route.open, patience=patience, waiting=waiting,
         )  # fmt: skip
 
     @property
@@ -140,7 +144,8 @@ class Client:
         """Exchange keys and base OTs, once a session; `tokens` is then what a saved session holds."""
         with self.ledger.phase("setup"):
             saved, agreed = self._keeping.saved, self._keeping.agreed
-            if saved is not None and agreed is not None and agreed.tokens:
+            # Where keys are gigabytes, a session that lost everything else keeps them.
+            if saved is not None and agreed is not None and (agreed.tokens or self._party.collects):
                 self._party.secret = saved.secret
             self._guarded(self._party.setup, self.channel, progress)
             self._keeping.secret = self._party.secret_key().hex()
@@ -186,6 +191,17 @@ class Client:
         self._checkpoint()
         self._keeping.opened()
 
+    def keep_early(self, store: SessionStore, name: str | None = None, server: str = "") -> bool:
+        """Like `keep`, before `setup`, where keys are worth it: an upload that breaks off goes on
+        later. Whether it was done; otherwise `keep` is called after setup.
+        """
+        secret = self._party.new_secret()
+        if secret is None:
+            return False
+        check_free(store, name)
+        self._keeping.begin_early(store, name, secret, (self._server, server), self.welcome)
+        return True
+
     def checkpoint(self) -> None:
         """Save `notes`; what a step changes is saved by itself. After `close`, too."""
         self._keeping.write_notes(self.tokens, self.public_count)
@@ -193,23 +209,60 @@ class Client:
     def _checkpoint(self) -> None:
         self._keeping.write(self._party, self.tokens, self.public_count)
 
-    def _step(self, run: Callable[[], T]) -> T:
-        """Do a step and save it. If the connection of a kept session breaks, do it again on another one."""
-        wanted = list(self.tokens)
+    def _step(
+        self, run: Callable[[], Logits], public: Sequence[int] = (), private: Sequence[int] = ()
+    ) -> Logits:
+        """Do a step that appends these tokens, and save it; its logits (T, vocab).
+
+        If the connection of a kept session breaks, the step is done on another one; if the server has ended
+        it meanwhile, its answer is collected.
+        """
+        wanted, result = list(self.tokens), None
         for attempt in range(_ATTEMPTS):
             try:
                 if attempt:
-                    self._reconnect(wanted)
-                result = run()
+                    result = self._reconnect(wanted, [*public, *private])
+                if result is None:
+                    self._promise(public, private)
+                    result = run()
                 break
             except PeerConnectionError:
                 if self._again is None or not self.is_kept or attempt + 1 == _ATTEMPTS:
                     raise
+        assert result is not None
         self._checkpoint()
         return result
 
-    def _reconnect(self, wanted: list[int]) -> None:
-        """Come back to the session on a new connection, and append what the server has not got."""
+    def _promise(self, public: Sequence[int], private: Sequence[int]) -> None:
+        """Write down what is about to be sent, if the server may end the step alone."""
+        if private and self.is_kept and self._party.collects:
+            with self.ledger.phase("promise"):
+                digest = self._party.promise(private)
+            tokens = [*self.tokens, *public, *private]
+            known = self.public_count if self.tokens else len(public)
+            self._keeping.promise(tokens, len(public) + len(private), known, digest)
+
+    def last(self) -> Logits:
+        """Logits (vocab,) behind the session's last token: what the server kept, or computed once more."""
+        if self._party.collects:
+            found = self._step(lambda: _or_nothing(self._collect()))
+            if len(found):
+                return _row(found)
+        token = self.tokens[-1]
+        self.truncate(self.length - 1)
+        return self.decode(token)
+
+    def _collect(self) -> Logits | None:
+        with self.ledger.phase("collect"):
+            self._order(Command(Verb.COLLECT))
+            found: Logits | None = self._guarded(self._party.collect, self._keeping.digest)
+        return found
+
+    def _reconnect(self, wanted: list[int], appended: list[int]) -> Logits | None:
+        """Come back to the session on a new connection, and append what the server has not got.
+
+        appended: by the step that broke off. Its logits, if the server has ended it.
+        """
         assert self._again is not None
         public = self.public_count
         self.notify("the connection broke; coming back to the session …")
@@ -239,8 +292,13 @@ class Client:
             self._append(wanted[self.length : start], wanted[start:])
             self._checkpoint()
         elif self.length > len(wanted):
+            if appended and self.tokens == wanted + appended:
+                found = self._collect()
+                if found is not None:
+                    return found
             self._cut(len(wanted))
             self._checkpoint()
+        return None
 
     def prepare(self, tokens: int, progress: Progress | None = None) -> None:
         """Fill the pool for the next `tokens` tokens, or make that much ahead for this session.
@@ -281,7 +339,8 @@ class Client:
         private.
         """
         self._check_room(len(public_tokens) + len(private_tokens))
-        return self._step(lambda: self._append(public_tokens, private_tokens, progress))
+        run = lambda: self._append(public_tokens, private_tokens, progress)  # noqa: E731
+        return _row(self._step(run, public_tokens, private_tokens))
 
     def _append(
         self, public_tokens: Sequence[int], private_tokens: Sequence[int], progress: Progress | None = None
@@ -293,7 +352,7 @@ class Client:
         if not self.tokens:
             self.begun, self.public_count = True, len(public_tokens)
         self.tokens += [*public_tokens, *private_tokens]
-        return logits
+        return logits[None]
 
     def decode(self, token: int, progress: Progress | None = None) -> Logits:
         """Append one private token; logits (vocab,) after it."""
@@ -304,9 +363,9 @@ class Client:
                 self._order(Command(Verb.DECODE))
                 logits: Logits = self._guarded(self._party.decode, token, progress)
             self.tokens.append(token)
-            return logits
+            return logits[None]
 
-        return self._step(run)
+        return _row(self._step(run, (), [token]))
 
     def verify(self, tokens: Sequence[int], progress: Progress | None = None) -> Logits:
         """Append private tokens in one pass; logits (T, vocab) after each. The server learns T."""
@@ -321,11 +380,16 @@ class Client:
             self.tokens += tokens
             return logits
 
-        return self._step(run)
+        return self._step(run, (), tokens)
 
     def truncate(self, length: int) -> None:
         """Forget all tokens from position `length` on."""
-        self._step(lambda: self._cut(length))
+
+        def run() -> Logits:
+            self._cut(length)
+            return _or_nothing(None)
+
+        self._step(run)
 
     def _cut(self, length: int) -> None:
         with self.ledger.phase("truncate"):
@@ -374,3 +438,13 @@ class Client:
         except BaseException as error:
             self.channel.abort(error)
             raise
+
+
+def _or_nothing(logits: Logits | None) -> Logits:
+    return np.zeros((0, 0)) if logits is None else logits
+
+
+def _row(logits: Logits) -> Logits:
+    """The last position's."""
+    row: Logits = logits[-1]
+    return row

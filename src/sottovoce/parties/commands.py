@@ -20,12 +20,14 @@ class Verb(IntEnum):
     VERIFY = 5
     PREPARE = 6
     KEEP = 7
+    COLLECT = 8
 
 
 @dataclass(frozen=True)
 class Command:
     """One step the client asks for: n is the number of private tokens (PREFILL, VERIFY), the new length
     (TRUNCATE), or how many tokens the pool is to be filled for (PREPARE). KEEP: save the session from now on.
+    COLLECT: the last step's answer once more.
     """
 
     verb: Verb

@@ -4,7 +4,7 @@ import base64
 import hmac
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Condition
@@ -18,9 +18,11 @@ from ..errors import CorruptFileError, RefusedError, ServerBusyError, SottovoceE
 from ..net import Channel
 from .resume import ID_BYTES, KEY_BYTES, Stamps, Ticket, agree, common, parse_stamps
 from .store import SessionStore
+from .unattended import Unattended
 
 DAY = 86400.0
 _PATIENCE = 30.0
+_TELL = 1.0  # seconds between two words to a client that waits for a step
 
 
 class Checkpoints:
@@ -70,6 +72,16 @@ class Checkpoints:
             raise
         party.saved()
         self._saved = length
+
+    def promise(self, length: int, head: dict[str, Any], facts: dict[str, Any]) -> None:
+        """Before a step that the other party may finish alone: the session will hold `length` tokens.
+
+        Their stamps are the ones that `write` would give them. Cost: one small write.
+        """
+        if not self._failed:
+            facts = {**facts, "tokens": len(self.stamps), "waiting": length - len(self.stamps)}
+            self.stamps.resize(length)
+            self.store.checkpoint(self.id, self._packed(head), {}, facts)
 
     def write_head(self, head: dict[str, Any], facts: dict[str, Any]) -> None:
         """No step was made since the last `write`, but the head is another one."""
@@ -122,6 +134,14 @@ class Resumed:
     pieces: list[tuple[str, Piece]]
 
 
+@dataclass(frozen=True)
+class _Claim:
+    """Who has a session now."""
+
+    channel: Channel
+    attendance: Unattended
+
+
 class KeptSessions:
     """The server's saved sessions; every session thread may use it at the same time.
 
@@ -131,7 +151,8 @@ class KeptSessions:
     def __init__(self, store: SessionStore, limit: int = 16 << 30, max_idle: float = 7 * DAY) -> None:
         self.store, self.limit, self.max_idle = store, limit, max_idle
         self._changed = Condition()
-        self._open: dict[str, Channel] = {}
+        self._open: dict[str, _Claim] = {}
+        self._waiting: dict[str, Channel] = {}
         self.evict()
 
     def __len__(self) -> int:
@@ -148,27 +169,70 @@ class KeptSessions:
         return self.store.evict(self.limit, self.max_idle, busy)
 
     @contextmanager
-    def claimed(self, ticket: Ticket, channel: Channel) -> Iterator[None]:
-        """The session is this connection's. One that still holds it has lost its client: it is cut off."""
-        self._claim(ticket.id.hex(), channel)
+    def claimed(
+        self,
+        ticket: Ticket,
+        channel: Channel,
+        attendance: Unattended | None = None,
+        waiting: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Iterator[None]:
+        """The session is this connection's. One that still holds it has lost its client: it is cut off.
+
+        attendance: of this connection's steps. waiting: called about once a second while a step of the other
+        one goes on without its client, with how far it is.
+        """
+        id, mine = ticket.id.hex(), _Claim(channel, attendance or Unattended())
+        with self._changed:
+            # Of those that wait for a step, only the last one is still wanted.
+            before = self._waiting.get(id)
+            self._waiting[id] = channel
+        if before is not None:
+            before.close()
+        try:
+            self._claim(id, mine, waiting)
+        finally:
+            with self._changed:
+                if self._waiting.get(id) is channel:
+                    del self._waiting[id]
         try:
             yield
         finally:
             with self._changed:
-                del self._open[ticket.id.hex()]
+                del self._open[id]
                 self._changed.notify_all()
 
-    def _claim(self, id: str, channel: Channel) -> None:
+    def _claim(self, id: str, mine: "_Claim", waiting: Callable[[int, int], None]) -> None:
         deadline = time.monotonic() + _PATIENCE
         with self._changed:
             if id in self._open:
-                self._open[id].close()
-            while id in self._open:
+                self._open[id].channel.close()
+        while True:
+            with self._changed:
+                if id not in self._open:
+                    self._open[id] = mine
+                    return
+                step = self._open[id].attendance
+                done, total = step.done, step.total
+                if total:
+                    deadline = time.monotonic() + _PATIENCE
                 left = deadline - time.monotonic()
                 if left <= 0:
                     raise ServerBusyError("the session is still busy with its last step; try again", 10)
-                self._changed.wait(left)
-            self._open[id] = channel
+                self._changed.wait(min(left, _TELL))
+            if total:
+                waiting(done, total)
+
+    def computing(self, id: str) -> bool:
+        """Whether a connection is in the middle of a step of that session that may end without its client."""
+        with self._changed:
+            return id in self._open and self._open[id].attendance.total > 0
+
+    def cancel(self, id: str | None = None) -> None:
+        """End the steps that go on without a client: of one session, or all."""
+        with self._changed:
+            for at, claim in self._open.items():
+                if id in (None, at):
+                    claim.attendance.cancel()
 
     def keep(self, ticket: Ticket, owner: str, epoch: int) -> Checkpoints:
         """A new session to be kept, or one that was evicted and is kept again. StorageError, RefusedError."""

@@ -6,6 +6,7 @@ The handshake names the session; after it, before the engine's setup:
     return   nonce                      -->  knows it, or not
                                         <--  nonce, proof that it knows the session's key
     proof, stamps of its tokens         -->  checks
+                                        <--  as often as need be: how far a step is that has to end first
                                         <--  how many tokens both have, a new epoch
 
 Every token gets a *stamp* when it is appended: the epoch of the connection and a number that only grows.
@@ -21,7 +22,7 @@ import hmac
 import os
 import secrets
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -39,6 +40,7 @@ _AGREED = struct.Struct("<QQ")
 _KEEP = struct.Struct(f"<{ID_BYTES}s{KEY_BYTES}s")
 _KEPT = struct.Struct("<?Q")
 _COUNT_BITS = 24  # of a stamp; the rest is the epoch
+_BUSY = (1 << 64) - 1  # no epoch: what stands beside it is how far a step is
 
 
 @dataclass(frozen=True)
@@ -111,8 +113,16 @@ class Agreed:
     epoch: int
 
 
-def come_back(channel: Channel, ticket: Ticket, stamps: bytes = b"") -> Agreed:
-    """The client's side. Cost: 4 messages, 2 if the server does not know the session."""
+def come_back(
+    channel: Channel,
+    ticket: Ticket,
+    stamps: bytes = b"",
+    waiting: Callable[[int, int], None] = lambda done, total: None,
+) -> Agreed:
+    """The client's side. Cost: 4 messages, 2 if the server does not know the session.
+
+    waiting: called about once a second while the server is still at a step that it does alone.
+    """
     nonce = os.urandom(_NONCE)
     channel.send(nonce)
     known, theirs, proof = _ANSWER.unpack(channel.recv(_ANSWER.size))
@@ -125,6 +135,9 @@ def come_back(channel: Channel, ticket: Ticket, stamps: bytes = b"") -> Agreed:
         )
     channel.send(_mac(ticket, Role.CLIENT, nonces) + stamps)
     tokens, epoch = _AGREED.unpack(channel.recv(_AGREED.size))
+    while epoch == _BUSY:
+        waiting(tokens >> 32, tokens & 0xFFFFFFFF)
+        tokens, epoch = _AGREED.unpack(channel.recv(_AGREED.size))
     if tokens > len(stamps) // 8 or epoch >> (64 - _COUNT_BITS):
         raise IntegrityError("the server agreed to more tokens of a session than there are")
     return Agreed(True, tokens, epoch)
@@ -145,6 +158,11 @@ def recognise(channel: Channel, ticket: Ticket, limit: int) -> npt.NDArray[np.ui
     if not hmac.compare_digest(bytes(raw[:_TAG]), _mac(ticket, Role.CLIENT, nonces)):
         raise RefusedError("the client does not know the key of this session")
     return parse_stamps(raw[_TAG:])
+
+
+def tell_busy(channel: Channel, done: int, total: int) -> None:
+    """The server's side: a step goes on that has to end first."""
+    channel.send(_AGREED.pack(done << 32 | total, _BUSY))
 
 
 def agree(channel: Channel, tokens: int) -> int:

@@ -54,6 +54,16 @@ class SavedSession:
         return int(self.head.fields.get("public", 0))
 
     @property
+    def waiting(self) -> int:
+        """How many of the tokens, the last ones, were on their way to the server; it may have the answer."""
+        return int(self.head.fields.get("waiting", 0))
+
+    @property
+    def digest(self) -> bytes | None:
+        """Of what was last sent, where the server keeps the answer."""
+        return bytes.fromhex(str(self.head.fields.get("digest", ""))) or None
+
+    @property
     def secret(self) -> bytes | None:
         """The key of the session's state, if it has one."""
         return bytes.fromhex(str(self.head.fields.get("secret", ""))) or None

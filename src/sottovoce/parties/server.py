@@ -114,6 +114,8 @@ class Server:
             thread.join(max(0.0, deadline - time.monotonic()))
         with self._lock:
             left = list(self._channels.items())
+        if self._kept is not None:
+            self._kept.cancel()
         for _, channel in left:
             if channel is not None:
                 channel.close()

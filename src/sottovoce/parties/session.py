@@ -27,11 +27,14 @@ from .admission import Account, Admission
 from .kept import Checkpoints, KeptSessions, Resumed
 from .observer import Observer
 from .protocol import MAX_COMMAND, MAX_VERIFY, Caller, Command, Verb, Welcome, server_handshake
-from .resume import agree, answer_keep, new_epoch, read_keep, recognise, unknown
+from .resume import agree, answer_keep, new_epoch, read_keep, recognise, tell_busy, unknown
+from .unattended import Unattended
 
 _POLL = 0.25
 # A client that is silent this long inside a protocol step is taken for dead.
 _STEP_TIMEOUT = 600.0
+# Seconds that a place takes at most to get from a connection whose client left to the one that goes on.
+_HANDOVER = 5.0
 
 
 @dataclass
@@ -76,6 +79,8 @@ class ServerSession:
         self._admission, self._observer, self._turn = admission, observer or Observer(), turn
         self._kept, self._evict_after = kept, evict_after
         self._checkpoints: Checkpoints | None = None
+        self._attendance = Unattended(turn)
+        self._take_place: Callable[[], None] = lambda: None
         self._owner = ""
         self.report = SessionReport(id=secrets.token_hex(4), peer=peer)
         self._open_party = open_party
@@ -126,6 +131,7 @@ class ServerSession:
             return
         self._take_turns(held)
         party = self._open_party()
+        party.attendance = self._attendance
         # Closed before a place or a claim is given back: who gets them may want the same pool.
         with closing(party):
             with ledger.phase("setup"):
@@ -143,7 +149,12 @@ class ServerSession:
         account = self._admission.account(caller.api_key, self.report.peer.rpartition(":")[0])
         self.report.account, self._owner = account.name, account.owner
         if caller.purpose != "describe":
-            held.enter_context(self._admission.place(account))
+            admission = self._admission
+            if self._kept is not None and caller.session and self._kept.computing(caller.session):
+                # A step of this session has its place. Its client may wait for it without another one.
+                self._take_place = lambda: _place_in_time(held, admission, account)
+            else:
+                held.enter_context(admission.place(account))
         return self._bounded(self._admission, account)
 
     def _returned(self, held: ExitStack, caller: Caller) -> Resumed | None:
@@ -151,15 +162,27 @@ class ServerSession:
         assert caller.session is not None
         head = None if self._kept is None else self._kept.find(caller.session, self._owner)
         if self._kept is None or head is None:
+            self._take_place()
             unknown(self.channel)
             return None
         theirs = recognise(self.channel, head.ticket, self._limit)
-        held.enter_context(self._kept.claimed(head.ticket, self.channel))
+        if caller.purpose == "forget":
+            self._kept.cancel(caller.session)
+        held.enter_context(self._kept.claimed(head.ticket, self.channel, self._attendance, self._tell_busy))
+        self._take_place()
         if caller.purpose == "forget":
             self._kept.store.remove(caller.session)
             agree(self.channel, 0)
             return None
         return self._kept.resume(self.channel, head.ticket, self._owner, theirs)
+
+    def _tell_busy(self, done: int, total: int) -> None:
+        """A step of this session goes on that began on another connection; the client hears how far it is."""
+        if isinstance(self.channel, SocketChannel):
+            self.channel.deadline = None
+        if self._stopping.is_set():
+            raise PeerGoneError("the server is shutting down; connect again later")
+        tell_busy(self.channel, done, total)
 
     def _go_on(self, party: ModelParty, resumed: Resumed) -> None:
         if resumed.tokens:
@@ -172,6 +195,7 @@ class ServerSession:
         self._length = resumed.tokens
         self.report.resumed_tokens = resumed.tokens
         self._checkpoints = resumed.checkpoints
+        self._attendance.allowed = True
 
     def _keep(self, party: ModelParty, held: ExitStack) -> None:
         """The client wants the session saved from now on."""
@@ -179,11 +203,12 @@ class ServerSession:
         if self._kept is None or self._checkpoints is not None:
             return answer_keep(self.channel, None)
         self._kept.check(ticket, self._owner)  # before the connection that holds it is cut off
-        held.enter_context(self._kept.claimed(ticket, self.channel))
+        held.enter_context(self._kept.claimed(ticket, self.channel, self._attendance))
         try:
             self._checkpoints = self._kept.keep(ticket, self._owner, epoch)
         except StorageError:
             return answer_keep(self.channel, None)
+        self._attendance.allowed = True
         answer_keep(self.channel, epoch)
 
     def _checkpoint(self, party: ModelParty) -> None:
@@ -192,6 +217,7 @@ class ServerSession:
             try:
                 self._checkpoints.write(party, self._length, {}, {"owner": self._owner})
             except StorageError as error:
+                self._attendance.allowed = False
                 self._observer.failed(self, "checkpoint", str(error))
 
     def _bounded(self, admission: Admission, account: Account) -> int:
@@ -216,12 +242,13 @@ class ServerSession:
                 return
             self._check(command)
             before, start, length = self.channel.ledger.total(), time.perf_counter(), self._length
-            with self._phase(command, len(raw)):
+            with self._phase(command, len(raw)), self._attendance.step():
                 if command.verb == Verb.KEEP:
                     self._keep(party, held)
                 else:
                     self._execute(party, command)
-            self._checkpoint(party)
+            if command.verb != Verb.COLLECT:  # which changes nothing
+                self._checkpoint(party)
             cost = self.channel.ledger.total()
             cost.add(before, -1)
             grown = max(0, self._length - length)
@@ -290,6 +317,8 @@ class ServerSession:
         elif command.verb == Verb.PREPARE:
             with suppress(PoolFullError):  # the client has heard it as well
                 party.prepare_step(command.n)
+        elif command.verb == Verb.COLLECT:
+            party.collect()
         else:
             party.truncate(command.n)
             self._length = command.n
@@ -301,6 +330,19 @@ class ServerSession:
             with self.channel.ledger.operation("command"):
                 self.channel.ledger.message(Role.CLIENT, size)
             yield
+
+
+def _place_in_time(held: ExitStack, admission: Admission, account: Account) -> None:
+    """A place that another connection of the same session is about to give back."""
+    deadline = time.monotonic() + _HANDOVER
+    while True:
+        try:
+            held.enter_context(admission.place(account))
+            return
+        except ServerBusyError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_HANDOVER / 100)
 
 
 def peak_memory_bytes() -> int:

@@ -1,9 +1,9 @@
 """The two halves of the fhe engine: the client encrypts tokens and decrypts logits, the server does the rest.
 
-A step is one round: the token's one-hot vector goes up, fresh under the client's key; a byte for every layer
-and the encrypted logits come down. Between steps the client may be away. The server keeps keys and values
-encrypted. Nothing that was decrypted goes back to the server (IND-CPA-D): the next token travels as a fresh
-encryption.
+A step is one round: the one-hot vectors of its tokens go up, fresh under the client's key; a byte for every
+layer and the encrypted logits come down. The client may be away between steps, and where the session is saved
+also during one: the server finishes it and keeps the answer. The server keeps keys and values encrypted.
+Nothing that was decrypted goes back to it (IND-CPA-D): the next token travels as a fresh encryption.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from sottovoce.engines.base import (
     Pieces,
     Progress,
 )
+from sottovoce.engines.fhe.answer import MAX_CIPHERTEXT, Answer, digest_of, receive_answer, send_answer
 from sottovoce.engines.fhe.ciphertexts import CkksSlots, scales
 from sottovoce.engines.fhe.costs import CostModel
 from sottovoce.engines.fhe.description import PARAMETERS, Description
@@ -44,14 +45,20 @@ from sottovoce.engines.fhe.program import LayerCache, Program
 from sottovoce.engines.fhe.shape import Shape, slots_for
 from sottovoce.engines.fhe.state import find_piece, load_cache, public_tokens, save_cache
 from sottovoce.engines.fhe.weights import SlotWeights, slot_weights
-from sottovoce.errors import CorruptFileError, IntegrityError, UnsupportedModelError, UsageError
+from sottovoce.errors import (
+    CorruptFileError,
+    IntegrityError,
+    SottovoceError,
+    UnsupportedModelError,
+    UsageError,
+)
 from sottovoce.net import Channel
 
 if TYPE_CHECKING:
     from sottovoce.models import Model
 
 _KEPT_CLIENTS = 2  # whose keys stay on the server's disk: gigabytes each
-_MAX_CIPHERTEXT = 1 << 27
+_MAX_ANSWERS = 64  # positions whose logits one step gives
 _LEAST_TOKENS = 8  # of a context that is worth a session
 _KEPT_STATES = 4  # earlier caches that a session can go back to; 80 MB each for stories260K
 _ONLY_RECENT = (
@@ -131,6 +138,7 @@ class FheModelParty(ModelParty):
         self.engine = engine
         self._public: list[int] = []
         self._history: dict[int, list[LayerCache[Ciphertext]]] = {}
+        self._answer: Answer | None = None
 
     def setup(self, channel: Channel, progress: Progress | None = None) -> None:
         engine, self._channel = self.engine, channel
@@ -151,20 +159,22 @@ class FheModelParty(ModelParty):
             self._append_public()
         if not self._program.length:
             raise UsageError("the fhe engine takes sessions whose first token is public; it is a constant")
-        for i in range(n_private):
-            self._step(head=i == n_private - 1)
+        self._step([i == n_private - 1 for i in range(n_private)])
 
     def decode(self) -> None:
-        self._step(head=True)
+        self._step([True])
 
     def verify(self, n: int) -> None:
-        for _ in range(n):
-            self._step(head=True)
+        self._step([True] * n)
+
+    def collect(self) -> None:
+        send_answer(self._channel, self._answer)
 
     def truncate(self, length: int) -> None:
         """A few tokens back, or to the public tokens: then the cache starts again."""
         if length == self._program.length:
             return
+        self._answer = None
         if length in self._history:
             self._go_back(length)
         elif length <= len(self._public):
@@ -180,7 +190,10 @@ class FheModelParty(ModelParty):
         return True
 
     def changed(self, first: int) -> dict[str, Piece]:
-        return save_cache(self._program, self._public) if self._program.caches[0].keys else {}
+        if not self._program.caches[0].keys:
+            return {}
+        answer = {} if self._answer is None else self._answer.to_piece()
+        return save_cache(self._program, self._public) | answer
 
     def restore(self, pieces: Pieces, length: int) -> None:
         piece = find_piece(pieces, length)
@@ -199,6 +212,7 @@ class FheModelParty(ModelParty):
                 cache.keys, cache.values = [], []
             load_cache(program, saved, self._slots.evaluator.parameters, self._key_id)
             self._remember()
+        self._answer = Answer.from_pieces(pieces, length)
 
     def _remember(self) -> None:
         """The state after a token. Ciphertexts are never changed in place, so it is a list of references."""
@@ -229,16 +243,40 @@ class FheModelParty(ModelParty):
         model.hidden(self._public, cache)
         self._program.append_public([cache.k(i) for i in layers], [cache.v(i) for i in layers])
 
-    def _step(self, head: bool) -> None:
-        channel, parameters = self._channel, self._slots.evaluator.parameters
-        one_hot = []
-        for _ in range(self.engine.shape.vocabulary_blocks):
-            x = load_fresh(parameters, channel.recv_message(_MAX_CIPHERTEXT))
-            self._check(x)
-            one_hot.append(x)
-        for x in self._program.step(one_hot, head, lambda layer: channel.send(b"\x01")):
-            channel.send(x.to_bytes())
-        self._remember()
+    def _step(self, heads: Sequence[bool]) -> None:
+        """Append as many tokens; those whose logits are wanted are marked. What the client sends for all of
+        them is there before the first is computed, so that it may leave."""
+        channel, blocks = self._channel, self.engine.shape.vocabulary_blocks
+        raw = [[channel.recv_message(MAX_CIPHERTEXT) for _ in range(blocks)] for _ in heads]
+        digest = digest_of(frame for token in raw for frame in token)
+        layers, frames = self.engine.shape.config.layers, list[bytes]()
+        self.attendance.progress(0, len(heads) * layers)
+        for i, head in enumerate(heads):
+            one_hot = [self._token(frame) for frame in raw[i]]
+            raw[i] = []
+
+            def progress(layer: int, before: int = i * layers) -> None:
+                self.attendance.progress(before + layer, len(heads) * layers)
+                self._tell(b"\x01")
+
+            frames += [x.to_bytes() for x in self._program.step(one_hot, head, progress)]
+            self._remember()
+        self._answer = Answer(self._program.length, digest, tuple(frames))
+        for frame in frames:
+            self._tell(frame)
+
+    def _tell(self, payload: bytes) -> None:
+        """Unless the client has left, and the step goes on without it."""
+        try:
+            self._channel.send(payload)
+        except SottovoceError as error:  # a client that leaves may say why
+            self.attendance.left(error)
+
+    def _token(self, raw: memoryview) -> Ciphertext:
+        """IntegrityError unless a token's ciphertext is what was agreed on."""
+        x = load_fresh(self._slots.evaluator.parameters, raw)
+        self._check(x)
+        return x
 
     def _check(self, x: Ciphertext) -> None:
         assert self.engine.description is not None
@@ -253,6 +291,7 @@ class FheDataParty(DataParty):
 
     def __init__(self, options: EngineOptions, public: dict[str, Any]) -> None:
         self.description = Description.from_json(public)
+        self._promised: tuple[tuple[int, ...], list[bytes]] = ((), [])
 
     def setup(self, channel: Channel, progress: Progress | None = None) -> None:
         self._channel, parameters = channel, self.description.parameters
@@ -266,6 +305,9 @@ class FheDataParty(DataParty):
 
     def secret_key(self) -> bytes:
         return self._secret.to_bytes()
+
+    def new_secret(self) -> bytes | None:
+        return KeyGenerator(self.description.parameters).secret_key.to_bytes()
 
     @property
     def keeps(self) -> bool:
@@ -281,44 +323,78 @@ class FheDataParty(DataParty):
     def prefill(
         self, public_tokens: Sequence[int], private_tokens: Sequence[int], progress: Progress | None = None
     ) -> Logits:
-        for token in private_tokens[:-1]:
-            self._send(token)
-            self._wait(progress)
-        return self.decode(private_tokens[-1], progress)
+        self._send(private_tokens)
+        self._wait(len(private_tokens), progress)
+        logits: Logits = self._logits(1)[-1]
+        return logits
 
     def decode(self, token: int, progress: Progress | None = None) -> Logits:
-        self._send(token)
-        self._wait(progress)
-        return self._logits()
+        logits: Logits = self.verify([token], progress)[-1]
+        return logits
 
     def verify(self, tokens: Sequence[int], progress: Progress | None = None) -> Logits:
-        return np.stack([self.decode(token, progress) for token in tokens])
+        self._send(tokens)
+        self._wait(len(tokens), progress)
+        return self._logits(len(tokens))
+
+    @property
+    def collects(self) -> bool:
+        return True
+
+    def promise(self, tokens: Sequence[int]) -> bytes:
+        self._promised = tuple(tokens), self._encrypted(tokens)
+        return digest_of(self._promised[1])
+
+    def collect(self, digest: bytes | None) -> Logits | None:
+        blocks = self.description.shape.vocabulary_blocks
+        frames = receive_answer(self._channel, digest, _MAX_ANSWERS * blocks)
+        if frames is None or len(frames) % blocks:
+            return None
+        rows = [frames[i : i + blocks] for i in range(0, len(frames), blocks)]
+        return np.stack([self._decrypted(row) for row in rows])
 
     def truncate(self, length: int) -> None:
         """The server's cache forgets; there is nothing on this side."""
 
-    def _send(self, token: int) -> None:
-        shape, level = self.description.shape, self.description.entry
-        with self._channel.ledger.operation("encrypt"):
-            for block in range(shape.vocabulary_blocks):
-                one_hot = np.zeros(shape.vocabulary)
-                if token // shape.vocabulary == block:
-                    one_hot[token % shape.vocabulary] = 1.0
-                scale = scales(self.description.parameters)[level]
-                plaintext = self._encoder.encode(shape.embed.place(one_hot), level, scale)
-                self._channel.send(self._encryptor.encrypt_bytes(plaintext))
+    def _send(self, tokens: Sequence[int]) -> None:
+        promised, frames = self._promised
+        if promised != tuple(tokens):
+            frames = self._encrypted(tokens)
+        self._promised = (), []
+        for frame in frames:
+            self._channel.send(frame)
 
-    def _wait(self, progress: Progress | None) -> None:
-        layers = self.description.shape.config.layers
-        for layer in range(layers):
+    def _encrypted(self, tokens: Sequence[int]) -> list[bytes]:
+        """One-hot vectors, block by block."""
+        shape, level = self.description.shape, self.description.entry
+        scale, frames = scales(self.description.parameters)[level], []
+        with self._channel.ledger.operation("encrypt"):
+            for token in tokens:
+                for block in range(shape.vocabulary_blocks):
+                    one_hot = np.zeros(shape.vocabulary)
+                    if token // shape.vocabulary == block:
+                        one_hot[token % shape.vocabulary] = 1.0
+                    plaintext = self._encoder.encode(shape.embed.place(one_hot), level, scale)
+                    frames.append(self._encryptor.encrypt_bytes(plaintext))
+        return frames
+
+    def _wait(self, tokens: int, progress: Progress | None) -> None:
+        steps = tokens * self.description.shape.config.layers
+        for step in range(steps):
             self._channel.recv(1)
             if progress is not None:
-                progress(layer, layers, "layers")
+                progress(step, steps, "layers")
 
-    def _logits(self) -> Logits:
+    def _logits(self, count: int) -> Logits:
+        """(count, vocab), from the next frames."""
+        blocks = range(self.description.shape.vocabulary_blocks)
+        rows = [[self._channel.recv_message(MAX_CIPHERTEXT) for _ in blocks] for _ in range(count)]
+        return np.stack([self._decrypted(row) for row in rows])
+
+    def _decrypted(self, frames: Sequence[memoryview]) -> Logits:
+        """(vocab,), from the ciphertexts of one position."""
         shape, found = self.description.shape, []
-        for _ in range(shape.vocabulary_blocks):
-            raw = self._channel.recv_message(_MAX_CIPHERTEXT)
+        for raw in frames:
             x = Ciphertext.from_bytes(self.description.parameters, raw)
             with self._channel.ledger.operation("decrypt"):
                 found.append(shape.head.read(self._decryptor.decrypt_slots(x, shape.n)).real)
