@@ -1,5 +1,7 @@
 """Chunks of private tokens in slots, exact on integers: matrices, scores, sums, public tokens."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -52,10 +54,10 @@ def test_scores_and_sums_by_distance(start, count, public):
     whole = Chunk(h, 0, start + count)
     keys = ar.fresh(whole.tokens(flat(np.where(plain[:, None, None], 0, k))))
     queries = chunk_attention.turned_queries(ar, c, ar.fresh(c.tokens(flat(q))))
-    known = chunk_attention.PlainKeys(group, shifts)
+    known = partial(chunk_attention.PlainKeys, group, shifts)
     values = chunk_attention.scores(ar, c, queries, keys, known, 0.5)
     assert len(values) == c.own and values[0].level == 6
-    values += chunk_attention.public_scores(ar, c, queries, kp, shifts, 0.5)
+    values += chunk_attention.public_scores(ar, c, queries, kp, known, 0.5)
     packed = c.pack(ar, values)
     valid = chunk_attention.exists(c, public)
     assert len(valid) == len(values)

@@ -27,10 +27,12 @@ _KEPT_BYTES = 1 << 23
 
 @dataclass(frozen=True)
 class Matrix:
-    """Plaintexts of one product, and what is added to its result (None: nothing), in output order."""
+    """Plaintexts of one product, and what is added to its result (None: nothing), in output order. weights:
+    (inputs, outputs), padded; None where only operations are counted."""
 
     plaintexts: Sequence[Plain]
     bias: Vector | None = None
+    weights: Vector | None = None
 
 
 @dataclass(frozen=True)
@@ -147,8 +149,8 @@ def _matrix(plan: Interleaved, weights: Vector, bias: Vector | None) -> Matrix:
     weights = padded(weights, plan.d_in, plan.d_out)
     added = None if bias is None else np.pad(bias, (0, plan.d_out - len(bias)))
     if plan.count * plan.n * weights.itemsize <= _KEPT_BYTES:
-        return Matrix([constant(plan.plaintext(weights, q)) for q in range(plan.count)], added)
-    return Matrix([partial(plan.plaintext, weights, q) for q in range(plan.count)], added)
+        return Matrix([constant(plan.plaintext(weights, q)) for q in range(plan.count)], added, weights)
+    return Matrix([partial(plan.plaintext, weights, q) for q in range(plan.count)], added, weights)
 
 
 def _over(bias: npt.NDArray[np.float32] | None, by: float) -> Array | None:

@@ -10,7 +10,7 @@ is zero: the masks of the lanes see to it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -23,7 +23,8 @@ from sottovoce.packing.slots.chunk import Chunk, products, public_values, turns
 @dataclass(frozen=True)
 class PlainKeys:
     """What the server knows of the keys: `group` (T, H, d_h) at their sub-slots, zero where they are
-    encrypted; `shifts` (T, H, d_h): what a row subtracts from every key it meets."""
+    encrypted; `shifts` (T, H, d_h): what a row subtracts from every key it meets. Made when needed, like
+    plaintexts."""
 
     group: Vector
     shifts: Vector
@@ -35,7 +36,12 @@ def turned_queries(ar: SlotArithmetic[V], chunk: Chunk, query: V) -> list[V]:
 
 
 def scores(
-    ar: SlotArithmetic[V], chunk: Chunk, queries: Sequence[V], keys: V, known: PlainKeys, scale: float = 1.0
+    ar: SlotArithmetic[V],
+    chunk: Chunk,
+    queries: Sequence[V],
+    keys: V,
+    known: Callable[[], PlainKeys],
+    scale: float = 1.0,
 ) -> list[V]:
     """scale·q·(k − shift) for every token and every one up to it in its group: `chunk.own` values.
 
@@ -63,15 +69,15 @@ def public_scores(
     chunk: Chunk,
     queries: Sequence[V],
     keys: Vector,
-    shifts: Vector,
+    known: Callable[[], PlainKeys],
     scale: float = 1.0,
 ) -> list[V]:
     """scale·q·(k − shift) for public tokens outside the group: a value for d_h tokens, d_h plaintexts each,
-    one level. keys (tokens, H, d_h), shifts (T, H, d_h)."""
+    one level. keys (tokens, H, d_h); of `known` only the shifts matter."""
     dim, found = chunk.heads.dim, []
     for first in range(0, len(keys), dim):
         block = keys[first : first + dim]
-        plains = [partial(_public_plain, chunk, block, shifts, m, scale) for m in range(dim)]
+        plains = [partial(_public_plain, chunk, block, known, m, scale) for m in range(dim)]
         found.append(ar.sum_plain(list(zip(queries, plains, strict=True))))
     return found
 
@@ -162,21 +168,21 @@ def _key_mask(chunk: Chunk, g: int, c: int, m: int, scale: float) -> Vector:
     return out.reshape(-1)
 
 
-def _key_plain(chunk: Chunk, g: int, m: int, known: PlainKeys, scale: float) -> Vector:
+def _key_plain(chunk: Chunk, g: int, m: int, known: Callable[[], PlainKeys], scale: float) -> Vector:
     """Public keys of the group less the shifts, where lane m of value g has keys."""
-    heads = chunk.heads
+    heads, plain = chunk.heads, known()
     out = np.zeros((heads.dim, heads.count, heads.t))
     for i in range(heads.dim):
         c = (i - m) % heads.dim
         s = np.flatnonzero(_reached(chunk, g, c))
         if len(s):
-            keys = known.group[s - g * heads.dim - c, :, i] - known.shifts[s, :, i]
+            keys = plain.group[s - g * heads.dim - c, :, i] - plain.shifts[s, :, i]
             out[i][:, s] = scale * keys.T
     return out.reshape(-1)
 
 
-def _public_plain(chunk: Chunk, keys: Vector, shifts: Vector, m: int, scale: float) -> Vector:
-    heads = chunk.heads
+def _public_plain(chunk: Chunk, keys: Vector, known: Callable[[], PlainKeys], m: int, scale: float) -> Vector:
+    heads, shifts = chunk.heads, known().shifts
     out = np.zeros((heads.dim, heads.count, heads.t))
     s = np.arange(chunk.start, chunk.start + chunk.count)
     for o in range(len(keys)):

@@ -1,0 +1,334 @@
+"""Several private tokens through all layers at once: the prefill of a private tail.
+
+All tokens of a chunk share their ciphertexts (`packing.slots.chunk`), so a layer takes as many refreshes for
+16 tokens as for one, and about four times as many for 64. Attention to the tokens of their own group is taken
+by distance, ciphertext by ciphertext, to public tokens with blocks of their own plaintext by ciphertext. Keys
+and values come out in the layout of the cache, so that decoding goes on behind a chunk.
+
+What is folded into matrices, the functions, and the shift of scores are those of `Program`. Sub-slots without
+a token are zero; only the sums of norms and rows, whose polynomials must not meet a zero, are filled there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property, partial
+from typing import Any, Generic
+
+import numpy as np
+
+from sottovoce.engines.fhe.flow import Flow
+from sottovoce.engines.fhe.functions import norm_gain, whole_factor
+from sottovoce.engines.fhe.program import LayerCache, Program
+from sottovoce.engines.fhe.scores import ScoreShift
+from sottovoce.engines.fhe.shape import Shape
+from sottovoce.engines.fhe.weights import Matrix
+from sottovoce.errors import PromptTooLongError, UsageError
+from sottovoce.packing.slots import Chebyshev, Plain, Vector, constant
+from sottovoce.packing.slots import attention as att
+from sottovoce.packing.slots import chunk as packing
+from sottovoce.packing.slots import chunk_attention as among
+from sottovoce.packing.slots.arithmetic import MEAN_BOUND, V
+from sottovoce.packing.slots.chunk import Chunk
+
+# A chunk fills its slots, so the mean of what is refreshed is larger than that of one token: values are
+# divided by this before, and multiplied behind. It costs two bits of a refresh.
+SHRINK = 4
+# What the embedding takes of one-hot vectors.
+EMBED_LEVELS = 1
+
+
+def fits(shape: Shape) -> bool:
+    """Whether chunks of a model can be computed: heads as wide as the model, of the Llama family."""
+    c = shape.config
+    same = shape.heads.width == shape.width and shape.ffn % shape.width == 0
+    return same and c.norm == "rms" and c.rope is not None and c.gated
+
+
+def one_hot_ciphertexts(shape: Shape, count: int) -> int:
+    """How many ciphertexts the one-hot vectors of so many tokens take."""
+    return Chunk(shape.heads, 0, count).packs(-(-shape.config.vocab_size // shape.width))
+
+
+def one_hots(shape: Shape, tokens: Sequence[int], start: int) -> list[Vector]:
+    """The one-hot vectors of tokens at the sub-slots from `start` on: entry v of the vocabulary is feature v
+    mod d of value v div d."""
+    chunk, d = Chunk(shape.heads, start, len(tokens)), shape.width
+    out = [np.zeros((d, chunk.windows, chunk.window)) for _ in range(one_hot_ciphertexts(shape, len(tokens)))]
+    for i, token in enumerate(tokens):
+        at, window = divmod(token // d, chunk.windows)
+        out[at][token % d, window, i] = 1.0
+    return [chunk.slots(places) for places in out]
+
+
+class ChunkProgram(Generic[V]):
+    """Chunks of one session's decoder; `program` decodes on behind them. value_level: the level at which its
+    values are kept."""
+
+    def __init__(self, program: Program[V], flow: Flow[V], value_level: int) -> None:
+        self.program, self.flow, self.value_level = program, flow, value_level
+        self.ar, self.shape, self.functions = program.ar, program.shape, program.functions
+        self._tail = Program(program.ar, program.shape, program.weights, program.functions, flow)
+        # Keys of the group's encrypted tokens at the level of a chunk, and how many tokens they hold.
+        self._keys: list[V] = []
+        self._upto = 0
+
+    def room(self) -> int:
+        """Tokens that a chunk may have now: up to the end of the first group of private tokens. 0 if it holds
+        tokens that were decoded one by one: their keys have no levels left."""
+        program, t = self.program, self.shape.heads.t
+        if program.private >= t or (self._held() and self._upto != program.private):
+            return 0
+        return min(t - program.private, self.shape.tokens - program.length)
+
+    def resume(self, keys: list[V]) -> None:
+        """Keys of the group's encrypted tokens, a value for each layer, as a chunk left them."""
+        self._keys, self._upto = keys, self.program.private
+
+    def run(self, one_hot: Sequence[V], count: int, head: bool = True, progress: Any = None) -> list[V]:
+        """Append `count` tokens; the logits behind the last one, compact (none without `head`)."""
+        program = self.program
+        if count > self.room():
+            raise PromptTooLongError(f"a chunk of {count} private tokens does not fit the cache")
+        if len(one_hot) != one_hot_ciphertexts(self.shape, count):
+            raise UsageError(f"{count} tokens do not come in {len(one_hot)} ciphertexts")
+        self.chunk = Chunk(self.shape.heads, program.private, count)
+        first, keys = not self._held(), self._keys
+        self._keys = []
+        x = self.embed(one_hot)
+        for layer in range(self.shape.config.layers):
+            if progress is not None:
+                progress(layer)
+            x = self.attention(x, layer, None if first else keys[layer])
+            x = self.mlp(x, layer)
+        program.length += count
+        self._upto = program.private
+        return self.logits(x) if head else []
+
+    def embed(self, one_hot: Sequence[V]) -> V:
+        """The residual stream. One level."""
+        d, chunk = self.shape.width, self.chunk
+        values = chunk.unpack(self.ar, one_hot, -(-self.shape.config.vocab_size // d))
+        rows: list[list[Plain]] = []
+        for matrix in self.program.weights.embed:
+            for i in range(0, self.shape.vocabulary, d):
+                rows.append(self._plaintexts(matrix, i, 0, True))
+        return packing.products(self.ar, values, [rows[: len(values)]], self.shape.heads.t)[0]
+
+    def attention(self, x: V, layer: int, held: V | None) -> V:
+        """held: keys of the tokens before the chunk in its group."""
+        ar, chunk, cache = self.ar, self.chunk, self.program.caches[layer]
+        block = self.program.weights.blocks[layer]
+        x = self.flow.single(ar, layer, "attention", x)
+        query, key, value = self._qkv(x, layer)
+        self._append_keys(cache, key)
+        keys = key if held is None else ar.add(held, key)
+        self._keys.append(keys)
+        rows = _Rows(self, layer)
+        public = self._public(cache)
+        queries = among.turned_queries(ar, chunk, query)
+        scores = among.scores(ar, chunk, queries, keys, rows.known, 1 / SHRINK)
+        outside = 0
+        if public is not None:
+            outside = len(public[0])
+            scores += among.public_scores(ar, chunk, queries, rows.scale * public[0], rows.known, 1 / SHRINK)
+        packed = chunk.pack(ar, scores)
+        *packed, value = self.flow.several(ar, layer, "scores", packed, [value])
+        packed, value = [ar.times(x, SHRINK) for x in packed], ar.times(value, SHRINK)
+        probabilities = self._softmax(packed, among.exists(chunk, outside), rows, layer)
+        values = self._append_values(cache, value)
+        factor = 0.5 if len(probabilities) > 1 else 1.0
+        # Lanes of values take a level, and values can be no higher than probabilities: these follow.
+        level = ar.level(probabilities[0])
+        parts = chunk.unpack(ar, [ar.drop(p, level - 1) for p in probabilities], len(scores))
+        lanes = among.value_lanes(ar, chunk, ar.drop(values, level), factor)
+        mixed = among.mix(ar, chunk, parts[: chunk.own], lanes)
+        if public is not None:
+            mixed = ar.add(mixed, among.mix_public(ar, chunk, parts[chunk.own :], public[1], factor))
+        return ar.add(x, self._products([mixed], block.o, self.shape.width)[0])
+
+    def mlp(self, x: V, layer: int) -> V:
+        ar, chunk, shape = self.ar, self.chunk, self.shape
+        block, functions = self.program.weights.blocks[layer], self.functions.blocks[layer]
+        activation = functions.activation.stretched(1 / functions.activation.radius)
+        x = self.flow.single(ar, layer, "mlp", x)
+        r = self._norm(x, functions.norm2)
+        low = ar.drop(x, ar.level(r) + 1)
+        ys = [ar.mul(y, r) for y in self._products([low], block.up, shape.ffn, 1 / SHRINK, biased=False)]
+        ys = [self._biased(y, block.up, i * shape.width, 1 / SHRINK) for i, y in enumerate(ys)]
+        packed = [part for y in chunk.pack(ar, ys) for part in ar.real_imaginary(y)]
+        # Halved by the matrix for splitting, which happens twice: before the point and behind it.
+        packed = [ar.times(part, SHRINK // 2) for part in self.flow.several(ar, layer, "activation", packed)]
+        pairs = zip(packed[::2], packed[1::2], strict=True)
+        active = [ar.mul(ar.polynomial(gate, activation), up) for gate, up in pairs]
+        parts = chunk.unpack(ar, active, len(ys))
+        return ar.add(x, self._products(parts, block.down, shape.width)[0])
+
+    def logits(self, x: V) -> list[V]:
+        """Behind the last token: it alone is kept and brought to where a single token lies."""
+        ar, chunk = self.ar, self.chunk
+        x = self.flow.single(ar, self.shape.config.layers, "last", x)
+        last = chunk.start + chunk.count - 1
+        mask = np.arange(self.shape.n) % self.shape.heads.t == last
+        x = ar.mul_plain(x, constant(mask.astype(np.float64)))
+        return self._tail.logits(among.turn_left(ar, x, last, 1))
+
+    def _qkv(self, x: V, layer: int) -> tuple[V, V, V]:
+        """Scaled q, k, and v by twice `SHRINK`."""
+        ar, heads, chunk = self.ar, self.shape.heads, self.chunk
+        block, rope = self.program.weights.blocks[layer], self.shape.config.rope
+        assert rope is not None
+        r = self._norm(x, self.functions.blocks[layer].norm1)
+        low = ar.drop(x, ar.level(r) + 2)
+        qk = self._products([low], block.qk, heads.width, biased=False)[0]
+        v = self._products([ar.drop(low, ar.level(r) + 1)], block.v, heads.width, 1 / SHRINK, biased=False)[0]
+        first, rows = self.program.length, range(chunk.count)
+        tables = [[table() for table in heads.rope(first + i, rope.theta)] for i in rows]
+        cosines, sines = (np.stack([table[k][:: heads.t] for table in tables]) for k in (0, 1))
+        half = self.shape.n // 2
+        turned = [(qk, partial(chunk.tokens, cosines)), (ar.rotate(qk, half), partial(chunk.tokens, sines))]
+        qk = ar.mul(ar.sum_plain(turned), r)
+        if block.qk.bias is not None:
+            bias = block.qk.bias * cosines + np.roll(block.qk.bias, -len(block.qk.bias) // 2) * sines
+            qk = ar.add_plain(qk, partial(chunk.tokens, bias))
+        query, key = ar.real_imaginary(qk)
+        return query, key, self._biased(ar.mul(v, r), block.v, 0, 1 / SHRINK)
+
+    def _softmax(self, packed: list[V], valid: Vector, rows: _Rows[V], layer: int) -> list[V]:
+        """Scores -> probabilities; 0 where there is no token. Several come doubled."""
+        ar, f, chunk = self.ar, self.functions, self.chunk
+        factor = 2.0 if len(packed) > 1 else 1.0
+        inverses = (*f.coarse, f.accurate)
+        # A row's exponentials add up to inverses[0].high at most, in d_h slots at least: so their mean is
+        # small enough to be refreshed.
+        shrink = min(1.0, MEAN_BOUND * self.shape.heads.dim / inverses[0].high)
+        exponential = f.exponential.scaled(shrink**0.5**f.squarings).stretched(f.shrink / f.scale)
+        us = []
+        for p, x in enumerate(packed):
+            x = ar.add_plain(x, partial(rows.offsets, valid, p))
+            us.append(ar.polynomial(x, exponential))
+        for _ in range(f.squarings):
+            us = [ar.mul(u, u) for u in us]
+        for i, inverse in enumerate(inverses):
+            us = self.flow.several(ar, layer, f"round {i}", us)
+            scale = factor * (1.0 if i else shrink)  # of what is summed
+            total = among.row_sums(ar, chunk, us, 1 / (scale * inverse.radius))
+            total = ar.add_plain(total, chunk.idle((inverse.low + inverse.high) / (2 * inverse.radius)))
+            over = ar.polynomial(total, inverse.stretched(1 / inverse.radius).scaled(1 / scale))
+            us = [ar.mul(u, over) for u in us]
+            if i < f.rounds:
+                us = [ar.mul(u, u) for u in us]
+        return self.flow.several(ar, layer, "probabilities", us)
+
+    def _norm(self, x: V, p: Chebyshev) -> V:
+        """1/√ of each token's mean square, at all its slots."""
+        ar, shape = self.ar, self.shape
+        gain = norm_gain(shape.config) / self.functions.residual**2
+        k = whole_factor(gain * p.radius)
+        total = ar.times(ar.fold(ar.mul(x, x), shape.heads.t, shape.width), k)
+        middle = (p.low + p.high) / 2 * k * gain
+        return ar.polynomial(ar.add_plain(total, partial(self._idle, middle)), p.stretched(k * gain))
+
+    def _idle(self, value: float) -> Vector:
+        """`value` at all sub-slots without a token."""
+        return value - self.chunk.live(value)
+
+    def _public(self, cache: LayerCache[V]) -> tuple[Vector, Vector] | None:
+        """Keys and values (tokens, H, d_h) of public tokens with blocks of their own."""
+        public = cache.public
+        if public is None or not self.shape.split:
+            return None
+        keys, values = (rows.transpose(2, 1, 0)[: public.tokens] for rows in (public.keys, public.values))
+        return keys, values
+
+    def _held(self) -> int:
+        """Encrypted tokens of the group."""
+        public = self.program.caches[0].public
+        return self.program.private - (0 if public is None or self.shape.split else public.tokens)
+
+    def _append_keys(self, cache: LayerCache[V], key: V) -> None:
+        """Into the lanes of the cache: with one class the group itself, else one level."""
+        ar, blocks, heads = self.ar, self.program.blocks, self.shape.heads
+        lanes = [key]
+        if blocks.classes > 1:
+            mask = blocks.residue(0)
+            turned = ar.rotate_many(key, [m * heads.block for m in range(blocks.classes)])
+            lanes = [ar.mul_plain(x, mask) for x in turned]
+        cache.keys = att.append(ar, cache.keys, lanes)
+
+    def _append_values(self, cache: LayerCache[V], value: V) -> V:
+        """The group's values with the chunk's, encrypted and public ones."""
+        ar = self.ar
+        if cache.values:
+            value = ar.add(cache.values[0], value)
+        elif cache.public is not None and not self.shape.split:
+            value = ar.add_plain(value, cache.public.shared_values)
+        cache.values = [ar.drop(value, self.value_level)]
+        return value
+
+    def _products(
+        self, xs: Sequence[V], matrix: Matrix, outputs: int, scale: float = 1.0, biased: bool = True
+    ) -> list[V]:
+        """Products of values of d features each with a matrix, d outputs each. With the bias, and clear of
+        what is beside the tokens; or without (`biased`), which takes inputs that are zero there."""
+        d = self.shape.width
+        rows = [
+            [self._plaintexts(matrix, i * d, o, biased, scale) for i in range(len(xs))]
+            for o in range(0, outputs, d)
+        ]
+        out = packing.products(self.ar, xs, rows, self.shape.heads.t)
+        return [self._biased(y, matrix, i * d, scale) for i, y in enumerate(out)] if biased else out
+
+    def _plaintexts(
+        self, matrix: Matrix, row: int, column: int, live: bool, scale: float = 1.0
+    ) -> list[Plain]:
+        """The square of a matrix from (row, column) on."""
+        d, n, chunk = self.shape.width, self.shape.n, self.chunk
+        if matrix.weights is None:
+            return list(matrix.plaintexts[:1]) * d
+        part = scale * matrix.weights[row : row + d, column : column + d]
+        return packing.linear_plaintexts(part, n, chunk.live() if live else None)
+
+    def _biased(self, x: V, matrix: Matrix, first: int, scale: float) -> V:
+        if matrix.bias is None:
+            return x
+        rows = np.tile(scale * matrix.bias[first : first + self.shape.width], (self.chunk.count, 1))
+        return self.ar.add_plain(x, partial(self.chunk.tokens, rows))
+
+
+class _Rows(Generic[V]):
+    """What a chunk's rows add as plaintext to the keys and scores of a layer; made when a plaintext is."""
+
+    def __init__(self, chunks: ChunkProgram[V], layer: int) -> None:
+        self._shape, self._chunk, self._program = chunks.shape, chunks.chunk, chunks.program
+        self._functions, self._public = chunks.functions, chunks.program.caches[layer].public
+        self._predictor = chunks.functions.blocks[layer].predictor
+        self._first, self._private = chunks.program.length, chunks.program.private
+        self.scale = chunks.functions.key_scale(chunks.shape.config.head_dim)
+
+    def known(self) -> among.PlainKeys:
+        return self._known
+
+    @cached_property
+    def _known(self) -> among.PlainKeys:
+        """Keys of public tokens that share the group, and the predicted log-sums of each row."""
+        heads, public = self._shape.heads, self._public
+        group, shifts = np.zeros((2, heads.t, heads.count, heads.dim))
+        if public is not None and not self._shape.split:
+            group = self.scale * public.keys.transpose(2, 1, 0)
+        for i in range(self._chunk.count):
+            blocks, functions = self._program.blocks, self._functions
+            shift = ScoreShift(self._shape, blocks, self._predictor, functions, self._private + i, public)
+            shifts[self._chunk.start + i] = self.scale * shift.weights().T
+        return among.PlainKeys(group, shifts)
+
+    def offsets(self, valid: Vector, pack: int) -> Vector:
+        """Added to a ciphertext of scores: −(offset + slope·log(tokens)), or the bottom of the exponential's
+        range where there is no token."""
+        heads, f, p = self._shape.heads, self._functions, self._predictor
+        log = np.log(self._first + 1.0 + np.arange(self._chunk.count))
+        rows = np.tile(log, (heads.count, 1))  # of padded heads, whose scores are 0
+        numbers = [heads.number(h) for h in range(heads.heads)]
+        rows[numbers] = p.offset[:, None] + p.slope[:, None] * log
+        bottom = f.exponential.low * f.shrink / f.scale
+        return among.offsets(self._chunk, valid, pack, -rows / f.scale, bottom)
