@@ -30,7 +30,7 @@ from sottovoce.parties import (
     server_shelf,
 )
 from sottovoce.parties import kept as kept_module
-from sottovoce.parties.admission import Admission
+from sottovoce.parties.admission import Account, Admission
 from sottovoce.parties.kept import KeptSessions
 from sottovoce.parties.protocol import Command, Verb
 from sottovoce.parties.resume import Stamps, Ticket, ask_to_keep, common, parse_stamps
@@ -80,7 +80,11 @@ def test_a_client_that_starts_again(host, expected):
     assert host.mine.find("mine").facts["tokens"] == second.length
     second.close()
     host.wait_until_empty()
-    assert host.kept.store.entries()[0].facts == {"owner": "", "tokens": second.length}
+    assert host.kept.store.entries()[0].facts == {
+        "owner": "",
+        "client": "127.0.0.1",
+        "tokens": second.length,
+    }
 
 
 def test_a_server_that_starts_again(host, expected):
@@ -396,8 +400,8 @@ def test_limits_of_saved_sessions(tmp_path):
     store = SessionStore(tmp_path)
     kept = KeptSessions(store, limit=0)
     ticket = Ticket.new()
-    kept.keep(ticket, "ann", 1)
-    store.checkpoint(ticket.id.hex(), b"{}", {"tokens.0": {"k": np.zeros(100)}}, {"owner": "ann"})
+    kept.keep(ticket, Account("ann"), 1)
+    store.checkpoint(ticket.id.hex(), b"{}", {"tokens.0": {"k": np.zeros(100)}}, {"client": "ann"})
     assert len(kept) == 1 and kept.evict() == 1 and len(kept) == 0
 
 

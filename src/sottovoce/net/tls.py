@@ -260,6 +260,12 @@ def wrap_client(
     return tls, seen, False
 
 
+def client_fingerprint(sock: socket.socket) -> str | None:
+    """Of the certificate that a client showed to a server that asked for one."""
+    der = sock.getpeercert(binary_form=True) if isinstance(sock, ssl.SSLSocket) else None
+    return None if der is None else fingerprint(der)
+
+
 def _load_chain(context: ssl.SSLContext, certificate: Path) -> None:
     try:
         context.load_cert_chain(certificate)

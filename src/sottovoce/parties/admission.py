@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Network, ip_address
 from pathlib import Path
 from threading import Condition
 
@@ -82,6 +83,18 @@ def _parse(fields: list[str], where: str) -> tuple[bytes, Account]:
     return digest, Account(fields[0], quotas.get("sessions"), quotas.get("context"), fields[0])
 
 
+def _network(address: str) -> str:
+    try:
+        parsed = ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(parsed, IPv4Address):
+        return address
+    if parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped)
+    return str(IPv6Network((parsed, 64), strict=False))
+
+
 class Admission:
     """Places for sessions. Used by all session threads.
 
@@ -106,9 +119,12 @@ class Admission:
         self._queue: list[object] = []
         self._closed = False
 
-    def account(self, api_key: str | None, address: str) -> Account:
-        """Who asks. Without a file of keys a client is known by its address."""
-        return Account(address) if self.keys is None else self.keys.account(api_key)
+    def account(self, api_key: str | None, address: str, certificate: str | None = None) -> Account:
+        """Who asks. Without a file of keys a client is known by the fingerprint of its certificate, if the
+        server asks for one, else by its address: of IPv6 the 64 bits that one customer has."""
+        if self.keys is not None:
+            return self.keys.account(api_key)
+        return Account(_network(address) if certificate is None else certificate)
 
     def context_for(self, account: Account, limit: int) -> int:
         """Tokens that a session of this client may hold, of the model's `limit`."""

@@ -5,7 +5,7 @@ import hmac
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from threading import Condition
 from typing import Any
@@ -16,6 +16,7 @@ import numpy.typing as npt
 from ..engines.base import DataParty, ModelParty, Piece
 from ..errors import CorruptFileError, RefusedError, ServerBusyError, SottovoceError
 from ..net import Channel
+from .admission import Account
 from .resume import ID_BYTES, KEY_BYTES, Stamps, Ticket, agree, common, parse_stamps
 from .store import SessionStore
 from .unattended import Unattended
@@ -142,10 +143,16 @@ class _Claim:
     attendance: Unattended
 
 
+def facts_of(account: Account) -> dict[str, str]:
+    """Whose a session is. owner: the API key it is bound to. client: whose share of the disk it takes."""
+    return {"owner": account.owner, "client": account.name}
+
+
 class KeptSessions:
     """The server's saved sessions; every session thread may use it at the same time.
 
-    limit: bytes of all together. max_idle: seconds after which a session that nobody came back to may go.
+    limit: bytes of all together; above it, the client that has most loses its oldest. max_idle: seconds after
+    which a session that nobody came back to may go.
     """
 
     def __init__(self, store: SessionStore, limit: int = 16 << 30, max_idle: float = 7 * DAY) -> None:
@@ -164,9 +171,8 @@ class KeptSessions:
 
     def evict(self) -> int:
         """Delete what is too old or too much, never what is open now; returns how many."""
-        with self._changed:
-            busy = frozenset(self._open)
-        return self.store.evict(self.limit, self.max_idle, busy)
+        with self._changed:  # throughout: what is claimed meanwhile would be gone
+            return self.store.evict(self.limit, self.max_idle, frozenset(self._open))
 
     @contextmanager
     def claimed(
@@ -200,6 +206,8 @@ class KeptSessions:
             with self._changed:
                 del self._open[id]
                 self._changed.notify_all()
+            with suppress(SottovoceError):
+                self.evict()
 
     def _claim(self, id: str, mine: "_Claim", waiting: Callable[[int, int], None]) -> None:
         deadline = time.monotonic() + _PATIENCE
@@ -234,28 +242,27 @@ class KeptSessions:
                 if id in (None, at):
                     claim.attendance.cancel()
 
-    def keep(self, ticket: Ticket, owner: str, epoch: int) -> Checkpoints:
+    def keep(self, ticket: Ticket, account: Account, epoch: int) -> Checkpoints:
         """A new session to be kept, or one that was evicted and is kept again. StorageError, RefusedError."""
-        self.evict()
-        self.check(ticket, owner)
+        self.check(ticket, account)
         id = ticket.id.hex()
         if self.store.find(id) is not None:
             self.store.remove(id)
-        self.store.create(id, None, {"owner": owner}, b"{}")
+        self.store.create(id, None, facts_of(account), b"{}")
         return Checkpoints(self.store, ticket, Stamps(epoch))
 
-    def check(self, ticket: Ticket, owner: str) -> None:
+    def check(self, ticket: Ticket, account: Account) -> None:
         """RefusedError if there is a session of that name and whoever asks is not its client."""
-        head = self.find(ticket.id.hex(), owner)
+        head = self.find(ticket.id.hex(), account)
         if head is not None and not hmac.compare_digest(head.ticket.key, ticket.key):
             raise RefusedError("the client does not know the key of this session")
 
-    def find(self, id: str, owner: str) -> Head | None:
-        """A saved session of this owner; None if there is none that can be read."""
+    def find(self, id: str, account: Account) -> Head | None:
+        """A saved session of this client; None if there is none that can be read."""
         entry = self.store.find(id)
         if entry is None:
             return None
-        if entry.facts.get("owner") != owner:
+        if entry.facts.get("owner") != account.owner:
             raise RefusedError("this session was saved for another API key; use the same one again")
         try:
             return read_head(entry.id, self.store.head(entry.id))
@@ -263,13 +270,15 @@ class KeptSessions:
             self.store.remove(entry.id)
             return None
 
-    def resume(self, channel: Channel, ticket: Ticket, owner: str, theirs: npt.NDArray[np.uint64]) -> Resumed:
+    def resume(
+        self, channel: Channel, ticket: Ticket, account: Account, theirs: npt.NDArray[np.uint64]
+    ) -> Resumed:
         """Agree with the client, whose stamps are `theirs`, on what both have; the session is claimed.
 
         What is damaged counts as nothing: the client sends its tokens again.
         """
         id, tokens, pieces = ticket.id.hex(), 0, list[tuple[str, Piece]]()
-        head = self.find(id, owner)
+        head = self.find(id, account)
         if head is not None and head.keeps:
             try:
                 pieces = [(name, dict(piece)) for name, piece in self.store.pieces(id)]
@@ -277,7 +286,7 @@ class KeptSessions:
             except CorruptFileError:
                 self.store.remove(id)
         if self.store.find(id) is None:
-            self.store.create(id, None, {"owner": owner}, b"{}")
+            self.store.create(id, None, facts_of(account), b"{}")
         known = np.zeros(0, np.uint64) if head is None else head.stamps[:tokens]
         checkpoints = Checkpoints(self.store, ticket, Stamps(agree(channel, tokens), known))
         return Resumed(checkpoints, tokens, pieces)

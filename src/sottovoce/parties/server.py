@@ -11,7 +11,7 @@ from ..engines.base import ModelParty
 from ..errors import PeerConnectionError, UsageError
 from ..net import Channel, Role, SocketChannel
 from ..net.sockets import HANDSHAKE_EARLY
-from ..net.tls import wrap_server
+from ..net.tls import client_fingerprint, wrap_server
 from .admission import Admission
 from .fair import FairGate
 from .kept import KeptSessions
@@ -98,7 +98,12 @@ class Server:
                 thread = Thread(target=self._serve, args=(sock, peer), name=f"session-{peer}", daemon=True)
                 with self._lock:
                     self._channels[thread] = None
-                thread.start()
+                try:
+                    thread.start()
+                except (RuntimeError, MemoryError):  # no memory for another one: the others go on
+                    with self._lock:
+                        del self._channels[thread]
+                    sock.close()
 
     def stop(self) -> None:
         """Accept nothing more; idle sessions end at once, busy ones after the token they are at."""
@@ -155,19 +160,20 @@ class Server:
             channel.deadline = time.monotonic() + _HANDSHAKE_TIMEOUT + self.admission.patience
             with self._lock:
                 self._channels[me] = channel
-            self._run(channel, peer)
+            self._run(channel, peer, client_fingerprint(sock))
         except PeerConnectionError as error:
             self._closed(SessionReport(id="-", peer=peer, ended=str(error)))
         finally:
             with self._lock:
                 del self._channels[me]
 
-    def _run(self, channel: SocketChannel, peer: str) -> None:
+    def _run(self, channel: SocketChannel, peer: str, certificate: str | None) -> None:
         session = ServerSession(
             channel,
             self._open_party,
             self._welcome,
             peer=peer,
+            certificate=certificate,
             idle_timeout=self._idle_timeout,
             stopping=self._stopping,
             admission=self.admission,

@@ -20,11 +20,12 @@ from ..errors import (
     ServerBusyError,
     SottovoceError,
     StorageError,
+    UsageError,
 )
 from ..net import Channel, Role, SocketChannel
 from ..net.channel import Turn
 from .admission import Account, Admission
-from .kept import Checkpoints, KeptSessions, Resumed
+from .kept import Checkpoints, KeptSessions, Resumed, facts_of
 from .observer import Observer
 from .protocol import MAX_COMMAND, MAX_VERIFY, Caller, Command, Verb, Welcome, server_handshake
 from .resume import agree, answer_keep, new_epoch, read_keep, recognise, tell_busy, unknown
@@ -43,7 +44,7 @@ class SessionReport:
 
     id: str
     peer: str
-    account: str = ""  # name of the API key, or the client's address
+    account: str = ""  # name of the API key, else the client's certificate, else its address
     ended: str = "client left"
     private_tokens: int = 0
     public_tokens: int = 0
@@ -64,6 +65,7 @@ class ServerSession:
         welcome: Welcome,
         *,
         peer: str = "",
+        certificate: str | None = None,
         idle_timeout: float = 1800.0,
         stopping: Event | None = None,
         admission: Admission | None = None,
@@ -72,16 +74,17 @@ class ServerSession:
         kept: KeptSessions | None = None,
         evict_after: float = math.inf,
     ) -> None:
-        """admission: who gets a place, None for everybody. turn: this session's on the processors. kept:
-        where sessions are saved, None to save none. evict_after: seconds after which a session that is saved
-        is dropped from memory."""
+        """certificate: fingerprint of the client's own, if it showed one. admission: who gets a place, None
+        for everybody. turn: this session's on the processors. kept: where sessions are saved, None to save
+        none. evict_after: seconds after which a session that is saved is dropped from memory."""
         self.channel = channel
         self._admission, self._observer, self._turn = admission, observer or Observer(), turn
         self._kept, self._evict_after = kept, evict_after
         self._checkpoints: Checkpoints | None = None
+        self._certificate = certificate
         self._attendance = Unattended(turn)
         self._take_place: Callable[[], None] = lambda: None
-        self._owner = ""
+        self._account = Account("")
         self.report = SessionReport(id=secrets.token_hex(4), peer=peer)
         self._open_party = open_party
         self._welcome = welcome
@@ -146,8 +149,9 @@ class ServerSession:
         """A place for this client, held to the end; tokens that its session may hold."""
         if self._admission is None:
             return self._welcome.context
-        account = self._admission.account(caller.api_key, self.report.peer.rpartition(":")[0])
-        self.report.account, self._owner = account.name, account.owner
+        address = self.report.peer.rpartition(":")[0]
+        account = self._account = self._admission.account(caller.api_key, address, self._certificate)
+        self.report.account = account.name
         if caller.purpose != "describe":
             admission = self._admission
             if self._kept is not None and caller.session and self._kept.computing(caller.session):
@@ -160,7 +164,7 @@ class ServerSession:
     def _returned(self, held: ExitStack, caller: Caller) -> Resumed | None:
         """What a client that comes back goes on from; None if there is nothing."""
         assert caller.session is not None
-        head = None if self._kept is None else self._kept.find(caller.session, self._owner)
+        head = None if self._kept is None else self._kept.find(caller.session, self._account)
         if self._kept is None or head is None:
             self._take_place()
             unknown(self.channel)
@@ -174,7 +178,7 @@ class ServerSession:
             self._kept.store.remove(caller.session)
             agree(self.channel, 0)
             return None
-        return self._kept.resume(self.channel, head.ticket, self._owner, theirs)
+        return self._kept.resume(self.channel, head.ticket, self._account, theirs)
 
     def _tell_busy(self, done: int, total: int) -> None:
         """A step of this session goes on that began on another connection; the client hears how far it is."""
@@ -202,10 +206,10 @@ class ServerSession:
         ticket, epoch = read_keep(self.channel), new_epoch()
         if self._kept is None or self._checkpoints is not None:
             return answer_keep(self.channel, None)
-        self._kept.check(ticket, self._owner)  # before the connection that holds it is cut off
+        self._kept.check(ticket, self._account)  # before the connection that holds it is cut off
         held.enter_context(self._kept.claimed(ticket, self.channel, self._attendance))
         try:
-            self._checkpoints = self._kept.keep(ticket, self._owner, epoch)
+            self._checkpoints = self._kept.keep(ticket, self._account, epoch)
         except StorageError:
             return answer_keep(self.channel, None)
         self._attendance.allowed = True
@@ -215,8 +219,8 @@ class ServerSession:
         """After a step. A full disk costs the session its resumption from here on, not its answer."""
         if self._checkpoints is not None:
             try:
-                self._checkpoints.write(party, self._length, {}, {"owner": self._owner})
-            except StorageError as error:
+                self._checkpoints.write(party, self._length, {}, facts_of(self._account))
+            except (StorageError, UsageError) as error:  # a full disk, or the session was removed meanwhile
                 self._attendance.allowed = False
                 self._observer.failed(self, "checkpoint", str(error))
 

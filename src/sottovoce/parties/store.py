@@ -13,6 +13,7 @@ import os
 import shutil
 import sqlite3
 import time
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ from .vault import Vault
 
 FORMAT = 1
 _TOKENS = "tokens."
+# Bytes that a session counts for at least: empty ones take place in the database, too.
+_FLOOR = 1 << 18
 _TABLES = """
 CREATE TABLE IF NOT EXISTS sessions(
     id TEXT PRIMARY KEY, name TEXT UNIQUE, created REAL NOT NULL, touched REAL NOT NULL, facts TEXT NOT NULL,
@@ -97,14 +100,15 @@ class SessionStore:
 
     def entries(self) -> list[Entry]:
         """All sessions, the last used first."""
-        rows = self._rows(
-            "SELECT id, name, created, touched, facts, size FROM sessions ORDER BY touched DESC, id"
-        )
-        return [Entry(id, name, a, b, json.loads(facts), size) for id, name, a, b, facts, size in rows]
+        return self._entries("ORDER BY touched DESC, id")
 
     def find(self, name: str) -> Entry | None:
         """By name, or by id."""
-        return next((entry for entry in self.entries() if name in (entry.name, entry.id)), None)
+        return next(iter(self._entries("WHERE name = ? OR id = ? ORDER BY touched DESC", name, name)), None)
+
+    def _entries(self, which: str, *arguments: str) -> list[Entry]:
+        rows = self._rows(f"SELECT id, name, created, touched, facts, size FROM sessions {which}", *arguments)
+        return [Entry(id, name, a, b, json.loads(facts), size) for id, name, a, b, facts, size in rows]
 
     def create(self, id: str, name: str | None, facts: Mapping[str, Any], head: bytes) -> None:
         """A new session. UsageError if the name is taken."""
@@ -175,14 +179,30 @@ class SessionStore:
         shutil.rmtree(self.directory / id, ignore_errors=True)
 
     def evict(self, limit: int, max_idle: float, busy: frozenset[str] = frozenset()) -> int:
-        """Delete sessions unused for `max_idle` seconds, and the oldest while all are above `limit` bytes;
-        returns how many. A clock that was set back makes none older."""
-        entries, now, gone = self.entries(), time.time(), 0
-        total = sum(entry.size for entry in entries)
-        for entry in reversed(entries):
-            if entry.id not in busy and (now - entry.touched > max_idle or total > limit):
+        """Delete sessions unused for `max_idle` seconds, and some while all are above `limit` bytes; returns
+        how many. A clock that was set back makes none older.
+
+        Above the limit the client (fact `client`) that takes most loses its oldest one: nobody can push out
+        others' sessions by saving many.
+        """
+        now, gone = time.time(), 0
+        shares: dict[str, list[Entry]] = defaultdict(list)
+        sizes: Counter[str] = Counter()
+        for entry in self.entries():
+            if entry.id not in busy and now - entry.touched > max_idle:
                 self.remove(entry.id)
-                total, gone = total - entry.size, gone + 1
+                gone += 1
+                continue
+            client = str(entry.facts.get("client", ""))
+            sizes[client] += max(entry.size, _FLOOR)
+            if entry.id not in busy:
+                shares[client].append(entry)
+        while sizes.total() > limit and any(shares.values()):
+            client = max((name for name in shares if shares[name]), key=lambda name: sizes[name])
+            entry = shares[client].pop()
+            self.remove(entry.id)
+            sizes[client] -= max(entry.size, _FLOOR)
+            gone += 1
         return gone
 
     def _rows(self, query: str, *arguments: str) -> list[Any]:
