@@ -36,10 +36,22 @@ TOP = 16
 class Simulation:
     """A model's program on numbers: one session."""
 
-    def __init__(self, model, n, tokens, top=TOP, noise=0.0, refresh_noise=0.0, sequences=8, functions=None):
-        self.model, self.shape = model, Shape(model.config, n, tokens)
+    def __init__(
+        self,
+        model,
+        n,
+        tokens,
+        top=TOP,
+        noise=0.0,
+        refresh_noise=0.0,
+        sequences=8,
+        functions=None,
+        split=0,
+        public=0,
+    ):
+        self.model, self.shape = model, Shape(model.config, n, tokens, split)
         self.functions = functions or calibrate(model, tokens, sequences)
-        segments = record(self.shape, Degrees(), tokens - 1)
+        segments = record(self.shape, Degrees(), public or tokens - 1, public)
         self.placement = place_bootstraps(segments, top, CostModel(3.0))
         rng = np.random.default_rng(1)
         self.ar = PlainSlots(n, top, noise, refresh_noise, rng)
@@ -81,7 +93,7 @@ def test_a_session_with_one_group_of_keys():
     text = sample(model, 1, 8, seed=5)[0]
     run.public(text[:2])
     logits = [run.step(token) for token in text[2:]]
-    assert run.shape.single
+    assert run.shape.shared
     assert divergence(model.forward(text)[2:], logits).max() < 1e-3
     assert run.ar.largest_refresh < 0.25
     assert run.ar.counts["bootstrap", TOP] == len(text[2:]) * run.placement.total
@@ -94,23 +106,65 @@ def test_a_session_with_one_group_of_keys():
 def test_several_groups_of_keys_and_blocks_of_the_vocabulary():
     model = tiny_model(layers=1)
     run = Simulation(model, 256, 40)
-    assert not run.shape.single and run.shape.vocabulary_blocks == 2
+    assert not run.shape.shared and run.shape.vocabulary_blocks == 2
     text = sample(model, 1, 20, seed=6)[0]
     logits = [run.step(token) for token in text]
-    assert len(run.program.caches[0].keys) == 2
+    assert len(run.program.caches[0].keys) == 4 and len(run.program.caches[0].values) == 2
     assert divergence(model.forward(text)[1:], logits[1:]).max() < 1e-3
 
 
+@pytest.mark.parametrize(
+    ("n", "split", "public", "ciphertexts"),
+    [(1024, 2, 20, 1), (1024, 4, 33, 1), (256, 2, 70, 2), (128, 1, 70, 3)],
+)
+def test_a_private_tail_behind_a_public_prefix(n, split, public, ciphertexts):
+    """Public tokens in blocks of their own, in one ciphertext of scores and in several."""
+    model = tiny_model(layers=1)
+    run = Simulation(model, n, public + 8, split=split, public=public)
+    text = sample(model, 1, public + 4, seed=8)[0]
+    run.public(text[:public])
+    assert run.program.blocks.ciphertexts == ciphertexts
+    logits = [run.step(token) for token in text[public:]]
+    assert divergence(model.forward(text)[public:], logits).max() < 1e-3
+    assert run.ar.largest_refresh < 0.25
+    assert run.ar.counts["bootstrap", TOP] == len(logits) * run.placement.total
+    assert set(run.ar.steps) <= set(rotation_levels(run.shape, Degrees(), run.placement, TOP, public))
+
+
+def test_several_groups_of_private_tokens_behind_public_ones():
+    model = tiny_model(layers=1)
+    run = Simulation(model, 256, 80, split=4, public=40)
+    text = sample(model, 1, 72, seed=9)[0]
+    run.public(text[:40])
+    assert run.program.blocks.private == 2
+    logits = [run.step(token) for token in text[40:]]
+    assert divergence(model.forward(text)[40:], logits).max() < 1e-3
+    with pytest.raises(PromptTooLongError, match="private tokens do not fit"):
+        run.step(text[9])
+
+
+def test_a_public_prefix_that_is_too_long():
+    model = tiny_model(layers=1)
+    run = Simulation(model, 256, 20, split=2, public=9)
+    with pytest.raises(PromptTooLongError, match="public tokens"):
+        run.public(list(range(21)))
+    run = Simulation(model, 256, 20)
+    with pytest.raises(PromptTooLongError, match="blocks of their own"):
+        run.public([1, 2])
+
+
+@pytest.mark.parametrize("split", [0, 4])
 @pytest.mark.parametrize("name", ["tiny-gpt2", "tiny-qwen2"])
-def test_other_families(name):
+def test_other_families(name, split):
     """Learned positions, LayerNorm, GELU, biases; biased queries and keys."""
     model = load_model(FIXTURES / name)
     c = model.config
-    run = Simulation(model, max(256, slots_for(c, 4096)), 8)
+    run = Simulation(model, max(256, slots_for(c, 4096)), 8, split=split, public=int(split > 0))
     text = [int(t) for t in np.random.default_rng(3).integers(0, c.vocab_size, 6)]
-    logits = [run.step(token) for token in text]
+    run.public(text[:1])
+    logits = [run.step(token) for token in text[1:]]
     plain = model.forward(text)
-    assert divergence(plain[1:], logits[1:]).max() < 5e-3
+    assert divergence(plain[1:], logits).max() < 5e-3
 
 
 def test_noise_of_refreshes_does_not_grow():

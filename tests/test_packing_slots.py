@@ -4,7 +4,18 @@ import numpy as np
 import pytest
 
 from sottovoce.errors import RangeError, UsageError
-from sottovoce.packing.slots import Heads, Interleaved, PlainSlots, attention, baselines, chunk, padded, place
+from sottovoce.packing.slots import (
+    Blocks,
+    CountingSlots,
+    Heads,
+    Interleaved,
+    PlainSlots,
+    attention,
+    baselines,
+    chunk,
+    padded,
+    place,
+)
 
 rng = np.random.default_rng(7)
 
@@ -114,39 +125,116 @@ def attend(q, k, v):
     return s, np.einsum("hm,mhi->hi", s, v)
 
 
-@pytest.mark.parametrize("tokens", [1, 5, 8, 9, 19, 30])
-def test_cache_scores_and_mix(tokens):
-    heads = Heads(256, 4, 4, 8)  # t = 8: groups of 8 tokens, at most 64
-    ar = PlainSlots(256, 8)
-    q, k, v = integers(4, 8), integers(tokens, 4, 8), integers(tokens, 4, 8)
+class Cache:
+    """Keys and values of tokens in slots: private ones as programs append them, public as plaintexts."""
 
-    def compact(x):
-        return ar.fresh(place(heads.query_columns(x.reshape(1, -1))[0], 256))
+    def __init__(self, blocks, public=(), levels=8):
+        self.blocks, self.heads = blocks, blocks.heads
+        self.ar, self.keys, self.values, self.tokens = PlainSlots(self.heads.n, levels), [], [], 0
+        rows = -(-len(public[0]) // self.heads.t) * self.heads.t if len(public) else 0
+        self.public = [self.rows(x, rows) for x in public]
 
-    groups, lanes, values = [], [None] * heads.dim, []
-    for p in range(tokens):
-        attention.append_key(ar, heads, groups, compact(k[p]), p)
-        attention.append_key(ar, heads, values, compact(v[p]), p)
-        attention.append_value(ar, heads, lanes, compact(v[p]), p)
-    s = attention.scores(ar, heads, groups, compact(q))
-    expected, mixed = attend(q, k, v)
-    for p in range(tokens):
-        at = (p // heads.t) * heads.block + np.arange(4) * heads.t + p % heads.t
-        assert np.array_equal(s.values[at], expected[:, p])
-    if tokens <= heads.t:
-        assert np.array_equal(s.values[: heads.block], s.values[heads.block : 2 * heads.block])
-        y = attention.mix_group(ar, heads, s, values[0])
-    else:
-        y = attention.mix_lanes(ar, heads, s, lanes)
-    out = y.values[:: heads.t].reshape(heads.dim, heads.count).T
-    assert np.array_equal(out, mixed)
-    total = attention.sum_tokens(ar, heads, s, len(groups), 2.0)
-    at = np.arange(heads.block)
-    assert np.array_equal(total.values[at], 2 * expected.sum(axis=1)[at // heads.t])
-    gap = attention.empty(heads, tokens, -7.0, tokens <= heads.t)
-    assert np.count_nonzero(gap[: heads.block * heads.dim] == 0) == (
-        4 * tokens * (heads.dim if tokens <= heads.t else 1)
-    )
+    def rows(self, x, count):
+        """(tokens, heads, head_dim) -> (d_h, H, count)."""
+        heads, out = self.heads, np.zeros((self.heads.dim, self.heads.count, count))
+        out[:, :, : len(x)] = heads.query_columns(x.reshape(len(x), -1)).T.reshape(heads.dim, heads.count, -1)
+        return out
+
+    def compact(self, x):
+        return self.ar.fresh(place(self.heads.query_columns(x.reshape(1, -1))[0], self.heads.n))
+
+    def append(self, k, v):
+        lanes = attention.key_lanes(self.ar, self.blocks, self.compact(k), self.tokens)
+        self.keys = attention.append(self.ar, self.keys, lanes)
+        self.values = attention.append_value(self.ar, self.blocks, self.values, self.compact(v), self.tokens)
+        self.tokens += 1
+
+    def scores(self, q):
+        lanes = []
+        if self.public:
+            ciphertexts = range(self.blocks.ciphertexts)
+            lanes = [attention.public_keys(self.blocks, lambda: self.public[0], z) for z in ciphertexts]
+        return attention.scores(self.ar, self.blocks, self.compact(q), self.keys, lanes)
+
+    def mix(self, p):
+        lanes = []
+        if self.public:
+            ciphertexts = range(self.blocks.ciphertexts)
+            lanes = [attention.public_values(self.blocks, lambda: self.public[1], z) for z in ciphertexts]
+        y = attention.mix(self.ar, self.blocks, p, self.values, lanes)
+        return y, y.values[:: self.heads.t].reshape(self.heads.dim, self.heads.count).T
+
+
+def where(blocks, private, public):
+    """Every (ciphertext, block, row, token) at which a score stands: public tokens first."""
+    t, found = blocks.heads.t, []
+    for z in range(blocks.ciphertexts):
+        for b, group in enumerate(blocks.groups(z)):
+            if group >= 0:
+                found += [(z, b, r, group * t + r) for r in range(t) if group * t + r < public]
+            elif z == 0 and b % blocks.classes < blocks.private:
+                first = (b % blocks.classes) * t
+                found += [(0, b, r, public + first + r) for r in range(t) if first + r < private]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("classes", "private", "public"),
+    [(1, 1, 0), (1, 8, 0), (2, 9, 0), (4, 19, 0), (4, 30, 0), (8, 64, 0)]  # private alone
+    + [(2, 1, 1), (2, 8, 32), (4, 16, 29), (8, 20, 40), (8, 8, 56)]  # public in the blocks that are left
+    + [(1, 5, 11), (1, 8, 130), (2, 3, 90), (8, 8, 57)],  # and in further ciphertexts
+)
+def test_cache_scores_sums_and_mix(classes, private, public):
+    heads = Heads(256, 4, 4, 8)  # t = 8: 8 blocks of 8 tokens
+    blocks = Blocks(heads, classes, -(-public // heads.t))
+    k, v = integers(public + private, 4, 8), integers(public + private, 4, 8)
+    cache = Cache(blocks, (k[:public], v[:public]) if public else ())
+    for p in range(public, public + private):
+        cache.append(k[p], v[p])
+    q = integers(4, 8)
+    s = cache.scores(q)
+    expected = np.einsum("hi,mhi->hm", q, k)
+    places = where(blocks, private, public)
+    assert len(s) == blocks.ciphertexts and min(x.level for x in s) == 7 - (classes > 1)
+    assert {token for *_, token in places} == set(range(public + private))
+    live = [np.zeros(256, bool) for _ in s]
+    for z, b, r, token in places:
+        at = b * heads.block + np.arange(4) * heads.t + r
+        assert np.array_equal(s[z].values[at], expected[:, token])
+        live[z][at] = True
+    for z, (mine, found) in enumerate(zip(live, blocks.positions(private, public), strict=True)):
+        assert np.array_equal(mine, found)
+        s[z] = cache.ar.fresh(np.where(mine, s[z].values, 0.0), s[z].level)
+    total = attention.sum_tokens(cache.ar, blocks, s, 2.0)
+    at = np.arange(256)
+    assert np.array_equal(total.values, 2 * expected.sum(axis=1)[at // heads.t % 4])
+    assert total.level == min(x.level for x in s) - 1
+    y, mixed = cache.mix(s)
+    assert np.array_equal(mixed, np.einsum("hm,mhi->hi", expected, v))
+    assert y.level == s[0].level - 1 - (classes > 1)
+
+
+def test_public_tokens_cost_the_same_rotations_up_to_the_capacity():
+    """32 private tokens of SmolLM2's shape behind 32 or 1,024 public ones; no relinearisation more."""
+    heads, counts = Heads(32768, 9, 3, 64), []
+    for groups in (1, 32):
+        ar = CountingSlots(heads.n, 1)
+        blocks = Blocks(heads, 2, groups)
+        lanes = attention.public_keys(blocks, lambda: None, 0)
+        attention.scores(ar, blocks, ar.fresh(), [ar.fresh()] * 2, [lanes])
+        counts.append(ar.counts)
+        assert blocks.ciphertexts == 1 and blocks.private == 1
+    assert counts[0] == counts[1]
+    assert counts[1]["relinearize", 1] == 1 and counts[1]["mul_plain", 1] == 64
+    assert ar.rotations == 5 + 7 + 7 + 5  # spread, baby and giant steps, fold of the private part
+
+
+def test_blocks_of_scores():
+    heads = Heads(4096, 8, 4, 8)
+    assert Blocks(heads, 8, 7).private == 1 and Blocks(heads, 8, 0).private == 8
+    assert Blocks(heads, 2, 4).ciphertexts == 1 and Blocks(heads, 2, 5).ciphertexts == 2
+    assert Blocks(heads, 1, 16).ciphertexts == 3 and Blocks(heads, 1).copies == 8
+    assert Blocks(heads, 4, 3).groups(0).tolist() == [-1, -1, 0, 1, -1, -1, 2, -1]
 
 
 def test_a_chunk_of_private_tokens():

@@ -6,7 +6,7 @@ lattice work. One server core: a second one takes a third to a half off.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sottovoce.ckks import CONJUGATE, ENGINE16, FULL16, Parameters, dft
@@ -25,7 +25,7 @@ from sottovoce.engines.fhe.placement import (
     record,
     rotation_levels,
 )
-from sottovoce.engines.fhe.shape import Shape, slots_for
+from sottovoce.engines.fhe.shape import Shape, classes_for, slots_for
 from sottovoce.errors import UnsupportedModelError
 from sottovoce.models.config import Config
 
@@ -51,6 +51,7 @@ class Plan:
     cost: CostModel
     key_bytes: int
     keys: int
+    public: int = 0  # tokens with blocks of their own
 
     def layer(self) -> dict[str, Any]:
         """A middle layer: what each part of it takes."""
@@ -85,15 +86,18 @@ class Plan:
             "bootstrap_seconds": round(self.cost.bootstrap_seconds, 2),
             "entry_level": self.placement.entry,
             "context": self.shape.tokens,
+            "public_tokens_apart": self.public,
+            "score_ciphertexts": self.shape.blocks(self.public).ciphertexts,
             "plaintexts_per_layer": dict(self.shape.plaintexts()),
             "switching_keys": self.keys,
         }
 
 
-def plan_model(config: Config, tokens: int, factor: float = 1.0) -> Plan:
+def plan_model(config: Config, tokens: int, factor: float = 1.0, public: int = 0) -> Plan:
     """Slots, parameters and refreshes for a context of `tokens`. UnsupportedModelError if no layout fits.
 
-    factor: this machine over the cost model's.
+    factor: this machine over the cost model's. public: tokens of a prefix; they get blocks of their own if
+    not all tokens fit one group.
     """
     small = slots_for(config, _SMALL)
     fits = max(config.width, config.ffn_width) <= small and config.width**2 <= _SMALL
@@ -101,20 +105,25 @@ def plan_model(config: Config, tokens: int, factor: float = 1.0) -> Plan:
     shape = Shape(config, n, tokens)
     if max(shape.width, shape.ffn) > n:
         raise UnsupportedModelError(f"layers of {max(shape.width, shape.ffn)} do not fit {n} slots")
-    if shape.groups > shape.heads.dim:
+    if public and shape.groups > 1:
+        private = -(-(tokens - public) // shape.heads.t)
+        shape = replace(shape, split=classes_for(shape.heads, -(-public // shape.heads.t), private))
+    elif shape.groups > shape.heads.dim:
         raise UnsupportedModelError(
             f"{tokens} tokens do not fit the {shape.heads.capacity} positions of one score ciphertext; "
             "ask for fewer"
         )
-    degrees, top = Degrees(), parameters.working_top
+    degrees, top, apart = Degrees(), parameters.working_top, public if shape.split else 0
     cost = CostModel(factor * _REFRESH_SECONDS[_SMALL if fits else _FULL], factor=factor)
-    segments = record(shape, degrees, tokens - 1)
+    segments = record(shape, degrees, tokens - 1, apart)
     placement = place_bootstraps(segments, top, cost)
-    steps = rotation_levels(shape, degrees, placement, top)
+    steps = rotation_levels(shape, degrees, placement, top, apart)
     for step, level in _refresh_steps(parameters, n).items():
         steps[step] = max(steps.get(step, 0), level)
     levels = [*steps.values(), parameters.top - parameters.spec.refresh[2], parameters.top]
-    return Plan(shape, parameters, placement, segments, cost, sum(map(cost.key_bytes, levels)), len(levels))
+    return Plan(
+        shape, parameters, placement, segments, cost, sum(map(cost.key_bytes, levels)), len(levels), apart
+    )
 
 
 def _refresh_steps(parameters: Parameters, n: int) -> dict[int, int]:
@@ -141,7 +150,7 @@ def estimate(public: PublicModel, kv: str, course: Any, speed: Any) -> Estimate:
     """For `sottovoce estimate`. course: tokens of the session; speed: of the machine."""
     config = public.config
     tokens = course.public + course.private + course.new
-    plan = plan_model(config, tokens, speed.lattice)
+    plan = plan_model(config, tokens, speed.lattice, course.public)
     token = plan.placement.seconds
     shape, levels = plan.shape, plan.placement.entry + EMBED_LEVELS + 1
     up = shape.vocabulary_blocks * _DEGREE * levels * 41 // 8 + 41
@@ -188,6 +197,6 @@ def _cache_bytes(plan: Plan) -> int:
     """Keys at the bottom of the chain, values at the level where they meet the probabilities."""
     shape, layer = plan.shape, 0
     values = plan.placement.decisions[layer, "probabilities"].level + 1
-    lanes = 1 if shape.single else shape.heads.dim
-    limbs = 2 * shape.groups + lanes * values
-    return shape.config.layers * 2 * limbs * 8 * _DEGREE
+    classes = shape.blocks().classes
+    groups = shape.groups - (plan.public // shape.heads.t if shape.split else 0)
+    return shape.config.layers * 2 * (2 * classes + groups * values) * 8 * _DEGREE

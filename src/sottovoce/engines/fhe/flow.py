@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic
 
@@ -23,8 +23,11 @@ class Flow(ABC, Generic[V]):
         """A point where one value is alive."""
 
     @abstractmethod
-    def pair(self, ar: SlotArithmetic[V], layer: int, name: str, a: V, b: V) -> tuple[V, V]:
-        """A point where two real values are alive; they share a bootstrap. Returns both doubled."""
+    def several(
+        self, ar: SlotArithmetic[V], layer: int, name: str, values: Sequence[V], held: Sequence[V] = ()
+    ) -> list[V]:
+        """A point where several real values are alive; two share a bootstrap. Returns all of them doubled,
+        one alone as it is; `held` ones, behind the others, are not dropped."""
 
     @abstractmethod
     def parts(self, ar: SlotArithmetic[V], layer: int, name: str, x: V) -> tuple[V, V]:
@@ -33,10 +36,11 @@ class Flow(ABC, Generic[V]):
 
 @dataclass(frozen=True)
 class Decision:
-    """bootstrap: or not. level: where the value goes on."""
+    """bootstrap: or not. level: where the value goes on. refreshes: ciphertexts, if so."""
 
     bootstrap: bool
     level: int
+    refreshes: int = 1
 
 
 class PlannedFlow(Flow[V]):
@@ -49,13 +53,16 @@ class PlannedFlow(Flow[V]):
         decision = self._decisions[layer, name]
         return ar.drop(ar.bootstrap(x) if decision.bootstrap else x, decision.level)
 
-    def pair(self, ar: SlotArithmetic[V], layer: int, name: str, a: V, b: V) -> tuple[V, V]:
-        decision = self._decisions[layer, name]
+    def several(
+        self, ar: SlotArithmetic[V], layer: int, name: str, values: Sequence[V], held: Sequence[V] = ()
+    ) -> list[V]:
+        found, decision = [*values, *held], self._decisions[layer, name]
         if decision.bootstrap:
-            both = ar.bootstrap(ar.add(a, ar.times_i(b)))
-            a, b = ar.real_imaginary(both)
-            return ar.drop(a, decision.level), b
-        return ar.drop(ar.times(a, 2), decision.level), ar.times(b, 2)
+            found = _refreshed(ar, found)
+        elif len(found) > 1:
+            found = [ar.times(x, 2) for x in found]
+        count = len(values)
+        return [*(ar.drop(x, decision.level) for x in found[:count]), *found[count:]]
 
     def parts(self, ar: SlotArithmetic[V], layer: int, name: str, x: V) -> tuple[V, V]:
         decision = self._decisions[layer, name]
@@ -67,13 +74,14 @@ class PlannedFlow(Flow[V]):
 class Segment:
     """What happens from one point to the next. start: the point it begins with; depth: levels it takes.
 
-    counts: (operation, levels spent so far) -> how often. refreshable: whether the point may bootstrap.
-    required: it must. residual: the value is the residual stream, to which the half block that begins here
-    is added at its end.
+    counts: (operation, levels spent so far) -> how often. refreshes: ciphertexts of a bootstrap at its start.
+    required: it must. residual: the value is the residual stream, to which the half block that begins here is
+    added at its end.
     """
 
     layer: int
     start: str
+    refreshes: int = 1
     depth: int = 0
     counts: Counter[tuple[str, int]] = field(default_factory=Counter)
     required: bool = False
@@ -83,7 +91,7 @@ class Segment:
 class RecordingFlow(Flow[Slots]):
     """Cuts a run on `CountingSlots` into segments; nothing is refreshed."""
 
-    RESIDUAL = ("attention", "mlp", "head")
+    RESIDUAL = ("attention", "mlp", "last", "head")
     REQUIRED = ("scores",)
 
     def __init__(self, ar: CountingSlots) -> None:
@@ -95,13 +103,22 @@ class RecordingFlow(Flow[Slots]):
         self._cut(layer, name, x.level)
         return x
 
-    def pair(
-        self, ar: SlotArithmetic[Slots], layer: int, name: str, a: Slots, b: Slots
-    ) -> tuple[Slots, Slots]:
-        low = min(a.level, b.level)
-        self._cut(layer, name, low)
+    def several(
+        self,
+        ar: SlotArithmetic[Slots],
+        layer: int,
+        name: str,
+        values: Sequence[Slots],
+        held: Sequence[Slots] = (),
+    ) -> list[Slots]:
+        found = [*values, *held]
+        low = min(x.level for x in found)
+        self._cut(layer, name, low, -(-len(found) // 2))
+        found = [ar.drop(x, low) for x in found]
         # Splitting happens after the refresh, at the top; a segment's first operation stands for it.
-        return ar.real_imaginary(ar.drop(a, low))
+        for x in found[: len(found) - len(found) % 2 : 2]:
+            ar.conjugate(x)
+        return found
 
     def parts(self, ar: SlotArithmetic[Slots], layer: int, name: str, x: Slots) -> tuple[Slots, Slots]:
         self._cut(layer, name, x.level)
@@ -111,11 +128,10 @@ class RecordingFlow(Flow[Slots]):
         self._close(level)
         return self.segments
 
-    def _cut(self, layer: int, name: str, level: int) -> None:
+    def _cut(self, layer: int, name: str, level: int, refreshes: int = 1) -> None:
         self._close(level)
-        self.segments.append(
-            Segment(layer, name, required=name in self.REQUIRED, residual=name in self.RESIDUAL)
-        )
+        required, residual = name in self.REQUIRED, name in self.RESIDUAL
+        self.segments.append(Segment(layer, name, refreshes, required=required, residual=residual))
         self._level = level
 
     def _close(self, level: int) -> None:
@@ -125,3 +141,15 @@ class RecordingFlow(Flow[Slots]):
             for (name, at), count in self._ar.counts.items():
                 last.counts[name, self._level - at] += count
         self._ar.counts.clear()
+
+
+def _refreshed(ar: SlotArithmetic[V], values: Sequence[V]) -> list[V]:
+    """Two by two as real and imaginary part, doubled; one alone is not."""
+    if len(values) == 1:
+        return [ar.bootstrap(values[0])]
+    found: list[V] = []
+    for i in range(0, len(values) - 1, 2):
+        found += ar.real_imaginary(ar.bootstrap(ar.add(values[i], ar.times_i(values[i + 1]))))
+    if len(values) % 2:
+        found.append(ar.times(ar.bootstrap(values[-1]), 2))
+    return found

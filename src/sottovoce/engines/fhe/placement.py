@@ -39,41 +39,47 @@ class Placement:
     seconds: float
 
     def bootstraps(self, layer: int) -> int:
-        return sum(d.bootstrap for (at, _), d in self.decisions.items() if at == layer)
+        return sum(d.bootstrap * d.refreshes for (at, _), d in self.decisions.items() if at == layer)
 
     @property
     def total(self) -> int:
-        return sum(d.bootstrap for d in self.decisions.values())
+        return sum(d.bootstrap * d.refreshes for d in self.decisions.values())
 
 
-def record(shape: Shape, degrees: Degrees, length: int) -> list[Segment]:
-    """The segments of one step behind `length` tokens."""
+def record(shape: Shape, degrees: Degrees, length: int, public: int = 0) -> list[Segment]:
+    """The segments of one step behind `length` tokens, of which `public` have blocks of their own."""
     ar = CountingSlots(shape.n, _ENDLESS)
     flow = RecordingFlow(ar)
     program = Program(ar, shape, counted(shape), _shapes(shape, degrees), flow)
-    _fill(program, ar, length)
+    _fill(program, ar, length, public)
     out = program.step([ar.fresh()] * shape.vocabulary_blocks)
     return flow.finish(ar.level(out[0]))
 
 
-def _fill(program: Program[Slots], ar: CountingSlots, length: int) -> None:
+def _fill(program: Program[Slots], ar: CountingSlots, length: int, public: int) -> None:
     """As if `length` tokens were cached."""
-    heads = program.shape.heads
+    c, layers, private = program.shape.config, range(program.shape.config.layers), length - public
+    if public:
+        nothing = np.zeros((public, c.kv_heads, c.head_dim))
+        program.append_public([nothing for _ in layers], [nothing for _ in layers])
     for cache in program.caches:
-        cache.keys = [ar.fresh()] * -(-length // heads.t)
-        if length and not program.shape.single:
-            cache.values = [ar.fresh() for _ in range(heads.dim)]
+        cache.keys = [ar.fresh() for _ in range(program.blocks.classes if private else 0)]
+        cache.values = [ar.fresh() for _ in range(-(-private // program.shape.heads.t))]
     program.length = length
 
 
-def rotation_levels(shape: Shape, degrees: Degrees, placement: Placement, top: int) -> dict[int, int]:
-    """The rotations of a step and the highest level at which each happens: what keys are made for."""
+def rotation_levels(
+    shape: Shape, degrees: Degrees, placement: Placement, top: int, public: int = 0
+) -> dict[int, int]:
+    """The rotations of a step and the highest level at which each happens: what keys are made for. public:
+    tokens with blocks of their own."""
     ar = CountingSlots(shape.n, top)
-    shape = replace(shape, tokens=shape.groups * shape.heads.t)
+    t, groups = shape.heads.t, 1 if shape.split else shape.groups
+    shape = replace(shape, tokens=groups * t + public)
     program = Program(
         ar, shape, counted(shape), _shapes(shape, degrees), PlannedFlow[Slots](placement.decisions)
     )
-    _fill(program, ar, shape.tokens - 1)  # the position with the most rotations
+    _fill(program, ar, shape.tokens - 1, public)  # the position with the most rotations
     program.step([ar.fresh(level=placement.entry + EMBED_LEVELS)] * shape.vocabulary_blocks)
     return ar.steps
 
@@ -168,12 +174,12 @@ def _solve(
                 # A refreshed residual stream goes on refreshed, at the level it is dropped to.
                 for entered in range(segment.depth, start + 1):
                     seconds = way.seconds + prices[entered]
-                    seconds += refreshing if refresh else 0.0
+                    seconds += refreshing * segment.refreshes if refresh else 0.0
                     after = entered - segment.depth
                     rest = entered if segment.residual else kept
                     key = (after, rest)
                     if key not in following or seconds < following[key].seconds:
-                        decision = Decision(refresh, entered)
+                        decision = Decision(refresh, entered, segment.refreshes)
                         following[key] = _Way(seconds, (*way.decisions, decision))
         ways = following
     out: dict[int, _Way] = {}

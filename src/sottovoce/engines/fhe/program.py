@@ -15,27 +15,28 @@ import numpy as np
 
 from sottovoce.engines.fhe.flow import Flow
 from sottovoce.engines.fhe.functions import BlockFunctions, Functions, norm_gain, whole_factor
-from sottovoce.engines.fhe.scores import PublicKeys, ScoreShift
+from sottovoce.engines.fhe.scores import PublicTokens, ScoreShift
 from sottovoce.engines.fhe.shape import Shape
 from sottovoce.engines.fhe.weights import Block, Matrix, SlotWeights
 from sottovoce.errors import PromptTooLongError
-from sottovoce.packing.slots import Chebyshev, Interleaved, SlotArithmetic, constant, place
+from sottovoce.packing.slots import Chebyshev, Interleaved, Plain, SlotArithmetic, constant, place
 from sottovoce.packing.slots import attention as att
 from sottovoce.packing.slots.arithmetic import V
 
 
 @dataclass
 class LayerCache(Generic[V]):
-    """keys: groups of t tokens. values: one ciphertext (`Shape.single`), or d_h lanes. public: tokens whose
-    keys and values the server knows; they are added as plaintexts."""
+    """Of private tokens, encrypted: keys, a lane for each class; values, a ciphertext for each group of t
+    tokens. public: tokens whose keys and values the server knows, plaintexts."""
 
     keys: list[V] = field(default_factory=list)
-    values: list[V | None] = field(default_factory=list)
-    public: PublicKeys | None = None
+    values: list[V] = field(default_factory=list)
+    public: PublicTokens | None = None
 
 
 class Program(Generic[V]):
-    """One session's decoder. `length` counts the tokens in the cache, public ones included."""
+    """One session's decoder. `length` counts the tokens in the cache, public ones included; `blocks` says
+    where scores of public and of private ones stand."""
 
     def __init__(
         self,
@@ -47,17 +48,27 @@ class Program(Generic[V]):
     ) -> None:
         self.ar, self.shape, self.weights, self.functions, self.flow = ar, shape, weights, functions, flow
         self.caches: list[LayerCache[V]] = [LayerCache() for _ in range(shape.config.layers)]
-        self.length = 0
+        self.length, self._public = 0, 0
+        self.blocks = shape.blocks()
 
     def append_public(self, keys: list[np.ndarray], values: list[np.ndarray]) -> None:
         """Keys (rotated) and values of a public prefix, (tokens, kv_heads, head_dim) for each layer."""
         assert not self.length
-        if not self.shape.single:
-            raise PromptTooLongError("public tokens need a session whose context fits one group of keys")
-        self._room(len(keys[0]))
+        tokens, shape = len(keys[0]), self.shape
+        if not (shape.shared or shape.split):
+            raise PromptTooLongError("public tokens need blocks of their own or one group of keys")
+        if tokens > shape.tokens:
+            raise PromptTooLongError(f"{tokens} public tokens do not fit a session of {shape.tokens}")
         for cache, k, v in zip(self.caches, keys, values, strict=True):
-            cache.public = PublicKeys(self.shape, k, v)
-        self.length = len(keys[0])
+            cache.public = PublicTokens(shape, k, v)
+        self.length = tokens
+        if shape.split:
+            self._public, self.blocks = tokens, shape.blocks(tokens)
+
+    @property
+    def private(self) -> int:
+        """Tokens in the encrypted groups; public ones that share the one group are among them."""
+        return self.length - self._public
 
     def embed(self, one_hot: list[V], position: int) -> V:
         """The residual stream of a token, from its one-hot vector in blocks. Two levels."""
@@ -75,7 +86,7 @@ class Program(Generic[V]):
 
     def step(self, one_hot: list[V], head: bool = True, progress: Any = None) -> list[V]:
         """Append a token; its logits in blocks (none without `head`), compact."""
-        self._room(1)
+        self._room()
         x = self.embed(one_hot, self.length)
         for layer in range(self.shape.config.layers):
             if progress is not None:
@@ -86,19 +97,18 @@ class Program(Generic[V]):
         return self.logits(x) if head else []
 
     def attention(self, x: V, layer: int) -> V:
-        ar, heads, cache = self.ar, self.shape.heads, self.caches[layer]
+        ar, cache = self.ar, self.caches[layer]
         block, functions = self.weights.blocks[layer], self.functions.blocks[layer]
         x = self.flow.single(ar, layer, "attention", x)
         query, key, value = self._qkv(x, block, functions)
-        att.append_key(ar, heads, cache.keys, key, self.length)
-        shift = ScoreShift(self.shape, functions.predictor, self.functions, self.length)
-        groups = [
-            ar.add_plain(group, shift.keys(c, cache.public if c == 0 else None))
-            for c, group in enumerate(cache.keys)
-        ]
-        scores = att.scores(ar, heads, groups, query)
-        scores, value = self.flow.pair(ar, layer, "scores", scores, value)
-        p = self._softmax(ar.add_plain(scores, shift.offsets), layer)
+        cache.keys = att.append(ar, cache.keys, key)
+        shift = ScoreShift(
+            self.shape, self.blocks, functions.predictor, self.functions, self.private, cache.public
+        )
+        lanes = [ar.add_plain(lane, shift.lane(m)) for m, lane in enumerate(cache.keys)]
+        scores = att.scores(ar, self.blocks, query, lanes, shift.public_lanes())
+        *scores, value = self.flow.several(ar, layer, "scores", scores, [value])
+        p = self._softmax([ar.add_plain(s, shift.offsets(z)) for z, s in enumerate(scores)], layer)
         mixed = self._mix(p, value, cache)
         return ar.add(x, self._apply(self.shape.out, mixed, block.o))
 
@@ -132,13 +142,14 @@ class Program(Generic[V]):
             out.append(self._biased(ar.mul(y, r), matrix, plan))
         return out
 
-    def _qkv(self, x: V, block: Block, functions: BlockFunctions) -> tuple[V, V, V]:
-        """Scaled q (with the rotation), k and half of v, free of junk."""
+    def _qkv(self, x: V, block: Block, functions: BlockFunctions) -> tuple[V, list[V], V]:
+        """Scaled q, the lanes of k, and half of v, free of junk."""
         ar, plan, heads, rope = self.ar, self.shape.qkv, self.shape.heads, self.shape.config.rope
         r = self._norm(x, functions.norm1)
-        low = plan.replicate(ar, ar.drop(x, ar.level(r) + 2))
+        spare = int(self.blocks.classes > 1)  # lanes take a mask before the product with the norm
+        low = plan.replicate(ar, ar.drop(x, ar.level(r) + 2 + spare))
         qk = plan.fold(ar, plan.product(ar, low, block.qk.plaintexts))
-        v = plan.fold(ar, plan.product(ar, low, block.v.plaintexts))
+        v = plan.fold(ar, plan.product(ar, ar.drop(low, ar.level(r) + 2), block.v.plaintexts))
         bias = block.qk.bias
         if rope is None:
             qk = ar.mul_plain(qk, plan.mask())
@@ -150,46 +161,51 @@ class Program(Generic[V]):
             if bias is not None:
                 b = place(bias, self.shape.n)
                 added = b * tables[0]() + np.roll(b, -self.shape.n // 2) * tables[1]()
-        qk = ar.mul(qk, r)
-        if added is not None:
-            qk = ar.add_plain(qk, constant(added))
+        value = self._biased(ar.mul(ar.mul_plain(v, plan.mask()), r), block.v, plan)
+        if not spare:
+            qk = ar.mul(qk, r)
+            if added is not None:
+                qk = ar.add_plain(qk, constant(added))
+            query, key = ar.real_imaginary(qk)
+            return query, att.key_lanes(ar, self.blocks, key, self.private), value
         query, key = ar.real_imaginary(qk)
-        return query, key, self._biased(ar.mul(ar.mul_plain(v, plan.mask()), r), block.v, plan)
+        query = ar.mul(query, r)
+        lanes = [ar.mul(lane, r) for lane in att.key_lanes(ar, self.blocks, key, self.private)]
+        if added is not None:  # both parts come doubled
+            query = ar.add_plain(query, constant(2 * added.real))
+            biases = att.plain_lanes(self.blocks, 2 * added.imag, self.private)
+            lanes = [ar.add_plain(x, constant(p)) for x, p in zip(lanes, biases, strict=True)]
+        return query, lanes, value
 
-    def _softmax(self, scores: V, layer: int) -> V:
-        """Shifted scores -> probabilities; 0 where there is no token."""
-        ar, f, heads = self.ar, self.functions, self.shape.heads
-        groups = 1 if self.shape.single else len(self.caches[layer].keys)
-        u = ar.polynomial(scores, f.exponential.stretched(f.shrink / f.scale))
+    def _softmax(self, scores: list[V], layer: int) -> list[V]:
+        """Shifted scores -> probabilities; 0 where there is no token. By ciphertext; several come doubled."""
+        ar, f = self.ar, self.functions
+        twice = 2.0 if len(scores) > 1 else 1.0  # what sharing a refresh multiplies values by
+        us = [ar.polynomial(s, f.exponential.stretched(f.shrink / f.scale)) for s in scores]
         for _ in range(f.squarings):
-            u = ar.mul(u, u)
+            us = [ar.mul(u, u) for u in us]
         for i, inverse in enumerate((*f.coarse, f.accurate)):
-            u = self.flow.single(ar, layer, f"round {i}", u)
-            total = att.sum_tokens(ar, heads, u, groups, 1 / inverse.radius)
-            u = ar.mul(u, ar.polynomial(total, inverse.stretched(1 / inverse.radius)))
+            us = self.flow.several(ar, layer, f"round {i}", us)
+            total = att.sum_tokens(ar, self.blocks, us, 1 / (twice * inverse.radius))
+            factor = ar.polynomial(total, inverse.stretched(1 / inverse.radius).scaled(1 / twice))
+            us = [ar.mul(u, factor) for u in us]
             if i < f.rounds:
-                u = ar.mul(u, u)
-        return self.flow.single(ar, layer, "probabilities", u)
+                us = [ar.mul(u, u) for u in us]
+        return self.flow.several(ar, layer, "probabilities", us)
 
-    def _mix(self, p: V, value: V, cache: LayerCache[V]) -> V:
+    def _mix(self, p: list[V], value: V, cache: LayerCache[V]) -> V:
         """Append the value at the level of the probabilities, then Σ p·v, free of junk."""
-        ar, heads = self.ar, self.shape.heads
-        value = ar.drop(value, ar.level(p))
-        if self.shape.single:
-            turned = att.turn_right(ar, value, self.length % heads.t)
-            before = cache.values[0] if cache.values else None
-            if before is not None:
-                turned = ar.add(turned, before)
-            elif cache.public is not None:
-                turned = ar.add_plain(turned, cache.public.values)
-            cache.values = [turned]
-            mixed = att.mix_group(ar, heads, p, turned)
-        else:
-            if not cache.values:
-                cache.values = [None] * heads.dim
-            att.append_value(ar, heads, cache.values, value, self.length)
-            mixed = att.mix_lanes(ar, heads, p, cache.values)
-        return ar.mul_plain(mixed, att.clean(heads))
+        ar, heads, blocks, public = self.ar, self.shape.heads, self.blocks, cache.public
+        value = ar.drop(value, ar.level(p[0]) - (blocks.classes > 1))
+        first = not cache.values
+        cache.values = att.append_value(ar, blocks, cache.values, value, self.private)
+        lanes: list[list[Plain]] = []
+        if public is not None and self.shape.split:
+            lanes = public.value_lanes(blocks)
+        elif public is not None and first:
+            cache.values = [ar.add_plain(cache.values[0], public.shared_values)]
+        mixed = att.mix(ar, blocks, p, cache.values, lanes)
+        return ar.mul_plain(mixed, att.clean(heads, 1.0 if len(p) == 1 else 0.5))
 
     def _norm(self, x: V, p: Chebyshev) -> V:
         """1/√ of the mean square (of the variance), in all slots."""
@@ -210,8 +226,14 @@ class Program(Generic[V]):
     def _biased(self, x: V, matrix: Matrix, plan: Interleaved) -> V:
         return x if matrix.bias is None else self.ar.add_plain(x, constant(place(matrix.bias, plan.n)))
 
-    def _room(self, tokens: int) -> None:
-        if self.length + tokens > self.shape.tokens:
+    def _room(self) -> None:
+        """For one more private token."""
+        tokens = self.shape.tokens
+        if self.length >= tokens:
+            raise PromptTooLongError(f"{self.length + 1} tokens do not fit a session of {tokens}")
+        room = self.blocks.private * self.shape.heads.t
+        if self.private >= room:
             raise PromptTooLongError(
-                f"{self.length + tokens} tokens do not fit a session of {self.shape.tokens}"
+                f"{self.private + 1} private tokens do not fit: behind {self._public} public ones there is "
+                f"room for {room}"
             )

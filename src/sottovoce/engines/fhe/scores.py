@@ -1,7 +1,9 @@
-"""What is added to keys and scores of one step as plaintext: predictions of log-sums, and empty positions."""
+"""What is added to keys and scores of one step as plaintext: public tokens, predictions of log-sums, and
+empty positions."""
 
 from __future__ import annotations
 
+import functools
 from functools import partial
 
 import numpy as np
@@ -10,78 +12,106 @@ import numpy.typing as npt
 from sottovoce.engines.fhe.functions import Functions, Predictor
 from sottovoce.engines.fhe.shape import Shape
 from sottovoce.models.layers import rotate
-from sottovoce.packing.slots import Plain, Vector
+from sottovoce.packing.slots import Blocks, Plain, Vector, constant
 from sottovoce.packing.slots import attention as att
 
 Array = npt.NDArray[np.float64]
 
 
-class PublicKeys:
-    """Keys and values of a public prefix, laid out like those of private tokens. k, v: (tokens, kv_heads,
-    head_dim) in the model's order."""
+class PublicTokens:
+    """Keys and values of a public prefix in one layer. k, v: (tokens, kv_heads, head_dim) in the model's
+    order. Rows are (d_h, H, tokens up to a multiple of t)."""
 
     def __init__(self, shape: Shape, k: Array, v: Array) -> None:
         c, heads = shape.config, shape.heads
         interleaved = c.rope is not None and c.rope.style == "interleaved"
-        rows = len(k)
-        self.tokens = rows
-        self.keys = _spread(shape, heads.key_columns(k.reshape(rows, -1).astype(np.float64), interleaved))
-        columns = heads.key_columns(v.reshape(rows, -1).astype(np.float64))
-        self._values = _spread(shape, columns)
+        self.tokens, self._shape = len(k), shape
+        flat = (x.reshape(len(x), -1).astype(np.float64) for x in (k, v))
+        self.keys = self._rows(heads.key_columns(next(flat), interleaved))
+        self.values = self._rows(heads.key_columns(next(flat)))
 
-    def values(self) -> Vector:
-        return self._values
+    def shared_values(self) -> Vector:
+        """For a session whose public tokens share the one private group."""
+        return self.values.reshape(-1)
+
+    def value_lanes(self, blocks: Blocks) -> list[list[Plain]]:
+        return [att.public_values(blocks, constant(self.values), z) for z in range(blocks.ciphertexts)]
+
+    def _rows(self, features: Array) -> Array:
+        heads = self._shape.heads
+        rows = np.zeros((heads.width, -(-self.tokens // heads.t) * heads.t))
+        rows[:, : self.tokens] = features.T
+        return rows.reshape(heads.dim, heads.count, -1)
 
 
 class ScoreShift:
-    """For the step at `position` (tokens before it). Scores are in units of `functions.scale`."""
+    """For the step behind `public` + `private` tokens. Scores are in units of `functions.scale`."""
 
-    def __init__(self, shape: Shape, predictor: Predictor, functions: Functions, position: int) -> None:
-        self._shape, self._predictor, self._functions = shape, predictor, functions
-        self._position = position
+    def __init__(
+        self,
+        shape: Shape,
+        blocks: Blocks,
+        predictor: Predictor,
+        functions: Functions,
+        private: int,
+        public: PublicTokens | None,
+    ) -> None:
+        self._shape, self._blocks, self._predictor, self._functions = shape, blocks, predictor, functions
+        self._public, self._private = public, private
+        self._before = private + (0 if public is None or not shape.split else public.tokens)
 
-    def keys(self, group: int, public: PublicKeys | None) -> Plain:
-        """Added to a group of keys: −w at every token in it, so that scores come out as q·(k − w), and the
-        keys of public tokens."""
-        return partial(self._keys, group, public)
+    def lane(self, m: int) -> Plain:
+        """Added to lane m of the private keys: −w at every token, so that scores come out as q·(k − w), and
+        the keys of public tokens that share the group."""
+        return partial(self._lane, m)
 
-    def _keys(self, group: int, public: PublicKeys | None) -> Vector:
-        heads, tokens = self._shape.heads, self._position + 1
-        filled = min(max(tokens - group * heads.t, 0), heads.t)
-        out = _spread(self._shape, np.tile(-self.weights(), (filled, 1)))
-        out = out if public is None else out + public.keys
-        return out * self._functions.key_scale(self._shape.config.head_dim)
+    def public_lanes(self) -> list[list[Plain]]:
+        """k − w of public tokens with blocks of their own, by ciphertext; empty without."""
+        if self._public is None or not self._shape.split:
+            return []
+        rows = functools.cache(partial(self._public_rows, self._public))
+        return [att.public_keys(self._blocks, rows, z) for z in range(self._blocks.ciphertexts)]
 
-    def weights(self) -> Array:
-        """w = direct + rotated to the position, (width,) in the order of the heads."""
-        p, rope = self._predictor, self._shape.config.rope
-        w = p.direct
-        if rope is not None:
-            w = w + rotate(p.rotated[None].astype(np.float32), rope, self._position)[0]
-        interleaved = rope is not None and rope.style == "interleaved"
-        return np.asarray(self._shape.heads.query_columns(w.reshape(1, -1), interleaved)[0])
-
-    def offsets(self) -> Vector:
+    def offsets(self, ciphertext: int) -> Plain:
         """Added to the scores: −(offset + slope·log(tokens)) of the head, and the bottom of the
         exponential's range at empty positions."""
+        return partial(self._offsets, ciphertext)
+
+    def weights(self) -> Array:
+        """w = direct + rotated to the position, (d_h, H)."""
+        heads, p, rope = self._shape.heads, self._predictor, self._shape.config.rope
+        w = p.direct
+        if rope is not None:
+            w = w + rotate(p.rotated[None].astype(np.float32), rope, self._before)[0]
+        interleaved = rope is not None and rope.style == "interleaved"
+        columns = heads.query_columns(w.reshape(1, -1), interleaved)[0]
+        return np.asarray(columns.reshape(heads.dim, heads.count))
+
+    @property
+    def _key_scale(self) -> float:
+        return self._functions.key_scale(self._shape.config.head_dim)
+
+    def _public_rows(self, public: PublicTokens) -> Array:
+        live = np.arange(public.keys.shape[-1]) < public.tokens
+        return np.asarray((public.keys - self.weights()[:, :, None] * live) * self._key_scale)
+
+    def _lane(self, m: int) -> Vector:
+        heads, b = self._shape.heads, np.arange(self._shape.heads.dim)
+        token = (b % self._blocks.classes)[:, None] * heads.t + np.arange(heads.t)
+        live = token <= self._private
+        out = -np.roll(self.weights(), -m, axis=0)[:, :, None] * live[:, None, :]
+        if self._public is not None and not self._shape.split:
+            out = out + self._public.keys
+        return (out * self._key_scale).reshape(-1)
+
+    def _offsets(self, ciphertext: int) -> Vector:
         heads, f, p = self._shape.heads, self._functions, self._predictor
-        log = np.log(self._position + 1.0)
+        log = np.log(self._before + 1.0)
         shift = np.full(heads.count, log)  # of padded heads, whose scores are 0
         numbers = [heads.number(h) for h in range(heads.heads)]
         shift[numbers] = p.offset + p.slope * log
         at = (np.arange(heads.n) // heads.t) % heads.count
         bottom = f.exponential.low * f.shrink
-        return (empty_or(self._shape, self._position + 1, -shift[at], bottom)) / f.scale
-
-
-def empty_or(shape: Shape, tokens: int, filled: Vector, value: float) -> Vector:
-    """`filled` at positions that hold a token, `value` at the others."""
-    gaps = att.empty(shape.heads, tokens, 1.0, shape.single)
-    return np.where(gaps > 0, value, filled)
-
-
-def _spread(shape: Shape, rows: Array) -> Vector:
-    """Row r of (tokens, width): feature f at slot f·t + r."""
-    out = np.zeros((shape.heads.width, shape.heads.t))
-    out[:, : len(rows)] = rows.T
-    return out.reshape(-1)
+        public = 0 if self._public is None or not self._shape.split else self._public.tokens
+        live = self._blocks.positions(self._private + 1, public)[ciphertext]
+        return np.where(live, -shift[at], bottom) / f.scale

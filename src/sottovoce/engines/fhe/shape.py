@@ -6,20 +6,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
+from sottovoce.errors import UnsupportedModelError
 from sottovoce.models.config import Config
-from sottovoce.packing.slots import Heads, Interleaved, power_of_two
+from sottovoce.packing.slots import Blocks, Heads, Interleaved, power_of_two
 
 
 @dataclass(frozen=True)
 class Shape:
     """The public layout of a model. n: slots in use; tokens: the longest context of a session.
 
-    With tokens ≤ heads.t keys and values of a layer are one ciphertext each (`single`).
+    split: residues into which blocks of scores are cut (`Blocks`), public tokens apart from private ones. 0:
+    there are no blocks for public tokens; up to heads.t tokens, all share one group.
     """
 
     config: Config
     n: int
     tokens: int
+    split: int = 0
 
     @property
     def width(self) -> int:
@@ -44,13 +47,20 @@ class Shape:
         return Heads(self.n, c.heads, c.kv_heads, c.head_dim)
 
     @property
-    def single(self) -> bool:
-        return self.tokens <= self.heads.t
+    def shared(self) -> bool:
+        """Public tokens stand in the one group of private ones."""
+        return not self.split and self.groups == 1
 
     @property
     def groups(self) -> int:
-        """Ciphertexts of keys in a layer, when the context is full."""
+        """Of t tokens, when the context is full."""
         return -(-self.tokens // self.heads.t)
+
+    def blocks(self, public: int = 0) -> Blocks:
+        """Blocks of the scores behind so many public tokens."""
+        if not self.split:
+            return Blocks(self.heads, power_of_two(self.groups))
+        return Blocks(self.heads, self.split, -(-public // self.heads.t))
 
     @property
     def embed(self) -> Interleaved:
@@ -91,3 +101,19 @@ def slots_for(config: Config, most: int) -> int:
     are cheap), but at least the vocabulary's and the MLP's width."""
     width = power_of_two(config.width)
     return min(most, max(width * width, power_of_two(config.ffn_width), power_of_two(config.vocab_size)))
+
+
+def classes_for(heads: Heads, public: int, private: int) -> int:
+    """The fewest residues (`Blocks`) with room for so many groups of private tokens, and for the public ones
+    in the same ciphertext of scores if both fit one. UnsupportedModelError if the private ones do not."""
+    if private > heads.dim:
+        raise UnsupportedModelError(
+            f"{private * heads.t} private tokens do not fit the {heads.capacity} positions of one score "
+            "ciphertext; ask for fewer"
+        )
+    classes = power_of_two(private)
+    if public + private > heads.dim:
+        return classes
+    while Blocks(heads, classes, public).private < private or Blocks(heads, classes, public).ciphertexts > 1:
+        classes *= 2
+    return classes

@@ -30,8 +30,7 @@ def save_cache(program: Program[Ciphertext], public: Sequence[int]) -> dict[str,
     for layer, cache in enumerate(program.caches):
         for kind, entries in (("k", cache.keys), ("v", cache.values)):
             for i, x in enumerate(entries):
-                if x is not None:
-                    piece[f"{kind}.{layer}.{i}"] = np.frombuffer(x.to_bytes(), np.uint8)
+                piece[f"{kind}.{layer}.{i}"] = np.frombuffer(x.to_bytes(), np.uint8)
     return {f"cache.{program.length % 2}": piece}
 
 
@@ -54,16 +53,18 @@ def load_cache(
     key_id: bytes | None,
 ) -> None:
     """Into a program that holds the public tokens. CorruptFileError if something is missing or foreign."""
-    for layer, cache in enumerate(program.caches):
-        for kind, entries in (("k", cache.keys), ("v", cache.values)):
-            raw = piece.get(f"{kind}.{layer}.0")
-            if raw is None or raw.dtype != np.uint8 or raw.ndim != 1:
-                raise CorruptFileError("the saved session's cache is incomplete")
-            x = Ciphertext.from_bytes(parameters, raw.tobytes())
-            if x.key_id != key_id or x.slots != program.shape.n:
-                raise CorruptFileError("the saved session's cache belongs to another key or model")
-            entries.append(x)
     program.length = int(piece["length"][0])
+    groups = -(-program.private // program.shape.heads.t)
+    for layer, cache in enumerate(program.caches):
+        for kind, entries, count in (("k", cache.keys, program.blocks.classes), ("v", cache.values, groups)):
+            for i in range(count):
+                raw = piece.get(f"{kind}.{layer}.{i}")
+                if raw is None or raw.dtype != np.uint8 or raw.ndim != 1:
+                    raise CorruptFileError("the saved session's cache is incomplete")
+                x = Ciphertext.from_bytes(parameters, raw.tobytes())
+                if x.key_id != key_id or x.slots != program.shape.n:
+                    raise CorruptFileError("the saved session's cache belongs to another key or model")
+                entries.append(x)
 
 
 def _integers(piece: Mapping[str, npt.NDArray[Any]], name: str, size: int | None) -> npt.NDArray[np.int64]:

@@ -2,12 +2,14 @@
 arithmetic."""
 
 from sottovoce.packing.slots.arithmetic import Plain, SlotArithmetic, Vector, constant, every, power_of_two
+from sottovoce.packing.slots.blocks import Blocks
 from sottovoce.packing.slots.heads import Heads
 from sottovoce.packing.slots.interleaved import Interleaved, padded, place
 from sottovoce.packing.slots.model import CountingSlots, PlainSlots, Slots
 from sottovoce.packing.slots.polynomial import Chebyshev
 
 __all__ = [
+    "Blocks",
     "Chebyshev",
     "CountingSlots",
     "Heads",

@@ -116,6 +116,23 @@ class SlotArithmetic(ABC, Generic[V]):
         return self.add(x, other), turned
 
 
+def baby_steps(count: int) -> int:
+    """How many of `count` rotations are made one by one; a power of two near the root."""
+    return 1 << (count.bit_length() // 2)
+
+
+def giant_steps(ar: SlotArithmetic[V], turned: Sequence[V], plaintexts: Sequence[Plain], step: int) -> V:
+    """Σ_m rotate(x, m·step) ⊙ P_m from the baby steps `turned` of x; plaintext m is stored rotated right by
+    its giant step. One level; giant steps follow the sums, by Horner: one giant key."""
+    total: V | None = None
+    small = len(turned)
+    for start in reversed(range(0, len(plaintexts), small)):
+        part = ar.sum_plain(list(zip(turned, plaintexts[start : start + small], strict=False)))
+        total = part if total is None else ar.add(part, ar.rotate(total, small * step))
+    assert total is not None
+    return total
+
+
 def power_of_two(value: int) -> int:
     """The smallest power of two that is not below."""
     return 1 << max(value - 1, 0).bit_length()

@@ -16,7 +16,15 @@ from functools import cached_property, partial
 import numpy as np
 
 from sottovoce.errors import UsageError
-from sottovoce.packing.slots.arithmetic import Plain, SlotArithmetic, V, Vector, every
+from sottovoce.packing.slots.arithmetic import (
+    Plain,
+    SlotArithmetic,
+    V,
+    Vector,
+    baby_steps,
+    every,
+    giant_steps,
+)
 
 
 @dataclass(frozen=True)
@@ -54,7 +62,7 @@ class Interleaved:
 
     @property
     def babies(self) -> int:
-        return 1 << (self.count.bit_length() // 2)
+        return baby_steps(self.count)
 
     @cached_property
     def _inputs(self) -> Vector:
@@ -92,14 +100,7 @@ class Interleaved:
     def product(self, ar: SlotArithmetic[V], replicated: V, plaintexts: Sequence[Plain]) -> V:
         """Partial products; baby steps are shared, giant steps follow the sums."""
         rotated = ar.rotate_many(replicated, [b * self.step for b in range(min(self.babies, self.count))])
-        total: V | None = None
-        for start in reversed(range(0, self.count, self.babies)):
-            part = ar.sum_plain(list(zip(rotated, plaintexts[start : start + self.babies], strict=False)))
-            if total is not None:  # Horner: one giant key
-                part = ar.add(part, ar.rotate(total, self.babies * self.step))
-            total = part
-        assert total is not None
-        return total
+        return giant_steps(ar, rotated, plaintexts, self.step)
 
     def fold(self, ar: SlotArithmetic[V], partial_sums: V) -> V:
         """Output o at slot o·t_out, junk between."""
