@@ -57,12 +57,13 @@ class Pair:
                 name, arguments = order
                 (name if callable(name) else getattr(self.server, name))(*arguments)
         except BaseException as error:
-            self.channels[1].abort(error)
-            raise
+            self.channels[1].abort(error)  # the client raises it
 
     def __enter__(self):
         return self
 
-    def __exit__(self, *exc):
+    def __exit__(self, kind, error, trace):
+        if error is not None:
+            self.channels[0].abort(error)  # the server's half may be waiting for what will not come
         self._orders.put(None)
         self._thread.join(60)

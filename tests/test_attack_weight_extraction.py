@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sottovoce.attacks.weight_extraction import CuriousClient, Return, give_back, solved_part
+from sottovoce.attacks.weight_extraction import CuriousClient, Return, give_back, solved_error, solved_part
 from sottovoce.bgv import SIMD
 from sottovoce.ring.primes import P_FIELD
 
@@ -38,3 +38,10 @@ def test_solving_for_the_weights():
     weights = np.random.default_rng(1).integers(0, P_FIELD, SIMD.degree, dtype=np.uint64)
     assert solved_part(Return.NO_ENCRYPTION_OF_ZERO, weights) == 1.0
     assert solved_part(Return.RECIPE_Z, weights) == 0.0
+
+
+def test_the_error_of_what_is_solved_for():
+    weights = np.random.default_rng(1).integers(-2000, 2000, SIMD.degree) % P_FIELD
+    errors = {how: solved_error(how, weights.astype(np.uint64), 4000) for how in Return}
+    assert errors[Return.NO_ENCRYPTION_OF_ZERO] == 0.0
+    assert 0.99 < errors[Return.RECIPE_Z] < 1.01

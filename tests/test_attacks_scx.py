@@ -7,6 +7,8 @@ import pytest
 
 from sottovoce.attacks.base import Setting, to_json
 from sottovoce.attacks.registry import attack_named
+from sottovoce.attacks.scx_gram import blocks_to_keep
+from sottovoce.engines.scx import PROFILES
 from tiny_model import tiny_model
 
 
@@ -43,6 +45,14 @@ def test_lengths_survive_every_orthogonal_encoding(model):
     assert found.success_rate <= 0.12
     # Attention at the server is read at every depth: why `hardened` has none there.
     assert len(found.controls) >= 4 and min(c.success_rate for c in found.controls) >= 0.95
+    layers = model.config.layers
+    assert PROFILES["hardened"].blocks_at_user(layers) == found.details["blocks_to_keep"] == layers
+
+
+def test_the_number_of_early_blocks_follows_from_what_the_attack_reads():
+    assert blocks_to_keep({0: 1.0, 1: 1.0, 2: 0.04, 5: 0.0}, 6) == 2
+    assert blocks_to_keep({0: 0.01, 1: 0.3, 5: 0.02}, 6) == 5  # it must stay unread at every greater depth
+    assert blocks_to_keep({0: 0.0, 5: 0.0}, 6) == 0 and blocks_to_keep({0: 1.0, 5: 0.06}, 6) == 6
 
 
 def test_noise_on_every_coordinate_does_not_hide_the_row(model):

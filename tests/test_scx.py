@@ -106,17 +106,42 @@ def test_what_was_not_saved_by_this_engine_is_refused(profile):
                 pair.client.restore(pieces, len(PROMPT))
 
 
-def test_without_the_row_key_logits_are_others():
-    """Another row key, for the same server: how much that hides of a text is measured by `bench quality`."""
+LONG = [i * 37 % 256 for i in range(40)]
+
+
+def behind(profile, spoil):
+    """(logits of a token behind `LONG` with a session as it is, and spoiled; the plaintext model's)."""
     model = tiny("llama")
-    with Pair(engine_of(model, "paper")) as pair:
-        long = [i * 37 % 256 for i in range(40)]
-        pair.prefill(long)
+    with Pair(engine_of(model, profile)) as pair:
+        pair.prefill(LONG)
         right = pair.decode(5)
-        pair.truncate(len(long))
-        pair.client.user.forget_key()
+        pair.truncate(len(LONG))
+        pair.settled()
+        spoil(pair)
         wrong = pair.decode(5)
-        assert np.abs(wrong - right).max() > 100 * np.abs(right - model.forward([*long, 5])[-1]).max()
+    plain = model.forward([*LONG, 5])[-1]
+    assert np.abs(right - plain).max() < 1e-5 * np.abs(plain).max()
+    return right, wrong
+
+
+def test_without_the_row_key_logits_are_others():
+    right, wrong = behind("paper", lambda pair: pair.client.user.forget_key())
+    assert np.abs(wrong - right).max() > 1e-3 * np.abs(right).max()
+
+
+def test_without_the_users_half_logits_are_others(profile):
+    """How much of a text that hides is measured by `bench keys`."""
+    right, wrong = behind(profile, lambda pair: pair.client.user.forget())
+    assert np.abs(wrong - right).max() > 1e-2 * np.abs(right).max()
+
+
+def test_the_hardened_server_keeps_nothing_of_a_session_but_its_length():
+    with Pair(engine_of(tiny("llama"), "hardened")) as pair:
+        pair.prefill(LONG)
+        pair.settled()
+        (name, piece), *others = pair.server.changed(0).items()
+    assert name == "rest" and not others
+    assert {key: value.tolist() for key, value in piece.items()} == {"marks": [len(LONG)]}
 
 
 def test_no_mask_and_no_key_is_used_twice():
@@ -146,6 +171,7 @@ def test_noise_is_laplacian_and_masks_are_normal():
     assert sorted(order) == list(range(1000)) and abs(np.corrcoef(order, np.arange(1000))[0, 1]) < 0.3
 
 
+@pytest.mark.filterwarnings("ignore:invalid value")
 @pytest.mark.parametrize(
     "change", [lambda x: np.inf * x, lambda x: np.nan * x], ids=["infinite", "not a number"]
 )
@@ -169,16 +195,48 @@ def test_a_row_key_that_is_no_permutation_is_refused():
     assert engine.profile.redundant(7) == 4 and engine.profile.redundant(100) == 13
 
 
-def test_the_same_in_another_array_library(profile):
-    """Only what the array API standard has is used, so that PyTorch and CuPy can take NumPy's place."""
-    strict = pytest.importorskip("array_api_strict")
+def library_named(name):
+    """Skips where it is not installed, and where it has no device."""
     pytest.importorskip("array_api_compat")
-    model = tiny("llama")
-    library = Arrays(strict)
+    if name == "array_api_strict":
+        return Arrays(pytest.importorskip(name))
+    pytest.importorskip(name)
+    library = arrays(name)
+    try:
+        library.put(np.zeros(1, np.float32))
+    except Exception as error:  # CuPy without a GPU
+        pytest.skip(f"{name}: {error}")
+    return library
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("where", ["array_api_strict", "torch", "cupy"])
+def test_the_same_in_another_array_library(profile, where, name):
+    """Only what the array API standard has is used, so that PyTorch and CuPy can take NumPy's place."""
+    model, library = tiny(name), library_named(where)
     with Pair(engine_of(model, profile, library), library) as pair:
         pair.prefill(PROMPT)
         pair.verify(MORE[:2])
-        check(pair, model, [*PROMPT, *MORE[:2]])
+        pair.truncate(8)
+        check(pair, model, [*PROMPT, MORE[0]])
+
+
+def test_parties_may_compute_in_different_libraries(profile):
+    model, library = tiny("llama"), library_named("torch")
+    with Pair(engine_of(model, profile, library), Arrays(np)) as pair:
+        pair.prefill(PROMPT)
+        check(pair, model, PROMPT)
+
+
+def test_arrays_come_back_from_a_gpu():
+    """PyTorch's tensors leave it by `cpu`, CuPy's arrays by `get`; here by neither."""
+
+    class Elsewhere:
+        def __init__(self, leave):
+            setattr(self, leave, lambda: np.arange(3))
+
+    for leave in ("cpu", "get"):
+        assert (Arrays(np).get(Elsewhere(leave)) == np.arange(3)).all()
 
 
 def test_array_libraries_that_are_not_there():

@@ -7,7 +7,7 @@ does not break, the attack proves nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -37,10 +37,6 @@ class Setting:
     @cached_property
     def model(self) -> Model:
         return self.loaded if self.loaded is not None else load_model(self.model_name)
-
-    def fewer(self, samples: int) -> Setting:
-        """The same with at most so many samples: for controls."""
-        return replace(self, samples=min(samples, self.samples), loaded=self.model)
 
     @cached_property
     def prompts(self) -> Prompts:

@@ -22,7 +22,7 @@ _ERROR = 2.0**-20  # more than the error of a fresh ciphertext in a slot
 
 
 class CkksKeyRecovery:
-    name, target, profiles, samples = "ckks-key-recovery", "fhe", ("default",), 4
+    name, target, profiles, samples = "ckks-key-recovery", "fhe", ("default",), 100
     says = "the secret key from a ciphertext and what is known of its value"
 
     def run(self, setting: Setting) -> Outcome:

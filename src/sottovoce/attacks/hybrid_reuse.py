@@ -29,7 +29,7 @@ _ITEMS, _TAKEN = 64, 16
 
 
 class CorrelationReuse:
-    name, target, profiles, samples = "correlation-reuse", "hybrid", ("default",), 8
+    name, target, profiles, samples = "correlation-reuse", "hybrid", ("default",), 100
     says = "one party's pool rolled back to an older copy, so that masks would serve twice"
 
     def run(self, setting: Setting) -> Outcome:

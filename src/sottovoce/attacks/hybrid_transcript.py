@@ -41,7 +41,7 @@ _CONFIG = Config(
 
 
 class TranscriptUniformity:
-    name, target, profiles, samples = "transcript-uniformity", "hybrid", ("default",), 4
+    name, target, profiles, samples = "transcript-uniformity", "hybrid", ("default",), 100
     says = "bytes that the server receives against uniform ones, over sessions with different prompts"
 
     def run(self, setting: Setting) -> Outcome:

@@ -10,24 +10,24 @@ from __future__ import annotations
 import numpy as np
 
 from sottovoce.attacks.base import Control, Outcome, Setting
-from sottovoce.attacks.weight_extraction import CuriousClient, Return, give_back, solved_part
+from sottovoce.attacks.weight_extraction import CuriousClient, Return, give_back, solved_error, solved_part
 from sottovoce.bgv import SIMD
 from sottovoce.ring.primes import P_FIELD
 
 _OUTPUTS, _INPUTS = 96, 64
 _GUESSES, _ANSWERS = 4, 4
+_BOUND = 2000  # of the layers' weights
 _STANDS_OUT = 6.0  # standard deviations
 
 
 class WeightExtraction:
-    name, target, profiles, samples = "weight-extraction", "hybrid", ("default",), 8
+    name, target, profiles, samples = "weight-extraction", "hybrid", ("default",), 100
     says = "weights from what a layer returns to a client that knows its own keys and errors"
 
     def run(self, setting: Setting) -> Outcome:
         recognised = _rate(setting, Return.RECIPE_Z, setting.samples)
-        few = min(2, setting.samples)
         controls = [
-            Control(how.value, _rate(setting, how, few))
+            Control(how.value, _rate(setting, how, setting.samples))
             for how in (Return.NO_ENCRYPTION_OF_ZERO, Return.MASK_MODULO_P)
         ]
         weights = np.random.default_rng(1).integers(0, P_FIELD, SIMD.degree, dtype=np.uint64)
@@ -36,12 +36,22 @@ class WeightExtraction:
             for how in (Return.RECIPE_Z, Return.NO_ENCRYPTION_OF_ZERO)
         }
         controls.append(Control("solving for W, not re-randomised", solved["no_encryption_of_zero"]))
+        small = np.random.default_rng(2).integers(-_BOUND, _BOUND, SIMD.degree) % P_FIELD
+        errors = {
+            how.name.lower(): solved_error(how, small.astype(np.uint64), 2 * _BOUND)
+            for how in (Return.RECIPE_Z, Return.NO_ENCRYPTION_OF_ZERO)
+        }
         rate = max(recognised, solved["recipe_z"])
         return Outcome(
             rate,
             tuple(controls),
             setting.samples,
-            {"guesses": _GUESSES, "answers": _ANSWERS, "solved_part": solved},
+            {
+                "guesses": _GUESSES,
+                "answers": _ANSWERS,
+                "solved_part": solved,
+                "relative_weight_error": errors,
+            },
         )
 
 
@@ -53,7 +63,7 @@ def _rate(setting: Setting, how: Return, trials: int) -> float:
         rng = np.random.default_rng(trial)  # layers, inputs; the keys are the system's
         client = CuriousClient(_OUTPUTS, _INPUTS)
         shape = (_GUESSES, _OUTPUTS, _INPUTS)
-        guesses = list(rng.integers(-2000, 2000, shape).astype(np.int16))
+        guesses = list(rng.integers(-_BOUND, _BOUND, shape).astype(np.int16))
         right = int(rng.integers(_GUESSES))
         total = np.zeros((2, _GUESSES))
         for _ in range(_ANSWERS):

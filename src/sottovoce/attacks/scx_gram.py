@@ -3,14 +3,15 @@
 `gram-matrix`: for attention the server of scx has Q, K and V with permuted features. Lengths of a token's
 rows and its own score are what they were, and in the first block they are functions of the token.
 
-Behind `hardened` stands the question how many early blocks would have to stay with the user (l_s), were the
-later ones encoded by fresh dense orthogonal matrices. The attack is run on that encoding at growing depth,
-with the prefix known: it reads every depth. So all attention stays with the user.
+Behind `hardened` stands the question how many early blocks have to stay with the user (l_s), were the later
+ones encoded by fresh dense orthogonal matrices. The attack answers it: it is run on that encoding at growing
+depth, down to the last block, with the prefix known, and `blocks_to_keep` takes the first depth from which on
+it reads next to nothing. There is none; so all attention stays with the user.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -20,9 +21,10 @@ from sottovoce.attacks.scx_matching import masked_rates, over_prompts, values_un
 from sottovoce.attacks.scx_session import CuriousServer, Seen, recovered, shortened
 from sottovoce.attacks.vocabulary import Vocabulary, gram_features, nearest, unit_rows
 
-_DEPTHS = (0, 1, 2, 4, 8)
+_DEPTHS = (0, 1, 2, 4, 8, 16)
 _CANDIDATES = 64
-_READ = 4  # tokens of each prompt that are read at a depth
+_KNOWN, _READ = 4, 2  # tokens of each prompt that are known, and read, at a depth
+_SAFE = 0.05  # what may be read where attention is at the server
 
 
 def read_gram(table: Floats, features: Floats) -> list[int]:
@@ -59,13 +61,22 @@ class GramMatrix:
             return read_gram(table, invariant_lengths(values_under_masks(model, 0, seen.first("qkv", 0))))
 
         rate, rouge, weak = masked_rates(setting, model, read_masked)
-        depths = {d: read_mixed(setting, d) for d in _DEPTHS if d < setting.model.config.layers}
+        layers = setting.model.config.layers
+        depths = {d: read_mixed(setting, d) for d in (*(d for d in _DEPTHS if d < layers - 1), layers - 1)}
         # Weak masks leave few of the many digits that lengths need to tell tokens apart.
         controls = tuple(
             Control(f"attention at the server from block {d} on", rate) for d, rate in depths.items()
         )
         shown = {"rouge_l": rouge, "weak_masks": weak[0].success_rate, "candidates_at_depth": _CANDIDATES}
+        shown |= {"blocks_to_keep": blocks_to_keep(depths, layers), "of_blocks": layers}
         return Outcome(rate, controls, len(setting.prompts.tokens), {**shown, **details})
+
+
+def blocks_to_keep(rates: Mapping[int, float], layers: int) -> int:
+    """l_s: how many early blocks the user has to keep, by what the attack reads at each depth."""
+    read = [depth for depth, rate in rates.items() if rate > _SAFE]
+    deeper = [depth for depth in rates if depth > max(read, default=-1)]
+    return min(deeper, default=layers)
 
 
 def invariant_lengths(values: Floats) -> Floats:
@@ -82,9 +93,11 @@ def read_mixed(setting: Setting, depth: int) -> float:
     model = shortened(setting.model, depth + 1)
     rng = np.random.default_rng(depth)  # stands for the user's keys, which do not matter
     rates = []
-    for prompt in setting.fewer(8).prompts.tokens:
-        known, found = Prefix(model, depth + 1, prompt[:_READ]), []
-        truth = prompt[_READ : 2 * _READ]
+    prompts = setting.prompts.tokens
+    for number, prompt in enumerate(prompts):
+        setting.progress(number, len(prompts), f"prompts at depth {depth}")
+        known, found = Prefix(model, depth + 1, prompt[:_KNOWN]), []
+        truth = prompt[_KNOWN : _KNOWN + _READ]
         for token in truth:
             others = rng.choice(model.config.vocab_size, _CANDIDATES - 1, replace=False)
             few = rng.permutation(np.append(others[others != token], token))

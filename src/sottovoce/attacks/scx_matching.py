@@ -82,8 +82,8 @@ class VocabularyMatching:
                 rate, rouge = over_prompts(
                     setting, server, lambda seen, _: read_values(vocabulary, seen.first("values", 0))
                 )
-            bare = [read_values(vocabulary, vocabulary.values[list(p)]) for p in setting.prompts.tokens[:8]]
-            truth = setting.prompts.tokens[:8]
+            truth = setting.prompts.tokens
+            bare = [read_values(vocabulary, vocabulary.values[list(p)]) for p in truth]
             open_rate = float(np.mean([recovered(a, b) for a, b in zip(bare, truth, strict=True)]))
             controls: tuple[Control, ...] = (Control("values in the clear", open_rate),)
         else:
@@ -119,9 +119,8 @@ class GreedyMatching:
 
             with CuriousServer(model, "paper") as server:
                 rate, rouge = over_prompts(setting, server, read, _DECODED)
-                told = setting.fewer(8)
                 told_rate, _ = over_prompts(
-                    told, server, lambda s, p: read(s, p, p[: len(p) - _DECODED]), _DECODED
+                    setting, server, lambda s, p: read(s, p, p[: len(p) - _DECODED]), _DECODED
                 )
             controls, details = (
                 (Control("prefix known instead of recovered", told_rate),),
@@ -136,10 +135,13 @@ def continue_from(
 ) -> list[int]:
     """Tokens behind a prefix from what is left of them behind the first block's attention, (T, width)."""
     known, found = Prefix(model, 1, prefix), []
-    for row in residuals:
-        few = nearest(row[None], vocabulary.at(known.length).embedded, min(_EXACT, len(vocabulary.embedded)))[
-            0
-        ]
+    count = min(_EXACT, len(vocabulary.embedded))
+    if model.weights.positions is None:
+        ranked = list(nearest(residuals, vocabulary.embedded, count))
+    else:
+        tables = (vocabulary.at(len(prefix) + i).embedded for i in range(len(residuals)))
+        ranked = [nearest(row[None], t, count)[0] for row, t in zip(residuals, tables, strict=True)]
+    for row, few in zip(residuals, ranked, strict=True):
         distances = np.linalg.norm(known.states(few)[0].residual - row, axis=1)
         token = int(few[distances.argmin()])
         found.append(token)
@@ -162,8 +164,9 @@ class KvInversion:
 
             with CuriousServer(model, "paper") as server:
                 rate, rouge = over_prompts(setting, server, read)
-                few = setting.fewer(4)
-                told, _ = over_prompts(few, server, lambda s, p: guesses.invert(s.first("values", 1), [], p))
+                told, _ = over_prompts(
+                    setting, server, lambda s, p: guesses.invert(s.first("values", 1), [], p)
+                )
             controls: tuple[Control, ...] = (Control("prefix known instead of recovered", told),)
         else:
 
@@ -191,6 +194,7 @@ class _Guesses:
             for i in range(0, vocab, 2048)
         ]
         self._table = np.concatenate(parts).reshape(vocab, -1)
+        self._directions = unit_rows(self._table)
 
     def invert(
         self,
@@ -202,10 +206,11 @@ class _Guesses:
         """Tokens of values (T, kv_heads, head_dim). prefix: the true tokens, if the attacker knows those
         before. directions: the rows' lengths mean nothing."""
         known, found = Prefix(self._model, 2), []
-        table = unit_rows(self._table) if directions else self._table
-        for i, row in enumerate(values.reshape(len(values), -1)):
-            row = unit_rows(row[None])[0] if directions else row
-            ranked = nearest(row[None], table, min(self.most, len(table)))[0]
+        rows = values.reshape(len(values), -1)
+        rows = unit_rows(rows) if directions else rows
+        table = self._directions if directions else self._table
+        best = nearest(rows, table, min(self.most, len(table)))
+        for i, (row, ranked) in enumerate(zip(rows, best, strict=True)):
             close = _SAME * np.linalg.norm(row)
             for few in (ranked[: self.first], ranked):
                 exact = known.states(few, whole=False)[1].v.reshape(len(few), -1)
@@ -228,9 +233,8 @@ def masked_rates(
     """Rates against `hardened`, and against a user whose masks are a tenth of what they hide."""
     with CuriousServer(model, "hardened") as server:
         rate, rouge = over_prompts(setting, server, read, decoded)
-    few = setting.fewer(16)
     with CuriousServer(model, "hardened", weak=True) as server:
-        weak, _ = over_prompts(few, server, read, decoded)
+        weak, _ = over_prompts(setting, server, read, decoded)
     return rate, rouge, (Control("masks a tenth of what they hide", weak),)
 
 

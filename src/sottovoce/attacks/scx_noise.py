@@ -66,7 +66,7 @@ class TwoLayerFitting:
         reader = fitted(vocabulary, setting.profile, 1.0)
         rate = rates(setting, model, setting.profile, reader)
         weak = rates(
-            setting.fewer(16),
+            setting,
             model,
             setting.profile,
             fitted(vocabulary, setting.profile, WEAK_NOISE),
@@ -110,7 +110,6 @@ class DpAccounting:
     def run(self, setting: Setting) -> Outcome:
         model = shortened(setting.model, 2)
         vocabulary = Vocabulary(model)
-        few = setting.fewer(16)
         if setting.profile == "paper":
             table = vocabulary.inputs
 
@@ -118,7 +117,7 @@ class DpAccounting:
                 return [int(t) for t in nearest_l1(rows, table)]
 
             rate = rates(setting, model, "paper", read)
-            control = Control("a tenth of the noise", rates(few, model, "paper", read, weak=True))
+            control = Control("a tenth of the noise", rates(setting, model, "paper", read, weak=True))
             details = accounting(vocabulary, setting.length)
         else:
             directions = unit_rows(vocabulary.inputs)
@@ -128,7 +127,7 @@ class DpAccounting:
 
             rate = rates(setting, model, "hardened", read)
             control = Control(
-                "masks a tenth of what they hide", rates(few, model, "hardened", read, weak=True)
+                "masks a tenth of what they hide", rates(setting, model, "hardened", read, weak=True)
             )
             details = masked_accounting(setting.model)
         details["text"] = setting.prompts.source

@@ -39,7 +39,7 @@ class BruteForce:
         model = shortened(setting.model, 2)
         length = len(setting.prompts.tokens[0])
         details: dict[str, Any] = {"tries": _TRIES, "text": setting.prompts.source, **key_bits(model, length)}
-        control = Control(f"prompts of {_SHORT} tokens", _tried(setting.fewer(16), model, _SHORT))
+        control = Control(f"prompts of {_SHORT} tokens", _tried(setting, model, _SHORT))
         if setting.profile == "hardened":
             details["why"] = "no row of a token reaches the server, in any order"
             return Outcome(0.0, (control,), len(setting.prompts.tokens), details)
@@ -106,7 +106,7 @@ class LmReordering:
         vocabulary = Vocabulary(model)
         with CuriousServer(model, "paper") as server:
             ordered, _ = over_prompts(
-                setting.fewer(16), server, lambda seen, _: read_values(vocabulary, seen.first("values", 0))
+                setting, server, lambda seen, _: read_values(vocabulary, seen.first("values", 0))
             )
         control = Control("rows in order, as queries, keys and values travel", ordered)
         if setting.profile == "hardened":

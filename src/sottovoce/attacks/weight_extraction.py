@@ -158,7 +158,27 @@ def solve(received: Words, sent: Words, parameters: Parameters) -> Words:
 
 
 def solved_part(how: Return, weights: Words, parameters: Parameters = SIMD) -> float:
-    """Which part of W (N,) slots, multiplied into one fresh ciphertext, `solve` finds from its uniform half.
+    """Which part of W (N,) slots, multiplied into one fresh ciphertext, `solve` finds from its uniform
+    half."""
+    found, wanted = _solved(how, weights, parameters)
+    return float((found == wanted).all(axis=0).mean())
+
+
+def solved_error(how: Return, weights: Words, bound: int, parameters: Parameters = SIMD) -> float:
+    """Relative error |W' - W|/|W| of what `solve` makes of W (N,), weights below `bound` modulo p.
+
+    What comes out too large to be a weight the attacker takes for 0: who learns nothing has an error of 1.
+    """
+    p, n = parameters.plaintext, parameters.degree
+    found = _centred(_integers(_solved(how, weights, parameters)[0][None], parameters), parameters.modulus())
+    slots = Encoder(parameters).slots_of((found % p).astype(np.uint64).reshape(1, n))[0]
+    values, truth = (np.where(x > p // 2, x - float(p), x).astype(np.float64) for x in (slots, weights))
+    guess = np.where(np.abs(values) < bound, values, 0.0)
+    return float(np.linalg.norm(guess - truth) / np.linalg.norm(truth))
+
+
+def _solved(how: Return, weights: Words, parameters: Parameters) -> tuple[Words, Words]:
+    """W as the attack finds it and as it is, coefficients modulo every prime, (L, N).
 
     The half is taken before rounding: the safeguard that is tried is the encryption of zero alone.
     """
@@ -175,7 +195,7 @@ def solved_part(how: Return, weights: Words, parameters: Parameters = SIMD) -> f
     found = solve(ring.mul_scalar(ring.ntt(half), p)[0], fresh.data[0, 1], parameters)
     wanted = np.empty((1, ring.limbs, ring.n), np.uint64)
     _native.bgv_lift(plain.coefficients, p, 1, list(parameters.primes), wanted)
-    return float((found == wanted[0]).all(axis=0).mean())
+    return found, wanted[0]
 
 
 def _plain_halves(results: Ciphertext) -> tuple[Words, Words]:

@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import TypeVar
 
-from sottovoce.engines.base import DataParty, Engine, Logits
+from sottovoce.engines.base import DataParty, Engine, Logits, ModelParty
 from sottovoce.engines.registry import make_data_party
 from sottovoce.net import Channel, run_pair
 
 T = TypeVar("T")
-_Order = tuple[str, tuple[object, ...]]
+_Order = tuple[str | Callable[[ModelParty], object], tuple[object, ...]]
 
 
 class Driver:
@@ -43,6 +43,10 @@ class Driver:
         self._orders.put(("truncate", (length,)))
         self.party.truncate(length)
 
+    def at_server(self, act: Callable[[ModelParty], object]) -> None:
+        """Something done to the server's half, when its thread is there; nobody waits for it."""
+        self._orders.put((act, ()))
+
 
 def drive(engine: Engine, script: Callable[[Driver], T]) -> T:
     """Run a script in a new session of a prepared engine. What either party raises is raised here."""
@@ -52,8 +56,11 @@ def drive(engine: Engine, script: Callable[[Driver], T]) -> T:
         party = engine.session()
         party.setup(channel)
         while (order := orders.get()) is not None:
-            name, arguments = order
-            getattr(party, name)(*arguments)
+            act, arguments = order
+            if callable(act):
+                act(party)
+            else:
+                getattr(party, act)(*arguments)
         party.close()
 
     def client(channel: Channel) -> T:

@@ -1,8 +1,7 @@
 """`bench quality --engine scx`: the same text through float32 and through the engine; nothing should differ.
 
 Windows of running text behind the token that separates documents, as for the other engines. A long text can
-be read in parts (`start`); the table adds them up. At the end some of it is read again by somebody without
-the user's keys.
+be read in parts (`start`); the table adds them up.
 """
 
 from __future__ import annotations
@@ -20,8 +19,6 @@ from sottovoce.bench.quality import start_of, window_of
 from sottovoce.bench.scores import Score
 from sottovoce.engines.base import EngineOptions, Progress
 from sottovoce.engines.registry import make_engine
-from sottovoce.engines.scx import ScxDataParty
-from sottovoce.engines.scx.user import PaperUser
 from sottovoce.errors import UsageError
 from sottovoce.models import Model, load_model
 
@@ -70,7 +67,7 @@ class _Reader:
         self, plain: Model, public: Sequence[int], parts: Sequence[Sequence[int]], progress: Progress
     ) -> None:
         self.plain, self.public, self.parts, self.progress = plain, list(public), parts, progress
-        self.plain_score, self.score, self.keyless = Score(), Score(), Score()
+        self.plain_score, self.score = Score(), Score()
         self.largest = 0.0
 
     def read_all(self, session: Driver) -> None:
@@ -79,7 +76,6 @@ class _Reader:
             self.progress(done, total, "tokens")
             self._read(session, part)
             done += len(part)
-        self._without_keys(session, self.parts[0])
         self.progress(total, total, "tokens")
 
     def summary(self) -> dict[str, Any]:
@@ -94,7 +90,6 @@ class _Reader:
             "kl": self.score.kl,
             "top1": self.score.top1,
             "largest_difference": self.largest,
-            "ppl_wrong_keys": self.keyless.perplexity,
             "encrypted": None,
         }
 
@@ -120,17 +115,3 @@ class _Reader:
         """What comes behind each of the last `rows` of `fed` tokens."""
         whole = [*self.public, *part]
         return list(whole[fed - rows + 1 : fed + 1])
-
-    def _without_keys(self, session: Driver, part: Sequence[int]) -> None:
-        """The first window again: after the prefill, the last block's row key is replaced by another one."""
-        user = session.party.user if isinstance(session.party, ScxDataParty) else None
-        if not isinstance(user, PaperUser):
-            return
-        session.truncate(0)
-        fed = 0
-        for inputs, logits in self._chunks(session, part):
-            fed += len(inputs)
-            if len(logits) == 1 and fed == len(inputs):
-                user.forget_key()
-            else:
-                self.keyless.add(logits, self._targets(part, fed, len(logits)))

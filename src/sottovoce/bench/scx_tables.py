@@ -13,6 +13,8 @@ def scx(runs: Sequence[Run]) -> list[str]:
     read = [run for run in runs if run["what"] == "quality"]
     lines = _times(timed) if timed else []
     lines += _texts(read) if read else []
+    kept = [run for run in runs if run["what"] == "keys"]
+    lines += _keys(kept) if kept else []
     for run in timed:
         lines += [f"## By operation: {run['profile']}, context {run['context']}", ""]
         lines += operations(run["by_operation"])
@@ -58,7 +60,7 @@ def _times(runs: Sequence[Run]) -> list[str]:
 def _texts(runs: Sequence[Run]) -> list[str]:
     """Parts of a text are added up."""
     headers = ["profile", "text", "tokens", "PPL float32", "PPL scx", "difference", "equal top token", "KL"]
-    headers += ["largest difference", "PPL with another row key"]
+    headers += ["largest difference"]
     rows = []
     for name, text in sorted({(run["profile"], run["text"]) for run in runs}):
         parts = [run for run in runs if (run["profile"], run["text"]) == (name, text)]
@@ -67,7 +69,6 @@ def _texts(runs: Sequence[Run]) -> list[str]:
             math.exp(sum(run[key] for run in parts) / positions) for key in ("nll_plain", "nll_scx")
         )
         mean = {k: sum(run[k] * run["positions"] for run in parts) / positions for k in ("top1", "kl")}
-        wrong = [run["ppl_wrong_keys"] for run in parts if run["ppl_wrong_keys"] is not None]
         rows.append(
             (
                 name,
@@ -79,7 +80,18 @@ def _texts(runs: Sequence[Run]) -> list[str]:
                 percent(mean["top1"]),
                 divergence(mean["kl"]),
                 f"{max(run['largest_difference'] for run in parts):.1e}",
-                number(sum(wrong) / len(wrong), 4) if wrong else "–",
             )
         )
     return ["## Exactness", "", *table(headers, rows, left=2)]
+
+
+def _keys(runs: Sequence[Run]) -> list[str]:
+    headers = ["profile", "text", "what is left", "context", "tokens", "PPL"]
+    rows = []
+    for run in runs:
+        found = [(case["name"], case["ppl"]) for case in run["cases"]]
+        for name, ppl in [*found, ("no context: the model alone", run["ppl_no_context"])]:
+            sizes = (str(run["context"]), str(run["tokens"]))
+            rows.append((run["profile"], run["text"], name, *sizes, number(ppl, 4)))
+    lines = ["## Without the user's keys", "", "Perplexity of the tokens behind a context.", ""]
+    return [*lines, *table(headers, rows, left=3)]

@@ -63,6 +63,13 @@ def _networks(ctx: click.Context, param: click.Parameter, value: str) -> tuple[A
     return tuple(known[name] for name in names)
 
 
+def _proxied(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    """clear,masked, or one of them."""
+    if not set(value.split(",")) <= {"clear", "masked"}:
+        raise click.BadParameter(f"{value!r}: known are clear and masked")
+    return value
+
+
 @click.group()
 def bench() -> None:
     """Measure. Every command prints one JSON object with --json; docs/benchmarks is made from them."""
@@ -286,6 +293,17 @@ def faults(**settings: Any) -> None:
 def load(**settings: Any) -> None:
     """Sessions at the same time: do they finish together, and does the server give back its memory?"""
     _run("load", settings)
+
+
+@bench.command()
+@_model_option
+@option("--kv", default="clear,masked", callback=_proxied, help="Engines behind the proxy, commas between.")
+@_tokens_option(12)
+@option("--repeat", type=click.IntRange(1), default=4, help="Answers each way.")
+@_common
+def proxy(**settings: Any) -> None:
+    """The same answer through the proxy and without it, and /v1/models while the server is down."""
+    _run("proxy", settings)
 
 
 @bench.command()

@@ -124,6 +124,11 @@ class MaskedUser:
     def truncate(self, length: int) -> None:
         self._graph.truncate(length)
 
+    def forget(self) -> None:
+        """Lose keys and values of all tokens so far: nobody else has any."""
+        for cache in self.caches:
+            cache.truncate(0)
+
     def save(self) -> dict[str, npt.NDArray[Any]]:
         """Masks in stock are not kept: none can come back to be used again."""
         return {"marks": np.array([self.length], np.int64)}

@@ -7,6 +7,8 @@ from typing import Any
 
 from sottovoce.errors import ParameterMismatchError, ProtocolError
 
+_ALL = 1 << 30  # more blocks than a model has
+
 
 @dataclass(frozen=True)
 class Privacy:
@@ -29,9 +31,10 @@ class Privacy:
 
 @dataclass(frozen=True)
 class Profile:
-    """first_blocks: how many blocks the user shares in generation (l_s). noise: scale of the Laplace noise,
-    in units of the root mean square of what it covers. redundant rows: this share of the tokens, at least
-    `rows`.
+    """first_blocks: the early blocks whose attention in generation stays with the user (l_s). As published,
+    one; in `hardened` what `attacks.scx_gram.blocks_to_keep` makes of the attack's success, which is all of
+    them. noise: scale of the Laplace noise, in units of the root mean square of what it covers. redundant
+    rows: this share of the tokens, at least `rows`.
     """
 
     name: str
@@ -40,6 +43,10 @@ class Profile:
     redundant_share: float
     redundant_rows: int
     privacy: Privacy
+
+    def blocks_at_user(self, layers: int) -> int:
+        """l_s of a model with so many blocks."""
+        return min(self.first_blocks, layers)
 
     def redundant(self, tokens: int) -> int:
         """Redundant rows for so many tokens; both parties compute it, so it says nothing new."""
@@ -62,7 +69,7 @@ PROFILES = {
     ),
     "hardened": Profile(
         "hardened",
-        first_blocks=0,
+        first_blocks=_ALL,
         noise=0.0,
         redundant_share=0.0,
         redundant_rows=0,

@@ -23,7 +23,7 @@ from sottovoce.engines.scx import ops, wire
 from sottovoce.engines.scx.arrays import Array, Arrays, namespace
 from sottovoce.engines.scx.bundle import UserWeights
 from sottovoce.engines.scx.cache import KeyValues, Rows
-from sottovoce.engines.scx.keys import HeadKey, RowKey, laplace, permutation, redundant_rows
+from sottovoce.engines.scx.keys import HeadKey, RowKey, laplace, redundant_rows
 from sottovoce.engines.scx.noise import NoiseStock
 from sottovoce.engines.scx.ops import Layer
 from sottovoce.engines.scx.profile import Profile
@@ -118,9 +118,18 @@ class PaperUser:
         self.length = length
 
     def forget_key(self) -> None:
-        """Take another row key for the last block's encoded keys: what somebody without the key is left
-        with."""
-        self._columns = self._columns[permutation(self._stream, len(self._columns))]
+        """Take another row key for the last block's encoded keys of the prefill: somebody's who guesses
+        it."""
+        other = RowKey.draw(self._stream, self._prefilled, self._encoded - self._prefilled)
+        self._columns = np.concatenate([other.place, self._columns[self._prefilled :]])
+
+    def forget(self) -> None:
+        """Lose this half: no keys and no values of earlier tokens, only their number. What the server keeps
+        is all that is left of them."""
+        for cache in self._caches:
+            cache.truncate(0)
+        self._values.truncate(0)
+        self._columns = np.zeros(0, np.int64)
 
     def save(self) -> dict[str, npt.NDArray[Any]]:
         """Everything secret that a session needs to go on; the noise in stock is not kept."""
