@@ -59,6 +59,7 @@ def ls(as_json: bool) -> None:
 def rm(name: str, local: bool, quiet: bool, **flags: Any) -> None:
     """Delete the saved session NAME, here and at its server."""
     from ..errors import PeerConnectionError, UsageError
+    from ..parties.saved import exclusive
     from .console import Console
 
     console = Console(quiet)
@@ -66,12 +67,13 @@ def rm(name: str, local: bool, quiet: bool, **flags: Any) -> None:
     entry = bare.find(name)
     if entry is None:
         raise UsageError(f"there is no saved session {name!r}; `sottovoce session ls` lists them")
-    if not local:
-        try:
-            _forget(console, name, flags)
-        except (PeerConnectionError, UsageError) as error:
-            console.warn(f"the server's half stays there until it is too old: {error}")
-    bare.remove(entry.id)
+    with exclusive(bare, entry.name or entry.id):  # whoever uses it now would have nothing to go on with
+        if not local:
+            try:
+                _forget(console, name, flags)
+            except (PeerConnectionError, UsageError) as error:
+                console.warn(f"the server's half stays there until it is too old: {error}")
+        bare.remove(entry.id)
     console.note(f"deleted {name}")
 
 

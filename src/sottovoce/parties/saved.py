@@ -6,12 +6,12 @@ import fcntl
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import CorruptFileError, RefusedError, UsageError
+from ..errors import CorruptFileError, RefusedError, SottovoceError, UsageError
 from .kept import Checkpoints, Head, read_head
 from .resume import Stamps
 from .store import Entry, SessionStore
@@ -98,17 +98,32 @@ def exclusive(store: SessionStore, name: str) -> Iterator[None]:
     entry = store.find(name)
     locked = name if entry is None or entry.name is None else entry.name
     path: Path = store.directory / f".{locked}.lock"
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    descriptor = _locked(path)
+    if descriptor is None:
+        raise RefusedError(f"the saved session {name!r} is in use by another process; end that one first")
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RefusedError(
-                f"the saved session {name!r} is in use by another process; end that one first"
-            ) from None
         yield
     finally:
+        with suppress(SottovoceError):
+            if store.find(locked) is None:
+                path.unlink(missing_ok=True)  # of a session that is gone, or was never saved, no name is left
         os.close(descriptor)
+
+
+def _locked(path: Path) -> int | None:
+    """An open, locked file; None if another process has it."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.exists(path) and os.path.samestat(os.stat(path), os.fstat(descriptor)):
+                return descriptor
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except FileNotFoundError:
+            pass
+        os.close(descriptor)  # deleted while we were about to lock it
 
 
 def _numbers(value: Any) -> list[int]:

@@ -80,7 +80,7 @@ class SessionStore:
             (version,) = self._db.execute("PRAGMA user_version").fetchone()
             if version == 0:
                 self._db.executescript(_TABLES + f"PRAGMA user_version={FORMAT};")
-        except OSError as error:
+        except (OSError, sqlite3.OperationalError) as error:  # the disk, not what is on it
             raise _unwritable(directory, error) from None
         except sqlite3.DatabaseError as error:
             raise CorruptFileError(
@@ -209,6 +209,8 @@ class SessionStore:
         with self._lock:
             try:
                 return self._db.execute(query, arguments).fetchall()
+            except sqlite3.OperationalError as error:
+                raise _unwritable(self.directory, error) from None
             except sqlite3.Error as error:
                 raise CorruptFileError(
                     f"the saved sessions in {self.directory} cannot be read ({error})"

@@ -9,6 +9,8 @@ nothing else.
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -87,6 +89,9 @@ def protect(directory: Path, old: str | None, new: str | None, keyring: bool = F
     _keep(path, key, guard, new)
     if fields["guard"] == Guard.FILE and guard != Guard.FILE:
         (directory / "vault.key").unlink(missing_ok=True)
+    if fields["guard"] == Guard.KEYRING and guard != Guard.KEYRING:
+        with suppress(UsageError), _keyring() as keys:
+            keys.delete_password(_SERVICE, str(path))
     return guard
 
 
@@ -98,7 +103,8 @@ def _keep(path: Path, key: bytes, guard: Guard, passphrase: str | None) -> bytes
         sealed = Vault(_stretch(passphrase, salt, _COST)).seal("data key", key)
         fields |= {"salt": salt.hex(), "cost": _COST, "sealed": sealed.hex()}
     elif guard is Guard.KEYRING:
-        _keyring().set_password(_SERVICE, str(path), key.hex())
+        with _keyring() as keys:
+            keys.set_password(_SERVICE, str(path), key.hex())
     else:
         write_private_file(path.with_name("vault.key"), key)
     write_private_file(path, json.dumps(fields).encode())
@@ -121,10 +127,11 @@ def _unwrap(path: Path, fields: dict[str, Any], passphrase: str | None) -> bytes
             raise _damaged(path) from None
     try:
         if guard is Guard.KEYRING:
-            key = bytes.fromhex(_keyring().get_password(_SERVICE, str(path)) or "")
+            with _keyring() as keys:
+                key = bytes.fromhex(keys.get_password(_SERVICE, str(path)) or "")
         else:
             key = path.with_name("vault.key").read_bytes()
-    except OSError:
+    except (OSError, ValueError):
         key = b""
     if len(key) != _KEY:
         raise CorruptFileError(
@@ -157,14 +164,23 @@ def _stretch(passphrase: str, salt: bytes, cost: dict[str, int]) -> bytes:
     return kdf.derive(passphrase.encode())
 
 
-def _keyring() -> Any:
+@contextmanager
+def _keyring() -> Iterator[Any]:
+    """UsageError if there is no keyring, or it does not open."""
     try:
         import keyring  # type: ignore[import-not-found,unused-ignore]
+        from keyring.errors import KeyringError  # type: ignore[import-not-found,unused-ignore]
     except ImportError:
         raise UsageError(
             "the operating system's keyring needs the package keyring: pip install sottovoce[keyring]"
         ) from None
-    return keyring
+    try:
+        yield keyring
+    except KeyringError as error:
+        raise UsageError(
+            f"the operating system's keyring cannot be used ({type(error).__name__}); unlock it and try"
+            " again, or protect the sessions by a passphrase"
+        ) from None
 
 
 def _damaged(path: Path) -> CorruptFileError:
