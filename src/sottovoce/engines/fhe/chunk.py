@@ -12,16 +12,15 @@ a token are zero; only the sums of norms and rows, whose polynomials must not me
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property, partial
+from functools import partial
 from typing import Any, Generic
 
 import numpy as np
 
+from sottovoce.engines.fhe.chunk_plaintexts import Rows, one_hot_ciphertexts, square
 from sottovoce.engines.fhe.flow import Flow
 from sottovoce.engines.fhe.functions import norm_gain, whole_factor
 from sottovoce.engines.fhe.program import LayerCache, Program
-from sottovoce.engines.fhe.scores import ScoreShift
-from sottovoce.engines.fhe.shape import Shape
 from sottovoce.engines.fhe.weights import Matrix
 from sottovoce.errors import PromptTooLongError, UsageError
 from sottovoce.packing.slots import Chebyshev, Plain, Vector, constant
@@ -38,32 +37,10 @@ SHRINK = 4
 EMBED_LEVELS = 1
 
 
-def fits(shape: Shape) -> bool:
-    """Whether chunks of a model can be computed: heads as wide as the model, of the Llama family."""
-    c = shape.config
-    same = shape.heads.width == shape.width and shape.ffn % shape.width == 0
-    return same and c.norm == "rms" and c.rope is not None and c.gated
-
-
-def one_hot_ciphertexts(shape: Shape, count: int) -> int:
-    """How many ciphertexts the one-hot vectors of so many tokens take."""
-    return Chunk(shape.heads, 0, count).packs(-(-shape.config.vocab_size // shape.width))
-
-
-def one_hots(shape: Shape, tokens: Sequence[int], start: int) -> list[Vector]:
-    """The one-hot vectors of tokens at the sub-slots from `start` on: entry v of the vocabulary is feature v
-    mod d of value v div d."""
-    chunk, d = Chunk(shape.heads, start, len(tokens)), shape.width
-    out = [np.zeros((d, chunk.windows, chunk.window)) for _ in range(one_hot_ciphertexts(shape, len(tokens)))]
-    for i, token in enumerate(tokens):
-        at, window = divmod(token // d, chunk.windows)
-        out[at][token % d, window, i] = 1.0
-    return [chunk.slots(places) for places in out]
-
-
 class ChunkProgram(Generic[V]):
     """Chunks of one session's decoder; `program` decodes on behind them. value_level: the level at which its
-    values are kept."""
+    values are kept. before: the caches without the last token of the last chunk, for going back by one; empty
+    where keys have no level left for it."""
 
     def __init__(self, program: Program[V], flow: Flow[V], value_level: int) -> None:
         self.program, self.flow, self.value_level = program, flow, value_level
@@ -72,6 +49,7 @@ class ChunkProgram(Generic[V]):
         # Keys of the group's encrypted tokens at the level of a chunk, and how many tokens they hold.
         self._keys: list[V] = []
         self._upto = 0
+        self.before: list[LayerCache[V]] = []
 
     def room(self) -> int:
         """Tokens that a chunk may have now: up to the end of the first group of private tokens. 0 if it holds
@@ -94,7 +72,7 @@ class ChunkProgram(Generic[V]):
             raise UsageError(f"{count} tokens do not come in {len(one_hot)} ciphertexts")
         self.chunk = Chunk(self.shape.heads, program.private, count)
         first, keys = not self._held(), self._keys
-        self._keys = []
+        self._keys, self.before = [], []
         x = self.embed(one_hot)
         for layer in range(self.shape.config.layers):
             if progress is not None:
@@ -106,14 +84,16 @@ class ChunkProgram(Generic[V]):
         return self.logits(x) if head else []
 
     def embed(self, one_hot: Sequence[V]) -> V:
-        """The residual stream. One level."""
-        d, chunk = self.shape.width, self.chunk
-        values = chunk.unpack(self.ar, one_hot, -(-self.shape.config.vocab_size // d))
+        """The residual stream, at the chunk's sub-slots. One level."""
+        ar, d, heads = self.ar, self.shape.width, self.shape.heads
+        first = Chunk(heads, 0, self.chunk.count)
+        values = first.unpack(ar, one_hot, -(-self.shape.config.vocab_size // d))
         rows: list[list[Plain]] = []
         for matrix in self.program.weights.embed:
             for i in range(0, self.shape.vocabulary, d):
-                rows.append(self._plaintexts(matrix, i, 0, True))
-        return packing.products(self.ar, values, [rows[: len(values)]], self.shape.heads.t)[0]
+                rows.append(square(matrix, i, 0, self.shape, first.live()))
+        x = packing.products(ar, values, [rows[: len(values)]], heads.t)[0]
+        return att.turn_right(ar, x, self.chunk.start)
 
     def attention(self, x: V, layer: int, held: V | None) -> V:
         """held: keys of the tokens before the chunk in its group."""
@@ -124,7 +104,7 @@ class ChunkProgram(Generic[V]):
         self._append_keys(cache, key)
         keys = key if held is None else ar.add(held, key)
         self._keys.append(keys)
-        rows = _Rows(self, layer)
+        rows = Rows(self.program, self.chunk, layer)
         public = self._public(cache)
         queries = among.turned_queries(ar, chunk, query)
         scores = among.scores(ar, chunk, queries, keys, rows.known, 1 / SHRINK)
@@ -137,6 +117,7 @@ class ChunkProgram(Generic[V]):
         packed, value = [ar.times(x, SHRINK) for x in packed], ar.times(value, SHRINK)
         probabilities = self._softmax(packed, among.exists(chunk, outside), rows, layer)
         values = self._append_values(cache, value)
+        self._without_last(cache, values)
         factor = 0.5 if len(probabilities) > 1 else 1.0
         # Lanes of values take a level, and values can be no higher than probabilities: these follow.
         level = ar.level(probabilities[0])
@@ -194,7 +175,7 @@ class ChunkProgram(Generic[V]):
         query, key = ar.real_imaginary(qk)
         return query, key, self._biased(ar.mul(v, r), block.v, 0, 1 / SHRINK)
 
-    def _softmax(self, packed: list[V], valid: Vector, rows: _Rows[V], layer: int) -> list[V]:
+    def _softmax(self, packed: list[V], valid: Vector, rows: Rows[V], layer: int) -> list[V]:
         """Scores -> probabilities; 0 where there is no token. Several come doubled."""
         ar, f, chunk = self.ar, self.functions, self.chunk
         factor = 2.0 if len(packed) > 1 else 1.0
@@ -266,69 +247,31 @@ class ChunkProgram(Generic[V]):
         cache.values = [ar.drop(value, self.value_level)]
         return value
 
+    def _without_last(self, cache: LayerCache[V], values: V) -> None:
+        """Cleared of the last token: a product with a mask for keys and for values."""
+        ar, last = self.ar, self.chunk.distances - 1
+        if len(cache.keys) > 1 or ar.level(cache.keys[0]) < 2:
+            return
+        mask = constant((np.arange(self.shape.n) % self.shape.heads.t < last).astype(np.float64))
+        key, value = ar.mul_plain(cache.keys[0], mask), ar.mul_plain(values, mask)
+        self.before.append(LayerCache([key], [ar.drop(value, self.value_level)], cache.public))
+
     def _products(
         self, xs: Sequence[V], matrix: Matrix, outputs: int, scale: float = 1.0, biased: bool = True
     ) -> list[V]:
         """Products of values of d features each with a matrix, d outputs each. With the bias, and clear of
         what is beside the tokens; or without (`biased`), which takes inputs that are zero there."""
-        d = self.shape.width
+        shape, d = self.shape, self.shape.width
+        live = self.chunk.live() if biased else None
         rows = [
-            [self._plaintexts(matrix, i * d, o, biased, scale) for i in range(len(xs))]
+            [square(matrix, i * d, o, shape, live, scale) for i in range(len(xs))]
             for o in range(0, outputs, d)
         ]
-        out = packing.products(self.ar, xs, rows, self.shape.heads.t)
+        out = packing.products(self.ar, xs, rows, shape.heads.t)
         return [self._biased(y, matrix, i * d, scale) for i, y in enumerate(out)] if biased else out
-
-    def _plaintexts(
-        self, matrix: Matrix, row: int, column: int, live: bool, scale: float = 1.0
-    ) -> list[Plain]:
-        """The square of a matrix from (row, column) on."""
-        d, n, chunk = self.shape.width, self.shape.n, self.chunk
-        if matrix.weights is None:
-            return list(matrix.plaintexts[:1]) * d
-        part = scale * matrix.weights[row : row + d, column : column + d]
-        return packing.linear_plaintexts(part, n, chunk.live() if live else None)
 
     def _biased(self, x: V, matrix: Matrix, first: int, scale: float) -> V:
         if matrix.bias is None:
             return x
         rows = np.tile(scale * matrix.bias[first : first + self.shape.width], (self.chunk.count, 1))
         return self.ar.add_plain(x, partial(self.chunk.tokens, rows))
-
-
-class _Rows(Generic[V]):
-    """What a chunk's rows add as plaintext to the keys and scores of a layer; made when a plaintext is."""
-
-    def __init__(self, chunks: ChunkProgram[V], layer: int) -> None:
-        self._shape, self._chunk, self._program = chunks.shape, chunks.chunk, chunks.program
-        self._functions, self._public = chunks.functions, chunks.program.caches[layer].public
-        self._predictor = chunks.functions.blocks[layer].predictor
-        self._first, self._private = chunks.program.length, chunks.program.private
-        self.scale = chunks.functions.key_scale(chunks.shape.config.head_dim)
-
-    def known(self) -> among.PlainKeys:
-        return self._known
-
-    @cached_property
-    def _known(self) -> among.PlainKeys:
-        """Keys of public tokens that share the group, and the predicted log-sums of each row."""
-        heads, public = self._shape.heads, self._public
-        group, shifts = np.zeros((2, heads.t, heads.count, heads.dim))
-        if public is not None and not self._shape.split:
-            group = self.scale * public.keys.transpose(2, 1, 0)
-        for i in range(self._chunk.count):
-            blocks, functions = self._program.blocks, self._functions
-            shift = ScoreShift(self._shape, blocks, self._predictor, functions, self._private + i, public)
-            shifts[self._chunk.start + i] = self.scale * shift.weights().T
-        return among.PlainKeys(group, shifts)
-
-    def offsets(self, valid: Vector, pack: int) -> Vector:
-        """Added to a ciphertext of scores: −(offset + slope·log(tokens)), or the bottom of the exponential's
-        range where there is no token."""
-        heads, f, p = self._shape.heads, self._functions, self._predictor
-        log = np.log(self._first + 1.0 + np.arange(self._chunk.count))
-        rows = np.tile(log, (heads.count, 1))  # of padded heads, whose scores are 0
-        numbers = [heads.number(h) for h in range(heads.heads)]
-        rows[numbers] = p.offset[:, None] + p.slope[:, None] * log
-        bottom = f.exponential.low * f.shrink / f.scale
-        return among.offsets(self._chunk, valid, pack, -rows / f.scale, bottom)

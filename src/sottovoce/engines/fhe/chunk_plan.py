@@ -11,18 +11,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sottovoce.engines.fhe.chunk import EMBED_LEVELS, ChunkProgram, one_hot_ciphertexts
+from sottovoce.engines.fhe.chunk import EMBED_LEVELS, ChunkProgram
+from sottovoce.engines.fhe.chunk_plaintexts import one_hot_ciphertexts
 from sottovoce.engines.fhe.flow import Decision, Flow, PlannedFlow, RecordingFlow
 from sottovoce.engines.fhe.functions import Degrees
-from sottovoce.engines.fhe.placement import (
-    EMBED_LEVELS as STEP_LEVELS,
-)
-from sottovoce.engines.fhe.placement import (
-    Cost,
-    Placement,
-    _shapes,
-    place_bootstraps,
-)
+from sottovoce.engines.fhe.placement import EMBED_LEVELS as STEP_LEVELS
+from sottovoce.engines.fhe.placement import Cost, Placement, _shapes, place_bootstraps
 from sottovoce.engines.fhe.program import Program
 from sottovoce.engines.fhe.shape import Shape
 from sottovoce.engines.fhe.weights import counted
@@ -101,6 +95,13 @@ class ChunkPlan:
         for size in sizes:
             total, start = total + self.chunk(start, size), start + size
         return total
+
+    @property
+    def least(self) -> int:
+        """Tokens behind one public one from which a chunk is cheaper than steps; 0 if none is."""
+        counts = range(1, self.shape.heads.t)
+        paying = (n for n in counts if self.chunk(1, n).seconds < n * self.one().seconds)
+        return next(paying, 0)
 
     def split(self, start: int, count: int) -> tuple[int, ...]:
         """The cheapest cut into chunks of `count` private tokens that fill the group at most."""
