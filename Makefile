@@ -48,7 +48,7 @@ $(VENV)/.model: $(VENV)/.tools
 
 $(VENV)/.test: $(VENV)/.tools pyproject.toml
 	$(PIP) install -q "pytest>=8" "pytest-timeout>=2.3" "hypothesis>=6.100" "scipy>=1.11" "python-flint>=0.6" "tenseal>=0.3.14" "array-api-compat>=1.9" "array-api-strict>=2.0" \
-		"starlette>=0.40" "uvicorn>=0.30" "openai>=1.60" "playwright>=1.45"
+		"starlette>=0.40" "uvicorn>=0.30" "openai>=1.60" "playwright>=1.45" "llm>=0.19"
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.tools pyproject.toml

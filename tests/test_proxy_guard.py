@@ -287,34 +287,6 @@ def test_an_answered_chat_goes_on_with_its_own_tokens():
     assert compose(card, public, histories).tokens[:3] != (1, 2, 3)
 
 
-def test_requests_as_a_serving_benchmark_sends_them(proxied):
-    """The fields and the concurrency of vLLM's `bench serve` against /v1/completions."""
-    results = []
-
-    def one(i):
-        body = {
-            "model": "tiny",
-            "prompt": f"request {i}",
-            "temperature": 0.0,
-            "repetition_penalty": 1.0,
-            "max_tokens": 4,
-            "logprobs": None,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
-        status, _, content = call(proxied, "POST", "/v1/completions", body)
-        lines = [line[6:] for line in content.decode().split("\n\n") if line.startswith("data: ")]
-        events = [json.loads(line) for line in lines[:-1]]
-        results.append((status, lines[-1], events[-1]["usage"]["completion_tokens"]))
-
-    threads = [threading.Thread(target=one, args=(i,)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(120)
-    assert results == [(200, "[DONE]", 4)] * 4
-
-
 def test_stopping_the_proxy_ends_what_is_under_way():
     proxied = Proxied(plan=Plan(defaults=GenerationOptions(max_tokens=60)))
     done = []

@@ -17,6 +17,9 @@ from .problems import Problem, problem_of
 
 _EVENTS = {"content-type": "text/event-stream; charset=utf-8", "x-accel-buffering": "no"}
 _JSON = {"content-type": "application/json"}
+# An empty comment before the first event behind a comment: vLLM's `bench serve` strips white space off
+# whatever arrives at once, and would take the event for a part of the comment.
+_AGAIN = b":\n\n"
 
 
 class Answering:
@@ -62,15 +65,20 @@ class Answering:
             return
         await send(_start(200, _EVENTS))
         await send(_part(self._shape.role()))
+        behind = b""
         async for happening in self._happenings(first):
             if happening is None:
                 await send(_part(comment(f"sottovoce: {self._job.stage}")))
-            elif isinstance(happening, str):
-                await send(_part(self._shape.piece(happening)))
+                behind = _AGAIN
+                continue
+            if isinstance(happening, str):
+                part = self._shape.piece(happening)
             elif isinstance(happening, Answer):
-                await send(_part(self._shape.end(happening)))
+                part = self._shape.end(happening)
             else:
-                await send(_part(event(problem_of(happening).to_json())))
+                part = event(problem_of(happening).to_json())
+            await send(_part(behind + part))
+            behind = b""
         await send(_part(b"", last=True))
 
     async def _early(self) -> Happening | None:
