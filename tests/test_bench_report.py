@@ -246,6 +246,25 @@ def sample(name):
                 "failures": [],
                 "seconds": 9.0,
             },
+            "proxy": {
+                "model": "tiny",
+                "new_tokens": 12,
+                "repeat": 4,
+                "rows": [
+                    {
+                        "kv": "masked",
+                        "prepared": True,
+                        "seconds_direct": 0.5,
+                        "seconds_proxy": 0.501,
+                        "spread": 0.03,
+                        "overhead": 0.002,
+                        "cpu_seconds": 1e-3,
+                        "cpu_overhead": 0.002,
+                    }
+                ],
+                "models_ms": 2.0,
+                "models_ms_worst": 4.0,
+            },
             "load": {
                 "model": "tiny",
                 "kv": "masked",

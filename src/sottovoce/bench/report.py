@@ -155,6 +155,15 @@ KINDS = {
         "Key switches are relinearisations, and for the slim method rotations as well. Bits compare with the "
         "exact value of the same polynomial.",
     ),
+    "proxy": Kind(
+        "The proxy beside the engine",
+        ("model",),
+        "The same answer straight from a session and as a stream through the proxy, in turns, in the same "
+        "session: server, proxy and the program that asks are three processes on one machine. Then the "
+        "server is ended, and another proxy is asked for `/v1/models`.",
+        "The difference of two times on a busy machine says little where it is smaller than the spread of "
+        "the direct ones. The web server's own CPU time is measured by itself: it is what the proxy takes.",
+    ),
     "quality": Kind(
         "Quality of text",
         ("model", "text"),
@@ -280,6 +289,7 @@ def suite(texts: str | Path | None = None) -> list[tuple[str, dict[str, Any]]]:
         jobs += [("faults", {"kv": kv, "points": 200, "seed": seed}) for kv in ("masked", "ciphertext")]
         jobs.append(("faults", {"kv": "masked", "pool": True, "points": 200, "seed": seed}))
     jobs += [("load", {"kv": kv}) for kv in ("clear", "masked")]
+    jobs.append(("proxy", {}))
     for profile in ("paper", "hardened"):
         scx = {"what": "e2e", "engine": "scx", "profile": profile, "new_tokens": 12, "repeat": 2}
         jobs += [("scx", scx | {"context": context}) for context in (8, 1024)]

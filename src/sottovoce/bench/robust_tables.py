@@ -1,4 +1,4 @@
-"""Tables of faults and of load."""
+"""Tables of faults, of load and of the proxy."""
 
 from __future__ import annotations
 
@@ -60,3 +60,36 @@ def load(runs: Sequence[Run]) -> list[str]:
         for run in runs
     ]
     return table(headers, rows, left=2)
+
+
+def proxy(runs: Sequence[Run]) -> list[str]:
+    """One row for each engine; then how long a list of models takes without a server."""
+    headers = [
+        "model",
+        "engine or cache",
+        "tokens each",
+        "times",
+        "s/token direct",
+        "spread",
+        "s/token by proxy",
+    ]
+    headers += ["difference", "web server, CPU ms/token", "of the engine's time"]
+    rows = [
+        [
+            run["model"],
+            row["kv"] + (", prepared" if row["prepared"] else ""),
+            str(run["new_tokens"]),
+            str(run["repeat"]),
+            f"{row['seconds_direct']:.4f}",
+            f"{row['spread']:.1%}",
+            f"{row['seconds_proxy']:.4f}",
+            f"{row['overhead']:+.2%}",
+            f"{1e3 * row['cpu_seconds']:.2f}",
+            f"{row['cpu_overhead']:.2%}",
+        ]
+        for run in runs
+        for row in run["rows"]
+    ]
+    answers = [[run["model"], number(run["models_ms"]), number(run["models_ms_worst"])] for run in runs]
+    below = table(["model", "median, ms", "slowest of all, ms"], answers, left=1)
+    return [*table(headers, rows, left=2), "", "`/v1/models` while the server is down:", "", *below]

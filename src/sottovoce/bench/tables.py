@@ -462,6 +462,7 @@ RENDERERS: dict[str, Callable[[Sequence[Run]], list[str]]] = {
     "peers": peers,
     "polynomials": polynomials,
     "prefill": prefill,
+    "proxy": _later("proxy"),
     "quality": quality,
     "ranges": _later("ranges", "fhe_tables"),
     "scx": _later("scx", "scx_tables"),
