@@ -10,6 +10,7 @@ from sottovoce.attacks.base import Setting
 from sottovoce.attacks.hybrid_reuse import rolled_back
 from sottovoce.attacks.registry import ATTACKS, attack_named
 from sottovoce.cli.attack import attack as command
+from sottovoce.runs import load
 
 
 @pytest.mark.parametrize("name", ["weight-extraction", "transcript-uniformity", "correlation-reuse"])
@@ -69,7 +70,7 @@ def test_results_become_a_table_and_a_plot(tmp_path):
     }
     for rate in (0.5, 0.25):
         report.save({**outcome, "success_rate": rate}, folder)
-    (kept,) = report.load(folder / report.DATA)
+    (kept,) = load(folder / report.DATA)
     assert kept["success_rate"] == 0.25
     assert (
         "| scx | paper | `brute-force` | 25.0 % | short: 100.0 % | 3 |" in (folder / report.TABLE).read_text()

@@ -28,6 +28,7 @@ LADDER = [
     {"ring"},
     {"net"},
     {"_native"},
+    {"runs"},
     {"errors"},
 ]
 RUNG = {name: number for number, rung in enumerate(LADDER) for name in rung}

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from safetensors.numpy import save_file
 
-from sottovoce.bench.tiny import CONFIG, byte_tokenizer, tiny_weights
 from sottovoce.models import llama
 from sottovoce.models.chat import ChatTemplate
 from sottovoce.models.model import Model, build
+from sottovoce.models.tiny import CONFIG, byte_tokenizer, tiny_weights
 
 __all__ = ["CONFIG", "TEMPLATE", "byte_tokenizer", "save_tiny_model", "tiny_model"]
 

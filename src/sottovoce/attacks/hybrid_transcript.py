@@ -14,10 +14,7 @@ import numpy as np
 from sottovoce.attacks.base import Control, Outcome, Setting
 from sottovoce.engines.base import EngineOptions
 from sottovoce.engines.hybrid import HybridDataParty, HybridEngine
-from sottovoce.models import Model
-from sottovoce.models.config import Config, Rope
-from sottovoce.models.model import build
-from sottovoce.models.weights import BlockWeights, Weights
+from sottovoce.models.tiny import CONFIG, tiny_model
 from sottovoce.net import Channel, run_pair
 from sottovoce.net.codec import pack_bits
 from sottovoce.ring.primes import P_FIELD
@@ -25,19 +22,6 @@ from sottovoce.ring.primes import P_FIELD
 _LARGE = 1 << 14  # bytes of a frame that is tested by itself
 _STANDS_OUT = 6.0
 _PREFILL, _DECODED = 4, 1
-_CONFIG = Config(
-    model_type="llama",
-    vocab_size=64,
-    width=16,
-    layers=2,
-    heads=2,
-    kv_heads=1,
-    head_dim=8,
-    ffn_width=24,
-    context_length=64,
-    rope=Rope(),
-    tied_head=True,
-)
 
 
 class TranscriptUniformity:
@@ -45,10 +29,10 @@ class TranscriptUniformity:
     says = "bytes that the server receives against uniform ones, over sessions with different prompts"
 
     def run(self, setting: Setting) -> Outcome:
-        engine = HybridEngine(EngineOptions(), random_model())
+        engine = HybridEngine(EngineOptions(), tiny_model())
         engine.prepare()
         rng = np.random.default_rng(0)
-        prompts = rng.integers(0, _CONFIG.vocab_size, (setting.samples, _PREFILL + _DECODED))
+        prompts = rng.integers(0, CONFIG.vocab_size, (setting.samples, _PREFILL + _DECODED))
         sessions = []
         for number, prompt in enumerate(prompts):
             setting.progress(number, len(prompts), "sessions")
@@ -63,31 +47,6 @@ class TranscriptUniformity:
             Control("shares without their masks", float(np.mean([stands_out(p) for p in unmasked()]))),
         )
         return Outcome(rate, controls, setting.samples, {**details, "different_sizes": len(sizes) - 1})
-
-
-def random_model(seed: int = 0) -> Model:
-    """A small model with normal weights and no tokenizer."""
-    rng, c = np.random.default_rng(seed), _CONFIG
-
-    def matrix(*shape: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-        return np.asarray(rng.standard_normal(shape) / np.sqrt(shape[-1]), np.float32)
-
-    ones = np.ones(c.width, np.float32)
-    blocks = tuple(
-        BlockWeights(
-            norm1=ones,
-            q=matrix(c.q_width, c.width),
-            k=matrix(c.kv_width, c.width),
-            v=matrix(c.kv_width, c.width),
-            o=matrix(c.width, c.q_width),
-            norm2=ones,
-            gate=matrix(c.ffn_width, c.width),
-            up=matrix(c.ffn_width, c.width),
-            down=matrix(c.width, c.ffn_width),
-        )
-        for _ in range(c.layers)
-    )
-    return build("random", c, Weights(embedding=matrix(c.vocab_size, c.width), blocks=blocks, norm=ones))
 
 
 def received(engine: HybridEngine, tokens: Sequence[int]) -> list[bytes]:

@@ -15,9 +15,9 @@ from typing import Any
 
 from sottovoce import __version__
 from sottovoce.attacks.plot import privacy_speed
-from sottovoce.errors import CorruptFileError, UsageError
+from sottovoce.errors import UsageError
+from sottovoce.runs import add, load
 
-Run = dict[str, Any]
 DATA, TABLE, PLOT = "attacks.json", "attacks.md", "privacy-speed.svg"
 _KEYS = ("target", "profile", "attack")
 
@@ -25,27 +25,11 @@ _KEYS = ("target", "profile", "attack")
 def save(outcome: Mapping[str, Any], directory: str | Path) -> Path:
     """Add a run and make table and plot again."""
     folder = Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / DATA
     made = {"date": datetime.now(UTC).date().isoformat(), "version": __version__}
-    kept = [run for run in load(path) if _key(run) != _key(outcome)]
-    runs = sorted([*kept, {**made, **outcome}], key=_key)
-    path.write_text(json.dumps(runs, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    add(path, {**made, **outcome}, _KEYS)
     render(folder)
     return path
-
-
-def load(path: Path) -> list[Run]:
-    """The runs in a file, none if it does not exist."""
-    try:
-        runs = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return []
-    except ValueError as error:
-        raise CorruptFileError(f"{path} is not JSON ({error}); delete it or restore it") from None
-    if not isinstance(runs, list) or not all(isinstance(run, dict) for run in runs):
-        raise CorruptFileError(f"{path} is not a list of attacks; delete it or restore it")
-    return runs
 
 
 def render(folder: Path) -> None:
@@ -73,10 +57,6 @@ def render(folder: Path) -> None:
         lines.append(f"- {run['target']} {run['profile']}, `{run['attack']}` ({run['date']}): {details}")
     lines += ["", f"Generated from `{DATA}`; do not edit."]
     (folder / TABLE).write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def _key(run: Mapping[str, Any]) -> list[str]:
-    return [str(run.get(key)) for key in _KEYS]
 
 
 def _percent(rate: float) -> str:

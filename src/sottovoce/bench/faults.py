@@ -22,9 +22,9 @@ from sottovoce.bench.driven import drive
 from sottovoce.bench.faulty import Fault, Plan
 from sottovoce.bench.faulty_point import PROMPT, PUBLIC, Point, prepare_pools
 from sottovoce.bench.machine import header
-from sottovoce.bench.tiny import tiny_model
 from sottovoce.engines.base import Engine, EngineOptions, Progress
 from sottovoce.engines.registry import make_engine
+from sottovoce.models.tiny import tiny_model
 from sottovoce.net import Role
 
 _TOKENS = 4

@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 
 from sottovoce.bench.faulty import Board, FaultyChannel, Plan, watch_pools
-from sottovoce.bench.tiny import tiny_model
 from sottovoce.engines.base import Engine, ModelParty
 from sottovoce.errors import SottovoceError
+from sottovoce.models.tiny import tiny_model
 from sottovoce.net import Role
 from sottovoce.parties import Client, Identity, Pools, ServerSession, Welcome, Wish, server_shelf
 from sottovoce.parties.kept import KeptSessions

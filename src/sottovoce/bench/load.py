@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from sottovoce.bench.machine import header
-from sottovoce.bench.tiny import tiny_model
 from sottovoce.engines.base import EngineOptions, Progress
 from sottovoce.engines.registry import make_engine
 from sottovoce.models.registry import load_model
+from sottovoce.models.tiny import tiny_model
 from sottovoce.net.tls import Certificate
 from sottovoce.parties import Address, Client, Server, Welcome, Wish
 from sottovoce.parties.fair import FairGate

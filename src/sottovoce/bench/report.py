@@ -7,8 +7,7 @@ them says when, where and by which command it was made.
 from __future__ import annotations
 
 import importlib
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +17,8 @@ from sottovoce.bench.shaped import NETWORKS
 from sottovoce.bench.tables import RENDERERS, Run
 from sottovoce.dense import DENSE
 from sottovoce.engines.base import Progress
-from sottovoce.errors import CorruptFileError, UsageError
+from sottovoce.errors import UsageError
+from sottovoce.runs import add, load
 
 
 @dataclass(frozen=True)
@@ -192,27 +192,11 @@ def save(name: str, result: Run, settings: Mapping[str, Any], directory: str | P
     if name not in KINDS:
         raise UsageError(f"no table is made of {name!r}")
     folder = Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
     made = {"date": datetime.now(UTC).date().isoformat(), "command": command(name, settings)}
-    runs = [run for run in load(path) if _key(name, run) != _key(name, result)] + [made | result]
-    runs.sort(key=lambda run: [(str(type(k)), k) for k in _key(name, run)])
-    path.write_text(json.dumps(runs, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    add(path, made | result, KINDS[name].keys)
     render(name, folder)
     return path
-
-
-def load(path: Path) -> list[Run]:
-    """The runs in a file, none if it does not exist."""
-    try:
-        runs = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return []
-    except ValueError as error:
-        raise CorruptFileError(f"{path} is not JSON ({error}); delete it or restore it") from None
-    if not isinstance(runs, list) or not all(isinstance(run, dict) for run in runs):
-        raise CorruptFileError(f"{path} is not a list of benchmark results; delete it or restore it")
-    return runs
 
 
 def render(name: str, folder: Path) -> None:
@@ -321,7 +305,3 @@ def run_one(name: str, settings: Mapping[str, Any], progress: Progress) -> Run:
         settings = {**settings, "progress": progress}
     result: Run = run(**settings)
     return result
-
-
-def _key(name: str, run: Run) -> Sequence[Any]:
-    return [run.get(key) for key in KINDS[name].keys]
