@@ -1,13 +1,14 @@
 """Many sessions at once: whether they finish together, and whether a server gives back what they took.
 
 One server process, a process for every client, TLS between them, the tiny model or a real one. All clients
-set up first, then all answer from the same moment on. A slow client, if asked for, sleeps between its tokens:
-the others must not wait for it. Then short sessions follow one another, and memory is read after
-each.
+set up first, then all answer from the same moment on: once, or as often as it takes a while. A slow client,
+if asked for, sleeps between its tokens: the others must not wait for it. Then short sessions follow one
+another, and memory is read after each.
 """
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import tempfile
 import time
@@ -29,6 +30,8 @@ from sottovoce.parties.metrics import resident_memory_bytes
 
 _PROMPT = [3, 31, 8, 12]
 _PATIENCE = 600.0
+# Seconds that the answers of one session take alone, at least: below it, who was started first has won.
+_LEAST = 2.0
 TINY = "tiny"
 
 
@@ -56,9 +59,10 @@ def run(
             port, fingerprint = _received(ours)
             where = (port, fingerprint, kv)
             progress(0, 3, "one session alone")
-            alone = _together(context, where, [(tokens, 0.0)])[0]
+            alone = _together(context, where, [(tokens, 1, 0.0)])[0]
             progress(1, 3, f"{sessions} sessions")
-            jobs = [(tokens, 0.0)] * sessions + [(3, 1.0)] * slow
+            answers = math.ceil(_LEAST / alone)
+            jobs = [(tokens, answers, 0.0)] * sessions + [(3, 1, 1.0)] * slow
             seconds = _together(context, where, jobs)[:sessions]
             progress(2, 3, f"{after} sessions, one after the other")
             memory = _one_after_the_other(ours, where, after)
@@ -71,11 +75,11 @@ def run(
         "model": model,
         "kv": kv,
         "sessions": sessions,
-        "tokens": tokens,
+        "tokens": tokens * answers,
         "seconds": [round(s, 3) for s in seconds],
         "ratio": max(seconds) / min(seconds),
-        "seconds_alone": alone,
-        "throughput": sessions * tokens / max(seconds),
+        "seconds_alone": alone * answers,
+        "throughput": sessions * tokens * answers / max(seconds),
         "throughput_alone": tokens / alone,
         "sessions_after": after,
         "memory_first": memory[0] if memory else None,
@@ -106,8 +110,8 @@ def _serve(pipe: Connection, directory: str, name: str, kv: str, places: int) ->
             pipe.send(resident_memory_bytes())
 
 
-def _client(pipe: Connection, where: tuple[int, str, str], tokens: int, pause: float) -> None:
-    """A client's process: sets up, waits for the word, and says how long its tokens took."""
+def _client(pipe: Connection, where: tuple[int, str, str], tokens: int, answers: int, pause: float) -> None:
+    """A client's process: sets up, waits for the word, and says how long its answers took."""
     port, fingerprint, kv = where
     wish = Wish("clear" if kv == "clear" else "hybrid")
     with Client.connect(Address("127.0.0.1", port), wish, fingerprint) as client:
@@ -115,7 +119,9 @@ def _client(pipe: Connection, where: tuple[int, str, str], tokens: int, pause: f
         pipe.send("ready")
         pipe.recv()
         start = time.perf_counter()
-        _answer(client, tokens, pause)
+        for _ in range(answers):
+            client.truncate(0)
+            _answer(client, tokens, pause)
         pipe.send(time.perf_counter() - start)
 
 
@@ -126,7 +132,7 @@ def _answer(client: Client, tokens: int, pause: float = 0.0) -> None:
         logits = client.decode(int(np.argmax(logits)))
 
 
-def _together(context: Any, where: tuple[int, str, str], jobs: list[tuple[int, float]]) -> list[float]:
+def _together(context: Any, where: tuple[int, str, str], jobs: list[tuple[int, int, float]]) -> list[float]:
     """Seconds of each client, all started at the same moment."""
     pipes, processes = [], []
     try:
