@@ -122,11 +122,13 @@ def test_keys_are_uploaded_once(engine, tmp_path):
         assert uploaded[1] < uploaded[0] / 20
         # A damaged file is noticed, not computed with.
         victim = next((tmp_path / "fhe-keys").glob("*/0003.key"))
-        victim.write_bytes(victim.read_bytes()[:-1])
-        with pytest.raises(SottovoceError):
-            session(engine, lambda p: None, lambda p: None, again)
-        _, (third, _) = session(engine, lambda p: None, lambda p: None, again)
-        assert 0 < total(third, "bytes_up") < uploaded[0] / 20
+        raw = victim.read_bytes()
+        for damaged in (raw[:-1], raw[:5000] + bytes([raw[5000] ^ 1]) + raw[5001:], b""):
+            victim.write_bytes(damaged)
+            with pytest.raises(SottovoceError):
+                session(engine, lambda p: None, lambda p: None, again)
+            _, (third, _) = session(engine, lambda p: None, lambda p: None, again)
+            assert 0 < total(third, "bytes_up") < uploaded[0] / 20
     finally:
         engine.directory = None
 

@@ -2,6 +2,7 @@
 
 import socket
 import threading
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from kept_sessions import Host, greedy_tokens
 from sottovoce.engines.fhe import parties
 from sottovoce.errors import PeerConnectionError, PeerGoneError
+from sottovoce.parties import Conversation, GenerationOptions
 from sottovoce.parties.admission import Admission
 from sottovoce.parties.observer import Observer
 from sottovoce.parties.saved import SavedSession
@@ -26,19 +28,27 @@ class Cutter:
         self.go = None  # waited for after the cut
         cutter = self
 
+        def counted(compute, progress):
+            cutter.computed += 1
+
+            def layered(layer):
+                cutter.reached("layer")
+                progress(layer)
+
+            out = compute(layered)
+            cutter.reached("logits")
+            return out
+
         class Counting(parties.Program):
             def step(self, one_hot, head=True, progress=None):
-                cutter.computed += 1
+                return counted(partial(super().step, one_hot, head), progress)
 
-                def counted(layer):
-                    cutter.reached("layer")
-                    progress(layer)
-
-                out = super().step(one_hot, head, counted)
-                cutter.reached("logits")
-                return out
+        class CountingChunks(parties.ChunkProgram):
+            def run(self, one_hot, count, head=True, progress=None):
+                return counted(partial(super().run, one_hot, count, head), progress)
 
         monkeypatch.setattr(parties, "Program", Counting)
+        monkeypatch.setattr(parties, "ChunkProgram", CountingChunks)
 
     def at(self, point, client, go=None):
         self.point, self.go = point, go
@@ -82,8 +92,8 @@ def test_a_connection_that_breaks_costs_no_step(engine, host, cutter):  # noqa: 
     client = host.client()
     client.keep(host.mine, "talk")
     cutter.at("layer", client)
-    tokens = greedy_tokens(client, [104, 101], 1, [256])  # a prompt of two private tokens
-    assert cutter.computed == 2 and client.resumed == 1
+    tokens = greedy_tokens(client, [104, 101], 1, [256])  # a chunk of two tokens
+    assert cutter.computed == 1 and client.resumed == 1
     for point in ("logits", "layer"):
         cutter.at(point, client)
         tokens.append(int(np.argmax(client.decode(tokens[-1]))))
@@ -98,7 +108,7 @@ def test_a_connection_that_breaks_costs_no_step(engine, host, cutter):  # noqa: 
 
     client.channel.send = breaking
     tokens.append(int(np.argmax(client.decode(tokens[-1]))))
-    assert client.resumed == 4 and cutter.computed == 5
+    assert client.resumed == 4 and cutter.computed == 4
     check(engine, tokens, [256, 104, 101])
     client.close()
 
@@ -217,3 +227,30 @@ def test_unsaved_sessions_end_with_their_client(engine, tmp_path, cutter):  # no
             client.prefill([256], [104, 101])
         host.wait_until_empty()
         assert cutter.computed <= 2
+
+
+def test_an_interrupted_answer_goes_on(engine, host, cutter):  # noqa: F811
+    """Ctrl-C in the middle of a token; the same message later gives the same answer, with nothing twice."""
+    wanted = GenerationOptions(4)
+    client = host.client()
+    client.keep(host.mine, "talk")
+    steps = []
+
+    def progress(done, total, what):
+        steps.append(done)
+        if len(steps) == 3:  # of the prompt, and of two tokens
+            raise KeyboardInterrupt
+
+    done = Conversation(client, chat=False).ask("h", wanted, progress=progress)
+    assert done.finish_reason == "cancelled" and client.waiting == 1 and len(done.token_ids) == 2
+    again = host.client("talk")
+    assert again.length == 4
+    shown = []
+    more = Conversation(again, chat=False).ask("h", wanted, shown.append)
+    assert more.token_ids[:2] == done.token_ids and more.finish_reason == "length"
+    assert cutter.computed == 4 and "".join(shown) == more.text
+    check(engine, more.token_ids, engine.model.card.plain("h").tokens)
+    # It is an answer like any other now: another message follows it.
+    assert again.notes["conversation"]["said"][1]["content"] == more.text and "answering" not in again.notes
+    assert again.length == 5 and not again.waiting
+    again.close()

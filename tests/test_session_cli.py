@@ -68,6 +68,11 @@ def test_a_conversation_over_several_commands(serving, environment, session, tmp
     listed = json.loads(session("ls", "--json", env=environment).stdout)
     assert [entry["name"] for entry in listed] == ["mine"] and listed[0]["server"] == serving.address
     assert "mine" in session("ls", env=environment).stdout
+    asked = session("status", "mine", "--json", "--insecure-clear", env=environment)
+    held = listed[0]["tokens"]
+    assert json.loads(asked.stdout) == {"state": "idle", "tokens": held, "here": held}, asked.stderr
+    asked = session("status", "mine", "--insecure-clear", env=environment)
+    assert asked.stdout == f"mine: the server holds {held} tokens\n"
     # Carried to another machine and back under another name.
     (tmp_path / "pass").write_text("open sesame\n")
     protected = ("--file-passphrase-file", tmp_path / "pass")

@@ -61,6 +61,7 @@ def chat(server: str, keep_ready: int, quiet: bool, **flags: Any) -> int:
         with sessions.using(name) as saved, open_client(console, server, flags, saved=saved) as client:
             talk = Conversation(client, chat=flags["chat"], system=flags["system_prompt"], public=public)
             speculation = build_speculation(console, flags, client.card)
+            sessions.begin_early(client, server, name, saved)
             client.setup(console.progress)
             sessions.begin(client, server, name, saved)
             say_ready(console, client, options.max_tokens)

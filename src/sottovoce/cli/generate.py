@@ -132,6 +132,7 @@ def _continue(console: Any, server: str, text: str, flags: dict[str, Any], as_js
     with sessions.using(sessions.name) as saved, open_client(console, server, flags, saved=saved) as client:
         talk = Conversation(client, chat=flags["chat"], system=flags["system_prompt"], public=public)
         speculation = build_speculation(console, flags, client.card)
+        sessions.begin_early(client, server, sessions.name, saved)
         client.setup(console.progress)
         sessions.begin(client, server, sessions.name, saved)
         say_what_is_public(console, client, talk.next_prompt(text))
@@ -139,6 +140,11 @@ def _continue(console: Any, server: str, text: str, flags: dict[str, Any], as_js
         writer = TextWriter(console, silent=as_json)
         done = talk.ask(text, options, writer.write, console.progress, speculation)
         writer.finish()
+        if client.waiting:
+            console.note(
+                "the server goes on with the step it is at; the same command collects its answer, "
+                f"`sottovoce session status {sessions.name}` says how far it is"
+            )
     return _ended(console, done, as_json)
 
 
@@ -174,9 +180,11 @@ def open_client(
     pools: Any = None,
     saved: Any = None,
     forget: bool = False,
+    waiting: Any = None,
 ) -> Any:
     """Connect and shake hands, saying who answered and who will see what. pools: None for what is there.
-    saved: the session to go on with, or to delete at the server."""
+    saved: the session to go on with, or to delete at the server. waiting: called while the server is still at
+    a step of it; a bar if None."""
     from ..engines.explain import (
         CLEAR_BANNER,
         DEALER_BANNER,
@@ -212,6 +220,7 @@ def open_client(
         client_certificate=None if certificate is None else Path(certificate),
         saved=saved,
         forget=forget,
+        waiting=waiting or (lambda done, total: console.progress(done, total, "the server ends a step")),
     )
     client.notify = console.note
     options = client.welcome.options

@@ -37,7 +37,7 @@ def ls(as_json: bool) -> None:
     rows = [
         [
             entry.name or entry.id[:12],
-            str(entry.facts.get("tokens", 0)),
+            _tokens(entry.facts),
             size_text(entry.size),
             time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.touched)),
             str(entry.facts.get("model_name", "")),
@@ -48,6 +48,61 @@ def ls(as_json: bool) -> None:
     ]
     headers = ["name", "tokens", "here", "last used", "model", "engine", "server"]
     print(format_table("", headers, rows).strip("\n"))
+
+
+@session.command("status")
+@click.argument("name")
+@json_option
+@passphrase_option
+@connection_options
+@quiet_option
+def status(name: str, as_json: bool, quiet: bool, **flags: Any) -> None:
+    """Ask its server about the saved session NAME: how far a step is that was left, what it holds."""
+    from ..parties.saved import SavedSession, exclusive
+    from .console import Console
+
+    store = open_store(passphrase_of(flags))
+    with exclusive(store, name):
+        saved = SavedSession.open(store, name)
+        found = _ask_status(Console(quiet), saved, flags)
+    if as_json:
+        print(json.dumps(found))
+    elif found["state"] == "computing":
+        print(f"{name}: the server is at a step, {found['done']} of {found['total']} parts done")
+    elif found["state"] == "answered":
+        print(f"{name}: an answer is waiting; go on with the session to collect it")
+    else:
+        line = f"{name}: the server holds {found['tokens']} tokens"
+        lost = found["here"] - found["tokens"]
+        print(line + (f"; {lost} others will be computed again" if lost else ""))
+
+
+def _ask_status(console: Any, saved: Any, flags: dict[str, Any]) -> dict[str, Any]:
+    """Nothing is changed by it."""
+
+    class SeenError(Exception):
+        pass
+
+    def waiting(done: int, total: int) -> None:
+        raise SeenError(done, total)
+
+    flags = {**flags, "no_pool": True}
+    if saved.entry.facts.get("engine") == "clear":
+        flags["insecure_clear"] = True
+    try:
+        with open_client(console, saved.server, flags, saved=saved, waiting=waiting) as client:
+            client.channel.close()  # that was all
+            held, here = client.saved_tokens, len(saved.tokens)
+            state = "answered" if saved.waiting and held == here else "idle"
+            return {"state": state, "tokens": held, "here": here}
+    except SeenError as seen:
+        return {"state": "computing", "done": seen.args[0], "total": seen.args[1]}
+
+
+def _tokens(facts: dict[str, Any]) -> str:
+    """How many, and how many more were on their way."""
+    waiting = facts.get("waiting")
+    return f"{facts.get('tokens', 0)}" + (f" + {waiting} waiting" if waiting else "")
 
 
 @session.command("rm")

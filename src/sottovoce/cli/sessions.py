@@ -59,6 +59,7 @@ class Sessions:
     def __init__(self, console: Any, flags: dict[str, Any]) -> None:
         self.console, self.name, self._flags = console, flags.get("session"), flags
         self._store: Any = None
+        self._early = False
 
     @property
     def store(self) -> Any:
@@ -78,6 +79,10 @@ class Sessions:
             held.enter_context(exclusive(self.store, name))
             yield SavedSession.open(self.store, name) if self.store.find(name) else None
 
+    def begin_early(self, client: Any, server: str, name: str | None, saved: Any) -> None:
+        """Before setup: keep a new session whose keys are worth it, in case their upload breaks off."""
+        self._early = name is not None and saved is None and client.keep_early(self.store, name, server)
+
     def begin(self, client: Any, server: str, name: str | None, saved: Any) -> None:
         """After setup: keep a new session, say what an old one holds."""
         from ..parties.paths import sessions_dir
@@ -86,7 +91,8 @@ class Sessions:
         if name is None:
             return
         if saved is None:
-            client.keep(self.store, name, server)
+            if not self._early:
+                client.keep(self.store, name, server)
             self.console.note(f"session {name}: saved here and at the server after every token")
             if guard_of(sessions_dir()) is Guard.FILE:
                 self.console.note(
@@ -98,3 +104,5 @@ class Sessions:
             if held < wanted:
                 line += f"; the server does not have {wanted - held} others, they will be computed again"
             self.console.note(line)
+            if saved.waiting and held == wanted:
+                self.console.note("the server has answered the last step meanwhile; its answer is collected")

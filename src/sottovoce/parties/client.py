@@ -1,6 +1,5 @@
 """The client: connects, checks what the server offers, and drives the engine's client half step by step."""
 
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import numpy as np
 
 from ..engines.base import DataParty, Logits, Progress
 from ..engines.registry import make_data_party
-from ..errors import PeerConnectionError, PoolFullError, PromptTooLongError, ServerBusyError, UsageError
+from ..errors import PeerConnectionError, PoolFullError, PromptTooLongError, UsageError
 from ..net import Channel, Ledger, SocketChannel
 from ..net.tls import KnownHosts
 from .address import CONNECT_TIMEOUT, DEFAULT_PORT, Address, Identity, Route, open_socket
@@ -19,6 +18,7 @@ from .protocol import MAX_VERIFY, Caller, CardCache, Command, Verb, Welcome, Wis
 from .resume import Agreed
 from .saved import SavedSession
 from .store import SessionStore
+from .tries import Tries, until_there
 
 __all__ = ["DEFAULT_PORT", "Address", "Client", "Identity", "open_socket"]
 
@@ -69,6 +69,7 @@ class Client:
         self.tokens: list[int] = []  # public and private ones that the session's cache holds
         self.begun = False  # anything was ever sent: public tokens can only come first
         self.public_count = 0  # of the tokens that the session began with
+        self.waiting = 0  # tokens that were sent, whose answer is not here; the server may have it
         self._begin()
 
     def _begin(self) -> None:
@@ -141,7 +142,22 @@ class Client:
         return self.welcome.context_length
 
     def setup(self, progress: Progress | None = None) -> None:
-        """Exchange keys and base OTs, once a session; `tokens` is then what a saved session holds."""
+        """Exchange keys and base OTs, once a session; `tokens` is then what a saved session holds.
+
+        Where keys are gigabytes, a broken connection is replaced, and what has arrived is not sent again.
+        """
+        secret, tries = self._party.secret or self._party.new_secret(), Tries(_ATTEMPTS, progress)
+        while True:
+            try:
+                self._party.secret = secret
+                return self._set_up(tries.progress)
+            except PeerConnectionError as error:
+                if secret is None or self._again is None or not tries.failed():
+                    raise
+                self.notify(f"the connection broke ({error}); going on with the keys that are missing …")
+                self._connect_again()
+
+    def _set_up(self, progress: Progress) -> None:
         with self.ledger.phase("setup"):
             saved, agreed = self._keeping.saved, self._keeping.agreed
             # Where keys are gigabytes, a session that lost everything else keeps them.
@@ -191,6 +207,11 @@ class Client:
         self._checkpoint()
         self._keeping.opened()
 
+    @property
+    def saved_tokens(self) -> int:
+        """Of the saved session: how many the server has; known before `setup`."""
+        return 0 if self._keeping.agreed is None else self._keeping.agreed.tokens
+
     def keep_early(self, store: SessionStore, name: str | None = None, server: str = "") -> bool:
         """Like `keep`, before `setup`, where keys are worth it: an upload that breaks off goes on
         later. Whether it was done; otherwise `keep` is called after setup.
@@ -207,6 +228,7 @@ class Client:
         self._keeping.write_notes(self.tokens, self.public_count)
 
     def _checkpoint(self) -> None:
+        self.waiting = 0
         self._keeping.write(self._party, self.tokens, self.public_count)
 
     def _step(
@@ -240,7 +262,8 @@ class Client:
                 digest = self._party.promise(private)
             tokens = [*self.tokens, *public, *private]
             known = self.public_count if self.tokens else len(public)
-            self._keeping.promise(tokens, len(public) + len(private), known, digest)
+            self.waiting = len(public) + len(private)
+            self._keeping.promise(tokens, self.waiting, known, digest)
 
     def last(self) -> Logits:
         """Logits (vocab,) behind the session's last token: what the server kept, or computed once more."""
@@ -263,27 +286,9 @@ class Client:
 
         appended: by the step that broke off. Its logits, if the server has ended it.
         """
-        assert self._again is not None
         public = self.public_count
         self.notify("the connection broke; coming back to the session …")
-        self._party.close()
-        self.channel.close()
-        ledger, deadline, pause = self.ledger, time.monotonic() + self.patience, 0.1
-        while True:
-            try:
-                channel, self.identity = self._again()
-                channel.ledger = ledger
-                self.channel = channel
-                self._keeping.opened()
-                self._begin()
-                break
-            except (PeerConnectionError, ServerBusyError) as error:
-                if time.monotonic() + pause > deadline:
-                    raise PeerConnectionError(
-                        f"{error}; the session is saved, and goes on when the server is there again"
-                    ) from None
-                time.sleep(pause)
-                pause = min(2 * pause, 5.0)
+        self._connect_again()
         self.setup()
         self.resumed += 1
         if self.length < len(wanted):
@@ -299,6 +304,25 @@ class Client:
             self._cut(len(wanted))
             self._checkpoint()
         return None
+
+    def _connect_again(self) -> None:
+        """A new connection and a handshake on it; tried for `patience` seconds."""
+        ledger = self.ledger
+        self._party.close()
+        self.channel.close()
+
+        def connect() -> None:
+            assert self._again is not None
+            channel, self.identity = self._again()
+            channel.ledger = ledger
+            self.channel = channel
+            if self.is_kept:
+                self._keeping.opened()
+            self._begin()
+
+        saved = self._keeping.saved is not None
+        hint = "; the session is saved, and goes on when the server is there again" if saved else ""
+        until_there(connect, self.patience, hint)
 
     def prepare(self, tokens: int, progress: Progress | None = None) -> None:
         """Fill the pool for the next `tokens` tokens, or make that much ahead for this session.

@@ -70,11 +70,21 @@ class Conversation:
     ) -> Completion:
         """The answer to the next message; arguments and leakage as in `generate`.
 
-        A UsageError leaves the conversation as it was.
+        A UsageError leaves the conversation as it was. The answer to the same message, where a saved session
+        was cut off in it, goes on.
         """
         tokens = self._next(text)
-        prompt = self._new_part(tokens)
-        done = generate(self.client, prompt, options, on_text, progress, speculation, should_stop)
+        answered = self._unfinished(tokens)
+        prompt = self._new_part(tokens) if answered is None else self._rest((*tokens, *answered))
+        note: dict[str, list[int]] = {"prompt": list(tokens)}
+        self.client.notes["answering"] = note
+        done = generate(
+            self.client, prompt, options, on_text, progress, speculation, should_stop,
+            answered=answered, noting=lambda chosen: note.update(tokens=list(chosen)),
+        )  # fmt: skip
+        if self.client.waiting:
+            return done  # interrupted in a step that the server may end: the session goes on from there
+        del self.client.notes["answering"]
         self._said += [{"role": "user", "content": text}, {"role": "assistant", "content": done.text}]
         self._tokens = (*tokens, *done.token_ids)
         if self.client.is_kept:
@@ -114,6 +124,10 @@ class Conversation:
     def next_prompt(self, text: str) -> Prompt:
         """What `ask` would send, without sending anything: to be shown before."""
         tokens = self._next(text)
+        answered = self._unfinished(tokens)
+        if answered is not None:
+            tokens = (*tokens, *answered)
+            return self._split(tokens, self._same(tokens))
         return self._split(tokens, self._kept(tokens))
 
     def forget(self) -> None:
@@ -158,6 +172,18 @@ class Conversation:
         first: list[Message] = [{"role": "system", "content": system}] if system else []
         return first if text is None else [*first, _user(text)]
 
+    def _unfinished(self, tokens: tuple[int, ...]) -> list[int] | None:
+        """What was chosen of an answer to just this, if the session was cut off in it."""
+        noted = self.client.notes.get("answering") or {}
+        return noted["tokens"] if noted.get("prompt") == list(tokens) and "tokens" in noted else None
+
+    def _rest(self, tokens: tuple[int, ...]) -> Prompt:
+        """What the session does not hold of a text that was cut off; perhaps nothing."""
+        same = self._same(tokens)
+        if same < self.client.length:
+            self.client.truncate(same)
+        return self._split(tokens, same)
+
     def _new_part(self, tokens: tuple[int, ...]) -> Prompt:
         """What the session does not hold yet; makes it forget what does not belong to it."""
         kept = self._kept(tokens)
@@ -167,11 +193,15 @@ class Conversation:
 
     def _kept(self, tokens: tuple[int, ...]) -> int:
         """Length of the common beginning of the session and `tokens`, short of the last one."""
-        held = self.client.tokens
-        same = next((i for i, (a, b) in enumerate(zip(held, tokens, strict=False)) if a != b), len(held))
-        if held and same < self._public_count:
+        same = self._same(tokens)
+        if self.client.tokens and same < self._public_count:
             raise UnsupportedModelError("the chat template changes its public beginning; start a new session")
         return min(same, len(tokens) - 1)
+
+    def _same(self, tokens: tuple[int, ...]) -> int:
+        """Length of the common beginning."""
+        pairs = enumerate(zip(self.client.tokens, tokens, strict=False))
+        return next((i for i, (a, b) in pairs if a != b), min(self.client.length, len(tokens)))
 
     def _split(self, tokens: tuple[int, ...], kept: int) -> Prompt:
         public = max(kept, self._public_count)

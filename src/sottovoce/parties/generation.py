@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..engines.base import Progress
+from ..engines.base import Logits, Progress
 from ..errors import PromptTooLongError, UsageError
 from ..models.chat import Prompt
 from ..net.ledger import LedgerRow, diff, total
@@ -77,10 +77,10 @@ class Completion:
         }
 
 
-def check_room(client: Client, prompt: Prompt, options: GenerationOptions) -> None:
+def check_room(client: Client, prompt: Prompt, options: GenerationOptions, answered: int = 0) -> None:
     """PromptTooLongError unless prompt and answer fit the model's context. Nothing is sent."""
     limit = client.context_length
-    needed = client.length + len(prompt) + options.max_tokens
+    needed = client.length + len(prompt) + options.max_tokens - answered
     if needed > limit:
         raise PromptTooLongError(
             f"a prompt of {len(prompt)} tokens and {options.max_tokens} new ones do not fit the model's "
@@ -96,19 +96,25 @@ def generate(
     progress: Progress | None = None,
     speculation: Speculation | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    *,
+    answered: Sequence[int] | None = None,
+    noting: Callable[[list[int]], None] = lambda tokens: None,
 ) -> Completion:
     """Generate an answer; `on_text` gets it piece by piece.
+
+    answered: tokens of this answer that were chosen before it was interrupted; `prompt` is then what the
+    session lacks of the text with them, and may be empty. noting: gets the answer's tokens before every step.
 
     The prompt goes behind what the session holds already. The server learns prompt.public, the number of
     private tokens, when each step happens, and with `speculation` how many guesses each step verified and
     accepted. `should_stop` is asked between steps: the answer then ends (finish_reason "cancelled") and the
     session can go on. A KeyboardInterrupt ends the answer at once, and the session with it.
     """
-    if not prompt.private:
+    if not prompt.private and answered is None:
         raise UsageError("the prompt is empty: there must be at least one private token")
-    check_room(client, prompt, options)
-    run = _Run(client, options, on_text, progress, speculation, should_stop)
-    return run.complete(prompt)
+    check_room(client, prompt, options, len(answered or ()))
+    run = _Run(client, options, on_text, progress, speculation, should_stop, noting)
+    return run.complete(prompt, answered or ())
 
 
 class _Run:
@@ -122,10 +128,11 @@ class _Run:
         progress: Progress | None,
         speculation: Speculation | None,
         should_stop: Callable[[], bool],
+        noting: Callable[[list[int]], None],
     ) -> None:
         self.client, self.options, self.progress = client, options, progress
         self.speculation, self.should_stop = speculation, should_stop
-        self.on_text = on_text
+        self.on_text, self.noting = on_text, noting
         self.sampler = Sampler(options.sampling)
         self.decoder = client.card.tokenizer.stream()
         self.filter = StopFilter(options.stop)
@@ -133,12 +140,12 @@ class _Run:
         self.pieces: list[str] = []
         self.per_token: list[tuple[float, int]] = []
 
-    def complete(self, prompt: Prompt) -> Completion:
+    def complete(self, prompt: Prompt, answered: Sequence[int]) -> Completion:
         cached = self.client.length
         before, start = self.client.ledger.snapshot(), time.perf_counter()
         guesses = self._guesses()
         try:
-            reason = self._loop(prompt)
+            reason = self._loop(prompt, answered)
         except KeyboardInterrupt as interrupt:
             self.client.close(interrupt)
             reason = "cancelled"
@@ -158,17 +165,29 @@ class _Run:
         )
         return Completion("".join(self.pieces), self.tokens, reason, usage, rows, self.per_token)
 
-    def _loop(self, prompt: Prompt) -> str:
-        chosen = [self.sampler.choose(self.client.prefill(prompt.public, prompt.private, self.progress))]
-        length = self.client.length
-        while (reason := self._take(chosen)) is None:
-            if self.should_stop():
-                reason = "cancelled"
-                break
-            chosen = self._advance(chosen[-1])
+    def _loop(self, prompt: Prompt, answered: Sequence[int]) -> str:
+        length = self.client.length + len(prompt) - len(answered)  # of what stands before the answer
+        reason = self._take(answered)
+        if reason is None:
+            chosen = [self.sampler.choose(self._begun(prompt, answered))]
+            while (reason := self._take(chosen)) is None:
+                if self.should_stop():
+                    reason = "cancelled"
+                    break
+                self.noting(self.tokens)
+                chosen = self._advance(chosen[-1])
         if self.client.length > length + len(self.tokens):  # accepted guesses behind the end of the answer
             self.client.truncate(length + len(self.tokens))
         return reason
+
+    def _begun(self, prompt: Prompt, answered: Sequence[int]) -> Logits:
+        """Logits behind what there is of the text."""
+        for _ in answered:
+            self.sampler.skip()
+        self.noting(self.tokens)
+        if not len(prompt):
+            return self.client.last()
+        return self.client.prefill(prompt.public, prompt.private, self.progress)
 
     def _take(self, chosen: Sequence[int]) -> str | None:
         """Add tokens to the answer up to its end; why it ended, or None."""

@@ -56,6 +56,11 @@ class Sampler:
         place = np.searchsorted(np.cumsum(weights), self.uniform(), side="right")
         return int(tokens[min(int(place), len(tokens) - 1)])
 
+    def skip(self) -> None:
+        """A token was chosen earlier with the same options: a seed goes on behind it."""
+        if self.options.temperature:
+            self.uniform()
+
     def uniform(self) -> float:
         """A number in [0, 1)."""
         return self._random.random()

@@ -12,8 +12,10 @@ only the two parties know; keys under another id are refused.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -33,6 +35,7 @@ from sottovoce.errors import CorruptFileError, IntegrityError, RefusedError, Sot
 from sottovoce.net import Channel
 
 _MAX_KEY = 1 << 29
+_DIGEST = 16
 _WORKING = 23_000  # bytes of a refresh for each coefficient: 1.5 GB at N = 2^16
 
 
@@ -81,8 +84,8 @@ def receive_keys(channel: Channel, description: Description, directory: Path | N
     products: RelinearizationKey | None = None
     refresh: EncapsulationKeys | None = None
     for i in range(count):
-        raw = store.load(i) if store is not None and there[i] else channel.recv_message(_MAX_KEY)
         try:
+            raw = store.load(i) if store is not None and there[i] else channel.recv_message(_MAX_KEY)
             found = _parse(description, steps, i, raw)
             if found.key_id != key_id:
                 raise IntegrityError("an evaluation key belongs to another secret than was announced")
@@ -150,20 +153,30 @@ class KeyStore:
     def has(self, number: int) -> bool:
         return self._path(number).is_file()
 
-    def load(self, number: int) -> bytes:
+    def load(self, number: int) -> memoryview:
+        """CorruptFileError for a file that is not what was stored: a wrong bit would spoil every answer."""
         try:
-            return self._path(number).read_bytes()
+            raw = self._path(number).read_bytes()
         except OSError as error:
             raise CorruptFileError(f"{self._path(number)} cannot be read: {error}") from None
+        key, digest = memoryview(raw)[:-_DIGEST], raw[-_DIGEST:]
+        if _digest(key) != digest:
+            raise CorruptFileError(f"{self._path(number)} is damaged; connect again to upload it again")
+        return key
 
     def save(self, number: int, raw: bytes | memoryview) -> None:
         """Best effort and atomic: a full disk costs the next upload, not this session."""
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            partial = self._path(number).with_suffix(".part")
-            with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-                file.write(raw)
-            os.replace(partial, self._path(number))
+            # Of its own: a client that comes back may upload beside a connection that has not ended yet.
+            partial = self._path(number).with_suffix(f".{secrets.token_hex(8)}")
+            try:
+                with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                    file.write(raw)
+                    file.write(_digest(raw))
+                os.replace(partial, self._path(number))
+            finally:
+                partial.unlink(missing_ok=True)
         except OSError:
             pass
 
@@ -172,6 +185,10 @@ class KeyStore:
 
     def _path(self, number: int) -> Path:
         return self._directory / f"{number:04d}.key"
+
+
+def _digest(raw: bytes | memoryview) -> bytes:
+    return hashlib.blake2b(raw, digest_size=_DIGEST).digest()
 
 
 def forget_others(directory: Path, keep: int) -> None:

@@ -27,6 +27,9 @@ from sottovoce.engines.base import (
     Progress,
 )
 from sottovoce.engines.fhe.answer import MAX_CIPHERTEXT, Answer, digest_of, receive_answer, send_answer
+from sottovoce.engines.fhe.chunk import ChunkProgram
+from sottovoce.engines.fhe.chunk_plaintexts import one_hot_ciphertexts, one_hots
+from sottovoce.engines.fhe.chunk_plan import plan_chunks
 from sottovoce.engines.fhe.ciphertexts import CkksSlots, scales
 from sottovoce.engines.fhe.costs import CostModel
 from sottovoce.engines.fhe.description import PARAMETERS, Description
@@ -48,11 +51,13 @@ from sottovoce.engines.fhe.weights import SlotWeights, slot_weights
 from sottovoce.errors import (
     CorruptFileError,
     IntegrityError,
+    ProtocolError,
     SottovoceError,
     UnsupportedModelError,
     UsageError,
 )
 from sottovoce.net import Channel
+from sottovoce.packing.slots import Vector
 
 if TYPE_CHECKING:
     from sottovoce.models import Model
@@ -61,6 +66,8 @@ _KEPT_CLIENTS = 2  # whose keys stay on the server's disk: gigabytes each
 _MAX_ANSWERS = 64  # positions whose logits one step gives
 _LEAST_TOKENS = 8  # of a context that is worth a session
 _KEPT_STATES = 4  # earlier caches that a session can go back to; 80 MB each for stories260K
+# The first byte of a prefill: how its tokens come.
+_ONE_BY_ONE, _IN_A_CHUNK = b"\x00", b"\x01"
 _ONLY_RECENT = (
     "the fhe engine keeps the keys of many tokens in one ciphertext; it can forget the last few tokens, or "
     "all private ones, and nothing between"
@@ -83,15 +90,20 @@ class FheEngine(Engine):
         report(0, 3, "measuring ranges")
         self.functions: Functions = kept_functions(self.model, self.shape.tokens)
         report(1, 3, "placing refreshes")
-        segments = record(self.shape, degrees, self.shape.tokens - 1)
-        self.placement: Placement = place_bootstraps(segments, parameters.working_top, CostModel(3.0))
+        segments, cost = record(self.shape, degrees, self.shape.tokens - 1), CostModel(3.0)
+        self.placement: Placement = place_bootstraps(segments, parameters.working_top, cost)
+        self.chunks = plan_chunks(self.shape, degrees, self.placement, parameters.working_top, cost)
         self.weights: SlotWeights = slot_weights(self.model.weights, self.shape, self.functions)
         report(2, 3, "encoding the maps of a refresh")
         self.bootstrapper = Bootstrapper(parameters, BootstrapSpec(self.shape.n))
         steps = rotation_levels(self.shape, degrees, self.placement, parameters.working_top)
-        for step, level in self.bootstrapper.steps.items():
-            steps[step] = max(steps.get(step, 0), level)
-        self.description = Description(self.name, self.shape, self.placement.entry + EMBED_LEVELS, steps)
+        for more in (self.bootstrapper.steps, {} if self.chunks is None else self.chunks.steps()):
+            for step, level in more.items():
+                steps[step] = max(steps.get(step, 0), level)
+        entry, least = self.placement.entry + EMBED_LEVELS, 0
+        if self.chunks is not None:
+            entry, least = self.chunks.entry, self.chunks.least
+        self.description = Description(self.name, self.shape, entry, steps, least)
         report(3, 3, "ready")
 
     def keep_in(self, directory: Path) -> None:
@@ -159,7 +171,10 @@ class FheModelParty(ModelParty):
             self._append_public()
         if not self._program.length:
             raise UsageError("the fhe engine takes sessions whose first token is public; it is a constant")
-        self._step([i == n_private - 1 for i in range(n_private)])
+        if self._channel.recv(1) == _IN_A_CHUNK:
+            self._chunk(n_private)
+        else:
+            self._step([i == n_private - 1 for i in range(n_private)])
 
     def decode(self) -> None:
         self._step([True])
@@ -261,6 +276,34 @@ class FheModelParty(ModelParty):
 
             frames += [x.to_bytes() for x in self._program.step(one_hot, head, progress)]
             self._remember()
+        self._reply(digest, frames)
+
+    def _chunk(self, count: int) -> None:
+        """Append as many tokens at once; the logits behind the last one."""
+        engine, channel, layers = self.engine, self._channel, self.engine.shape.config.layers
+        plan = engine.chunks
+        if plan is None:
+            raise ProtocolError("this model takes private tokens one by one")
+        flow = PlannedFlow[Ciphertext](plan.placement.decisions)
+        chunks = ChunkProgram(self._program, flow, plan.value_level)
+        if count > chunks.room():
+            raise ProtocolError("a chunk of private tokens comes first behind the public ones")
+        raw = [channel.recv_message(MAX_CIPHERTEXT) for _ in range(one_hot_ciphertexts(engine.shape, count))]
+        digest = digest_of(raw)
+        self.attendance.progress(0, layers)
+
+        def progress(layer: int) -> None:
+            self.attendance.progress(layer, layers)
+            self._tell(b"\x01")
+
+        one_hot = [self._token(frame) for frame in raw]
+        frames = [x.to_bytes() for x in chunks.run(one_hot, count, True, progress)]
+        if count > 1 and chunks.before:
+            self._history[self._program.length - 1] = chunks.before
+        self._remember()
+        self._reply(digest, frames)
+
+    def _reply(self, digest: bytes, frames: Sequence[bytes]) -> None:
         self._answer = Answer(self._program.length, digest, tuple(frames))
         for frame in frames:
             self._tell(frame)
@@ -291,7 +334,9 @@ class FheDataParty(DataParty):
 
     def __init__(self, options: EngineOptions, public: dict[str, Any]) -> None:
         self.description = Description.from_json(public)
-        self._promised: tuple[tuple[int, ...], list[bytes]] = ((), [])
+        self._promised: tuple[tuple[int, ...], bool, list[bytes]] = ((), False, [])
+        # Public tokens, if they came through this party; and whether there are private ones.
+        self._public, self._held = 0, False
 
     def setup(self, channel: Channel, progress: Progress | None = None) -> None:
         self._channel, parameters = channel, self.description.parameters
@@ -318,13 +363,17 @@ class FheDataParty(DataParty):
         return {}
 
     def restore(self, pieces: Pieces, length: int) -> None:
-        """Nothing: the secret key is all."""
+        """The secret key is all."""
+        self._held = True
 
     def prefill(
         self, public_tokens: Sequence[int], private_tokens: Sequence[int], progress: Progress | None = None
     ) -> Logits:
-        self._send(private_tokens)
-        self._wait(len(private_tokens), progress)
+        chunk = self._chunked(len(private_tokens))
+        self._channel.send(_IN_A_CHUNK if chunk else _ONE_BY_ONE)
+        self._public = len(public_tokens) or self._public
+        self._send(private_tokens, chunk)
+        self._wait(1 if chunk else len(private_tokens), progress)
         logits: Logits = self._logits(1)[-1]
         return logits
 
@@ -333,7 +382,7 @@ class FheDataParty(DataParty):
         return logits
 
     def verify(self, tokens: Sequence[int], progress: Progress | None = None) -> Logits:
-        self._send(tokens)
+        self._send(tokens, False)
         self._wait(len(tokens), progress)
         return self._logits(len(tokens))
 
@@ -342,8 +391,9 @@ class FheDataParty(DataParty):
         return True
 
     def promise(self, tokens: Sequence[int]) -> bytes:
-        self._promised = tuple(tokens), self._encrypted(tokens)
-        return digest_of(self._promised[1])
+        chunk = self._chunked(len(tokens))
+        self._promised = tuple(tokens), chunk, self._encrypted(tokens, chunk)
+        return digest_of(self._promised[2])
 
     def collect(self, digest: bytes | None) -> Logits | None:
         blocks = self.description.shape.vocabulary_blocks
@@ -355,28 +405,35 @@ class FheDataParty(DataParty):
 
     def truncate(self, length: int) -> None:
         """The server's cache forgets; there is nothing on this side."""
+        self._held = self._held and length > self._public
 
-    def _send(self, tokens: Sequence[int]) -> None:
-        promised, frames = self._promised
-        if promised != tuple(tokens):
-            frames = self._encrypted(tokens)
-        self._promised = (), []
+    def _chunked(self, count: int) -> bool:
+        """Whether tokens go in a chunk: several, and the first private ones, where that is cheaper."""
+        return 0 < self.description.chunk <= count and not self._held
+
+    def _send(self, tokens: Sequence[int], chunk: bool) -> None:
+        *promised, frames = self._promised
+        if promised != [tuple(tokens), chunk]:
+            frames = self._encrypted(tokens, chunk)
+        self._promised, self._held = ((), False, []), True
         for frame in frames:
             self._channel.send(frame)
 
-    def _encrypted(self, tokens: Sequence[int]) -> list[bytes]:
-        """One-hot vectors, block by block."""
+    def _encrypted(self, tokens: Sequence[int], chunk: bool) -> list[bytes]:
+        """One-hot vectors, block by block; those of a chunk together."""
         shape, level = self.description.shape, self.description.entry
-        scale, frames = scales(self.description.parameters)[level], []
+        scale = scales(self.description.parameters)[level]
         with self._channel.ledger.operation("encrypt"):
-            for token in tokens:
-                for block in range(shape.vocabulary_blocks):
-                    one_hot = np.zeros(shape.vocabulary)
-                    if token // shape.vocabulary == block:
-                        one_hot[token % shape.vocabulary] = 1.0
-                    plaintext = self._encoder.encode(shape.embed.place(one_hot), level, scale)
-                    frames.append(self._encryptor.encrypt_bytes(plaintext))
-        return frames
+            vectors = one_hots(shape, tokens) if chunk else [v for t in tokens for v in self._one_hot(t)]
+            plaintexts = (self._encoder.encode(vector, level, scale) for vector in vectors)
+            return [self._encryptor.encrypt_bytes(plaintext) for plaintext in plaintexts]
+
+    def _one_hot(self, token: int) -> list[Vector]:
+        shape = self.description.shape
+        block, at = divmod(token, shape.vocabulary)
+        vectors = np.zeros((shape.vocabulary_blocks, shape.vocabulary))
+        vectors[block, at] = 1.0
+        return [shape.embed.place(vector) for vector in vectors]
 
     def _wait(self, tokens: int, progress: Progress | None) -> None:
         steps = tokens * self.description.shape.config.layers
