@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from sottovoce.engines.fhe.chunk import EMBED_LEVELS, ChunkProgram
-from sottovoce.engines.fhe.chunk_plaintexts import one_hot_ciphertexts
+from sottovoce.engines.fhe.chunk_plaintexts import fits, one_hot_ciphertexts
 from sottovoce.engines.fhe.flow import Decision, Flow, PlannedFlow, RecordingFlow
 from sottovoce.engines.fhe.functions import Degrees
 from sottovoce.engines.fhe.placement import EMBED_LEVELS as STEP_LEVELS
@@ -20,6 +20,7 @@ from sottovoce.engines.fhe.placement import Cost, Placement, _shapes, place_boot
 from sottovoce.engines.fhe.program import Program
 from sottovoce.engines.fhe.shape import Shape
 from sottovoce.engines.fhe.weights import counted
+from sottovoce.errors import ParameterError
 from sottovoce.packing.slots import CountingSlots, Slots
 
 _ENDLESS = 1_000_000
@@ -157,3 +158,16 @@ class ChunkPlan:
             program.length += start
             chunks.resume([ar.fresh(level=level)] * c.layers)
         return chunks
+
+
+def plan_chunks(
+    shape: Shape, degrees: Degrees, step: Placement, top: int, cost: Cost, public: int = 0
+) -> ChunkPlan | None:
+    """None for models that take private tokens one by one: chunks do not fit them, or never pay."""
+    if not fits(shape):
+        return None
+    try:
+        plan = ChunkPlan(shape, degrees, step, top, cost, public)
+    except ParameterError:  # segments of a chunk are deeper in places
+        return None
+    return plan if plan.least else None

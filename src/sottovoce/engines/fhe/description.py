@@ -7,25 +7,27 @@ from dataclasses import dataclass
 from typing import Any
 
 from sottovoce.ckks import CONJUGATE, ENGINE16, Parameters
+from sottovoce.engines.fhe.chunk_plaintexts import fits
 from sottovoce.engines.fhe.shape import Shape
 from sottovoce.errors import CorruptFileError, ParameterMismatchError
 from sottovoce.models.config import Config
 
 # The sets that a client agrees to. All of them have 128-bit security; tests add small ones.
 PARAMETERS: dict[str, Parameters] = {"engine16": ENGINE16}
-_ENTRIES = {"config", "parameters", "slots", "tokens", "entry", "steps"}
+_ENTRIES = {"config", "parameters", "slots", "tokens", "entry", "steps", "chunk"}
 _MAX_KEYS = 512
 
 
 @dataclass(frozen=True)
 class Description:
     """entry: the level of a token's one-hot ciphertexts. steps: rotation -> level of its key, CONJUGATE
-    included."""
+    included. chunk: as many private tokens and more come first in a chunk; 0: never."""
 
     name: str
     shape: Shape
     entry: int
     steps: Mapping[int, int]
+    chunk: int = 0
 
     @property
     def parameters(self) -> Parameters:
@@ -52,6 +54,7 @@ class Description:
             "tokens": self.shape.tokens,
             "entry": self.entry,
             "steps": [[step, level] for step, level in sorted(self.steps.items())],
+            "chunk": self.chunk,
         }
 
     @classmethod
@@ -73,7 +76,10 @@ class Description:
         shape = Shape(config, slots, tokens)
         # Fail here, not in the middle of a session, if the layout does not fit.
         _ = shape.heads, shape.embed, shape.head
-        return cls(name, shape, entry, _steps(data["steps"], slots, parameters))
+        chunk = _integer(data, "chunk", 0, tokens)
+        if chunk and not fits(shape):
+            raise CorruptFileError("model description: chunks do not fit this model")
+        return cls(name, shape, entry, _steps(data["steps"], slots, parameters), chunk)
 
 
 def _integer(data: Mapping[str, Any], name: str, low: int, high: int) -> int:
