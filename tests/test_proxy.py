@@ -206,7 +206,7 @@ def test_health_and_metrics(proxied):
     for name in (
         "vllm:generation_tokens_total",
         "vllm:time_to_first_token_seconds_bucket",
-        "sottovoce:bytes",
+        "sottovoce_bytes_total",
     ):
         assert name in text
     assert "hello" not in text and "public page" not in text
@@ -242,7 +242,7 @@ def test_leaving_ends_the_answer_and_frees_the_session(proxied, client):
     stream = client.chat.completions.create(**body)
     next(iter(stream))
     wait_for(lambda: proxied.gateway.load == (1, 0))
-    cancelled = proxied.gateway.metrics.finished_requests
+    cancelled = proxied.gateway.metrics.finished
     before = cancelled.value(finished_reason="cancelled")
     (job,) = proxied.gateway._running.values()
     stream.close()

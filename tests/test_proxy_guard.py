@@ -60,7 +60,8 @@ def test_the_page_does_not_show_the_key_of_a_saved_session():
 )
 def test_names_bent_to_this_address_are_refused(proxied, host):
     headers = {"Host": host.format(port=port(proxied))}
-    for method, path, body in (("GET", "/", None), ("GET", "/v1/models", None), ("POST", "/tokenize", {})):
+    asked = [("GET", path, None) for path in ("/", "/v1/models", "/metrics", "/health", "/sottovoce/wire")]
+    for method, path, body in (*asked, ("POST", "/tokenize", {})):
         status, _, content = call(proxied, method, path, body, headers)
         assert status == 403 and "localhost only" in json.loads(content)["error"]["message"]
 

@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING
 
 from ..net.ledger import LedgerRow
 from .observer import Observer
-from .prometheus import Counter, Gauge, Histogram, Metric, render
+from .prometheus import Counter, Gauge, Metric, RequestMetrics
 from .protocol import Verb
 
 if TYPE_CHECKING:
     from .server import Server
     from .session import ServerSession, SessionReport
 
-_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500)
 _APPENDS = (Verb.PREFILL, Verb.DECODE, Verb.VERIFY)
 
 
@@ -34,26 +33,15 @@ class _Request:
     last: float
 
 
-class ServerMetrics(Observer):
+class ServerMetrics(RequestMetrics, Observer):
     """Counts of one server; `page` is what is scraped. model: its name, a label of vLLM's metrics."""
 
     def __init__(self, model: str) -> None:
         label = {"model_name": model}
+        super().__init__(**label)
         self._label = label
         self._requests: dict[str, _Request] = {}
         self._lock = Lock()
-        self.prompt_tokens = Counter("vllm:prompt_tokens_total", "Tokens of prompts.", **label)
-        self.new_tokens = Counter("vllm:generation_tokens_total", "Tokens appended after prompts.", **label)
-        self.finished = Counter("vllm:request_success_total", "Requests that ended.", **label)
-        self.first = Histogram(
-            "vllm:time_to_first_token_seconds", "Computing the first logits of a prompt.", _SECONDS, **label
-        )
-        self.each = Histogram(
-            "vllm:time_per_output_token_seconds", "Computing each further token.", _SECONDS, **label
-        )
-        self.whole = Histogram(
-            "vllm:e2e_request_latency_seconds", "From the prompt to its last token.", _SECONDS, **label
-        )
         self.bytes = Counter("sottovoce_bytes_total", "Bytes of frames, without TLS, after setup.")
         self.rounds = Counter("sottovoce_rounds_total", "Exchanges with clients, after setup.")
         self.operations = Counter(
@@ -80,10 +68,8 @@ class ServerMetrics(Observer):
 
     _gauges: Sequence[Metric] = ()
 
-    def page(self) -> str:
-        """All of it in Prometheus' text format."""
-        counted = [value for value in vars(self).values() if isinstance(value, Metric)]
-        return render([*self._gauges, *counted])
+    def page(self, gauges: Sequence[Metric] = ()) -> str:
+        return super().page([*gauges, *self._gauges])
 
     def opened(self, session: ServerSession) -> None:
         if session.report.resumed_tokens:

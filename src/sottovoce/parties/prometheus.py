@@ -6,6 +6,7 @@ from threading import Lock
 
 Labels = tuple[tuple[str, str], ...]
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500)
 
 
 class Metric:
@@ -88,6 +89,26 @@ class Histogram(Metric):
             lines.append(f"{self.name}_bucket{_braces(_key({**self._labels, 'le': bound}))} {seen}")
         key = _braces(_key(self._labels))
         return [*lines, f"{self.name}_sum{key} {_number(total)}", f"{self.name}_count{key} {seen}"]
+
+
+class RequestMetrics:
+    """What vLLM counts of requests, under its names: a server has it, and a proxy. label: of all of them."""
+
+    def __init__(self, **label: str) -> None:
+        self.prompt_tokens = Counter("vllm:prompt_tokens_total", "Tokens of prompts.", **label)
+        self.new_tokens = Counter("vllm:generation_tokens_total", "Tokens behind prompts.", **label)
+        self.finished = Counter("vllm:request_success_total", "Requests that ended.", **label)
+        self.first = Histogram(
+            "vllm:time_to_first_token_seconds", "From the prompt to the first token.", SECONDS, **label
+        )
+        self.each = Histogram("vllm:time_per_output_token_seconds", "Each further token.", SECONDS, **label)
+        self.whole = Histogram(
+            "vllm:e2e_request_latency_seconds", "From the prompt to its last token.", SECONDS, **label
+        )
+
+    def page(self, gauges: Sequence[Metric] = ()) -> str:
+        """These gauges, and every metric that this object has, in Prometheus' text format."""
+        return render([*gauges, *(value for value in vars(self).values() if isinstance(value, Metric))])
 
 
 def render(metrics: Sequence[Metric]) -> str:

@@ -208,7 +208,7 @@ class Gateway:
                     del self._running[id(job)]
                     self._accepted.discard(id(job))
             self._mean_seconds += 0.3 * (monotonic() - start - self._mean_seconds)
-            self.metrics.finished(happening)
+            self.metrics.ended(happening)
             job.on_event(happening)
 
     def _idle(self) -> Any:
