@@ -49,9 +49,9 @@ def engine():
     return engine
 
 
-def get(port, path, method="GET"):
+def get(port, path, method="GET", headers=None):
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    connection.request(method, path)
+    connection.request(method, path, headers=headers or {})
     answer = connection.getresponse()
     return answer.status, answer.read().decode(), answer.headers
 
@@ -87,6 +87,7 @@ def test_health_and_metrics_over_http():
             "text/plain; version=0.0.4"
         )
         assert get(status.port, "/metrics", "HEAD")[:2] == (200, "")
+        assert get(status.port, "/metrics", headers={"Host": "evil.example"})[0] == 403
         assert get(status.port, "/")[0] == 404 and get(status.port, "/health", "POST")[0] == 501
         status.status = "stopping"
         assert get(status.port, "/health")[0] == 503

@@ -17,12 +17,12 @@ from proxies import Proxied  # noqa: E402
 from sottovoce.engines.base import EngineOptions  # noqa: E402
 from sottovoce.errors import PeerConnectionError, PeerGoneError, ServerBusyError, UsageError  # noqa: E402
 from sottovoce.parties import CardCache, Client, GenerationOptions, SamplingOptions  # noqa: E402
+from sottovoce.parties.status import names_this_machine  # noqa: E402
 from sottovoce.proxy.app import create_app  # noqa: E402
 from sottovoce.proxy.body import MAX_BODY  # noqa: E402
 from sottovoce.proxy.compose import Histories, compose  # noqa: E402
 from sottovoce.proxy.fields import parse_chat  # noqa: E402
 from sottovoce.proxy.gateway import Gateway, Plan  # noqa: E402
-from sottovoce.proxy.guard import host_name  # noqa: E402
 from sottovoce.proxy.problems import problem_of  # noqa: E402
 from sottovoce.proxy.serving import WebServer  # noqa: E402
 from sottovoce.proxy.statement import Statement, StatementFile  # noqa: E402
@@ -261,8 +261,19 @@ def test_small_packets_leave_at_once():
 
 
 def test_names_in_host_headers():
-    for host, name in (("LocalHost:80", "localhost"), ("[::1]:8080", "::1"), ("127.0.0.1", "127.0.0.1")):
-        assert host_name(host) == name
+    assert all(map(names_this_machine, ("LocalHost:80", "[::1]:8080", "[::1]", "127.0.0.1", "localhost:")))
+    others = (
+        "",
+        ":80",
+        "[]",
+        "[::2]:80",
+        "localhost.example",
+        "127.0.0.1.example:80",
+        "::1",
+        "[::1",
+        "a:b:c",
+    )
+    assert not any(map(names_this_machine, others))
 
 
 def test_an_answered_chat_goes_on_with_its_own_tokens():

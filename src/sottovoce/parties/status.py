@@ -1,5 +1,6 @@
 """`/health` and `/metrics` of a server, for those who operate it: HTTP on a port of its own, loopback only
-unless told otherwise.
+unless told otherwise. There it answers under this machine's names only, so that no web page can reach it by a
+name that was bent to this address.
 """
 
 import json
@@ -11,6 +12,15 @@ from ..errors import UsageError
 from .prometheus import CONTENT_TYPE
 
 _TIMEOUT = 5.0  # seconds that a connection may be silent
+_LOCAL = ("localhost", "127.0.0.1", "::1")
+
+
+def names_this_machine(host: str) -> bool:
+    """Whether a Host header has one of the names of the loopback interface, with or without a port."""
+    if host.startswith("["):
+        name, end, _ = host[1:].partition("]")
+        return bool(end) and name in _LOCAL
+    return (host.rpartition(":")[0] if ":" in host else host).lower() in _LOCAL
 
 
 class StatusServer:
@@ -21,6 +31,7 @@ class StatusServer:
 
     def __init__(self, host: str, port: int) -> None:
         self.status = "loading"
+        self.local = host in _LOCAL
         self.page: Callable[[], str] = lambda: ""
         try:
             self._server = ThreadingHTTPServer((host, port), _handler(self))
@@ -52,6 +63,8 @@ def _handler(status: StatusServer) -> type[BaseHTTPRequestHandler]:
 
         def do_GET(self) -> None:  # noqa: N802  (the base class wants these names)
             code, kind, body = status.answer(self.path.partition("?")[0])
+            if status.local and not names_this_machine(self.headers.get("Host", "")):
+                code, kind, body = 403, "application/json", b'{"error": "this answers to localhost only"}'
             self.send_response(code)
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))

@@ -13,10 +13,10 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..parties.status import names_this_machine
 from .problems import Problem
 from .token import Token
 
-_LOCAL = ("localhost", "127.0.0.1", "::1")
 # No inline code, nothing from elsewhere, nobody may frame the page.
 SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
@@ -53,7 +53,7 @@ class Guard:
 
     def _check(self, method: str, headers: Headers) -> Problem | None:
         host = headers.get("host", "")
-        if len(headers.getlist("host")) != 1 or host_name(host) not in _LOCAL:
+        if len(headers.getlist("host")) != 1 or not names_this_machine(host):
             return _forbidden("this proxy answers to localhost only; open it under that name")
         origin = headers.get("origin")
         if origin is not None and origin not in (f"http://{host}", f"https://{host}"):
@@ -79,13 +79,6 @@ class Guard:
             "(Authorization: Bearer …)",
             code="invalid_api_key",
         )
-
-
-def host_name(host: str) -> str:
-    """The name in a Host header, without port and brackets."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0].lower()
-    return host.rpartition(":")[0].lower() if ":" in host else host.lower()
 
 
 def _with_headers(send: Send) -> Send:
