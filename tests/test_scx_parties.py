@@ -8,11 +8,12 @@ import time
 
 import pytest
 
+from kept_sessions import Host, go_on, greedy_tokens
 from scx_sessions import engine_of
 from sottovoce.engines.base import EngineOptions
 from sottovoce.engines.explain import engine_line, what_the_server_sees, who_learns_what
-from sottovoce.engines.scx import PROFILES, WorkerEngine
-from sottovoce.errors import ParameterMismatchError, ProtocolError
+from sottovoce.engines.scx import PROFILES, WorkerEngine, bundle, check_public
+from sottovoce.errors import IntegrityError, ParameterMismatchError, ProtocolError
 from sottovoce.models.model import greedy
 from sottovoce.net.tls import Certificate
 from sottovoce.parties import Address, Client, GenerationOptions, Server, Welcome, Wish, generate
@@ -69,6 +70,22 @@ def test_a_second_turn_goes_on_where_the_first_ended(host, model, certificate):
     assert abs(logits - plain).max() < 1e-4
 
 
+@pytest.mark.parametrize("profile", sorted(PROFILES))
+def test_a_kept_session_goes_on_at_a_server_that_started_again(model, tmp_path, profile):
+    prompt = [3, 31, 8, 12]
+    wanted = greedy(model, prompt, 10)
+    with Host(engine_of(model, profile), model, tmp_path) as home:
+        first = home.client()
+        first.keep(home.mine, "mine")
+        assert greedy_tokens(first, prompt, 4) == wanted[:4]
+        first.close()
+        home.stop()
+        home.start()
+        second = home.client("mine")
+        assert go_on(second, 7) == wanted[3:10]
+        second.close()
+
+
 def test_who_has_not_accepted_it_is_refused(host, certificate):
     wrong = "paper" if host.profile == "hardened" else "hardened"
     for wish in (Wish(), Wish("clear"), Wish("scx", profile=wrong)):
@@ -84,6 +101,28 @@ def test_a_changed_statement_is_refused(model, certificate):
     ) as server:
         with pytest.raises(ProtocolError, match="privacy statement"):
             connect(server, certificate)
+
+
+def test_weights_come_once_and_are_those_that_were_announced(host, model, certificate):
+    bundle._last.clear()  # of an earlier test's session
+    with connect(host, certificate) as first, connect(host, certificate) as second:
+        assert answer(second, model) == expected(model)
+        sent, again = (client.ledger.total("setup").bytes_down for client in (first, second))
+    assert again < sent - model.weights.embedding.nbytes
+    engine = engine_of(model, host.profile)
+    lie = {**engine.public(), "weights": "0" * 64}
+    with Server(
+        engine.session, Welcome(engine.options, lie, model.card), tls=certificate.context()
+    ) as server:
+        with pytest.raises(IntegrityError, match="announced"):
+            connect(server, certificate)
+
+
+@pytest.mark.parametrize("change", [{"weights": 1}, {"worker": None}, {"config": []}, {"more": 1}])
+def test_a_malformed_description_is_refused(model, change):
+    engine = engine_of(model, "paper")
+    with pytest.raises(ProtocolError, match="malformed"):
+        check_public(engine.options, {**engine.public(), **change})
 
 
 def test_a_worker_answers_for_users_without_weights(host, model, certificate):
@@ -132,6 +171,8 @@ def test_the_commands_with_a_worker_beside_the_server(tmp_path, monkeypatch):
                 time.sleep(0.05)
             where = json.loads(file.read_text())
             flags = [accept, "--fingerprint", where["fingerprint"], "-n", "4", "--raw", "--json"]
+            refused = run("generate", f"127.0.0.1:{where['port']}", "hello", *flags[1:])
+            assert refused.returncode == 4 and accept in refused.stderr
             done = run("generate", f"127.0.0.1:{where['port']}", "hello", *flags)
             assert done.returncode == 0, done.stderr
             assert "NOT cryptography" in done.stderr and "the server can read: prompt" in done.stderr
@@ -142,6 +183,7 @@ def test_the_commands_with_a_worker_beside_the_server(tmp_path, monkeypatch):
         shown = json.loads(run("verify", f"127.0.0.1:{where['port']}", "--json").stdout)
         assert shown["profile"] == "paper" and shown["privacy"] == PROFILES["paper"].privacy.to_json()
         assert "worker" in done.stderr
+        assert "NOT cryptography" in (tmp_path / "log").read_text()  # what the server said when it started
     finally:
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0

@@ -200,7 +200,7 @@ def quality(**settings: Any) -> None:
 @_common
 def keys(**settings: Any) -> None:
     """What a session's cache of the engine scx is worth without the user's keys: perplexity behind it."""
-    _run("scx", {"what": "keys", "engine": "scx", **settings})
+    _run("scx", {"what": "keys", **settings})
 
 
 @bench.command()

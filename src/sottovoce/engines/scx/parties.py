@@ -1,6 +1,6 @@
 """The engine's two halves behind the interfaces that every engine has, for both profiles.
 
-Setup: the server sends the user's tensors (`bundle`). A prefill of an empty
+Setup: the server sends the user's tensors (`bundle`), unless the process has them. A prefill of an empty
 session follows the profile's own protocol; later tokens go by the protocol of generation, in pieces that
 bound the memory which scores take. Cost and leakage stand with the profiles (`user`, `masked`).
 """
@@ -25,7 +25,6 @@ from sottovoce.engines.base import (
 from sottovoce.engines.clear.parties import ClearDataParty
 from sottovoce.engines.scx import bundle, saving
 from sottovoce.engines.scx.arrays import Array, Arrays, arrays
-from sottovoce.engines.scx.bundle import UserWeights
 from sottovoce.engines.scx.cloud import Observe, PaperCloud, nobody
 from sottovoce.engines.scx.masked import MaskedCloud, MaskedUser, without_biases
 from sottovoce.engines.scx.ops import layer_of
@@ -58,12 +57,15 @@ class ScxEngine(Engine):
         self.layers = [layer_of(block, self.arrays, dtype) for block in self.model.weights.blocks]
         if self.profile.name == "hardened":
             self.layers = [without_biases(layer) for layer in self.layers]
+        names = bundle.shapes(self.model.config, self.profile)
+        self._weights = bundle.digest(dict(self.model.weights.named()), names)
 
     def public(self) -> dict[str, Any]:
         return {
             "config": self.model.config.to_json(),
             "profile": self.profile.name,
             "privacy": self.profile.privacy.to_json(),
+            "weights": self._weights,
             "worker": False,
         }
 
@@ -127,12 +129,13 @@ class ScxDataParty(DataParty):
 
     def __init__(self, options: EngineOptions, public: dict[str, Any], library: Arrays | None = None) -> None:
         config, name = check_public(options, public)
-        self.config, self.profile = config, profile_of(name)
+        self.config, self.profile, self._weights = config, profile_of(name), public["weights"]
         self.arrays = library or arrays()
 
     def setup(self, channel: Channel, progress: Progress | None = None) -> None:
         with channel.ledger.operation("weights"):
-            own = UserWeights(bundle.receive(channel, bundle.shapes(self.config, self.profile)), self.arrays)
+            names = bundle.shapes(self.config, self.profile)
+            own = bundle.receive(channel, names, self._weights, self.arrays)
             if self.profile.name == "hardened":
                 self.user: PaperUser | MaskedUser = MaskedUser(self.config, own, self.arrays)
             else:
@@ -210,7 +213,8 @@ class WorkerDataParty(ClearDataParty):
 
 def check_public(options: EngineOptions, public: dict[str, Any]) -> tuple[Config, str]:
     """The server's description, checked: the model, and the profile that both agreed to."""
-    if set(public) != {"config", "profile", "privacy", "worker"} or not isinstance(public["worker"], bool):
+    kinds = {"config": dict, "profile": str, "privacy": dict, "weights": str, "worker": bool}
+    if set(public) != set(kinds) or not all(isinstance(public[key], kind) for key, kind in kinds.items()):
         raise ProtocolError("the server's description of the model is malformed")
     if public["profile"] != options.profile:
         raise ProtocolError("the server describes another profile than it offers")
