@@ -8,9 +8,14 @@ import pytest
 from sottovoce.bench import faults, faulty_point
 from sottovoce.bench.faults import run_faults
 from sottovoce.bench.faulty import Board, Fault, Plan
-from sottovoce.bench.faulty_point import _fork
+from sottovoce.bench.faulty_point import Point, _fork
+from sottovoce.engines.base import EngineOptions
+from sottovoce.engines.registry import make_engine
+from sottovoce.models.tiny import tiny_model
 from sottovoce.net import Role
 from sottovoce.parties.store import SessionStore
+
+CLEAR = EngineOptions("clear")
 
 
 def sound(report):
@@ -28,6 +33,25 @@ def test_random_points():
 @pytest.mark.parametrize(("kv", "pool"), [("masked", True), ("ciphertext", False)])
 def test_random_points_with_cryptography(kv, pool):
     sound(run_faults(3, seed=5, kv=kv, pool=pool))
+
+
+def test_killed_behind_many_tokens(tmp_path):
+    """Either side, after some 35 tokens; the engine without cryptography says what the others have to be.
+
+    Each of them is the likeliest by 0.07 or more, far beyond what roundings do to the logits.
+    """
+    clear, masked = (make_engine(options, tiny_model()) for options in (CLEAR, EngineOptions(kv="masked")))
+    clear.prepare()
+    masked.prepare()
+    expected = Point(clear, tmp_path / "clear", None, 40).run()
+    for plan in (Plan(Fault.KILL, Role.SERVER, 5200), Plan(Fault.KILL, Role.CLIENT, 3900)):
+        point = Point(masked, tmp_path / plan.party.name, plan, 40)
+        course = point.run()
+        assert course.tokens == expected.tokens and len(set(course.tokens)) > 30
+        assert (course.how, course.resumed) == (
+            ("reopened", 0) if plan.party is Role.CLIENT else ("seamless", 1)
+        )
+        assert point.board.repeated("frame") == 0 and point.damage() == []
 
 
 def test_points_are_repeatable():

@@ -211,7 +211,7 @@ def _answer(client: Client, count: int) -> list[int]:
         client.truncate(client.length - 1)
         logits = client.decode(last) if client.length >= start else client.prefill((), [last])
     while client.length < start + count:
-        logits = client.decode((int(np.argmax(logits)) + 31 * client.length) % 256)
+        logits = client.decode((int(np.argmax(logits)) + 231 * client.length) % 256)
     return client.tokens[start:]
 
 
