@@ -46,7 +46,7 @@ def test_a_token_end_to_end(model, tmp_path):
     assert found.keys() >= KEYS and found["engine"] == "scx"
     assert found["top1_agreement"] == 1.0 and found["largest_difference"] < 1e-4
     table = (tmp_path / "scx.md").read_text()
-    assert "sottovoce bench e2e --engine scx" in table and "| paper | 8 |" in table
+    assert "sottovoce bench e2e --engine scx" in table and "| paper | numpy | 8 |" in table
 
 
 @pytest.mark.parametrize("profile", ["paper", "hardened"])

@@ -25,7 +25,7 @@ def points(attacks: Sequence[Run], benchmarks: Path) -> list[tuple[str, float, f
         path = benchmarks / f"{table}.json"
         for run in json.loads(path.read_text()) if path.is_file() else []:
             value, name = run.get("seconds_per_token"), run.get("engine", table)
-            if value is None or run.get("what", "e2e") != "e2e":
+            if value is None or run.get("what", "e2e") != "e2e" or run.get("arrays", "numpy") != "numpy":
                 continue
             name = run["profile"] if name == "scx" else name
             seconds[name] = min(value, seconds.get(name, value))

@@ -179,7 +179,7 @@ KINDS = {
     ),
     "scx": Kind(
         "Engine scx",
-        ("what", "model", "profile", "context", "text", "start"),
+        ("what", "model", "profile", "context", "text", "start", "arrays"),
         "No cryptography: `paper` is the published scheme, which attacks read; `hardened` is ours. See the "
         "design note and the security page before the speeds. Plaintext is NumPy float32 in the same run, in "
         "turns.",

@@ -2,11 +2,13 @@
 
 A server in a process of its own, TLS over the loopback interface. Plaintext is the float32 model in the
 client's process, token by token in turn with the engine, so that both find the machine alike. Noise and
-masks are made before and counted as preparation.
+masks are made before and counted as preparation. Both sides compute in the library that SOTTOVOCE_SCX_ARRAYS
+names, plaintext in NumPy.
 """
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +25,7 @@ from sottovoce.bench.parties import peak_memory
 from sottovoce.bench.served import ServerProcess
 from sottovoce.bench.text import sample_tokens
 from sottovoce.engines.base import EngineOptions, Progress
+from sottovoce.engines.scx.arrays import VARIABLE
 from sottovoce.errors import UsageError
 from sottovoce.models import Model, load_model
 from sottovoce.net import LedgerRow
@@ -60,6 +63,7 @@ def run(
         "model": model,
         "engine": "scx",
         "profile": profile,
+        "arrays": os.environ.get(VARIABLE) or "numpy",
         "kv": None,
         "context": context,
         "new_tokens": new_tokens,

@@ -16,15 +16,18 @@ def scx(runs: Sequence[Run]) -> list[str]:
     kept = [run for run in runs if run["what"] == "keys"]
     lines += _keys(kept) if kept else []
     for run in timed:
-        lines += [f"## By operation: {run['profile']}, context {run['context']}", ""]
+        lines += [f"## By operation: {run['profile']}, {run['arrays']}, context {run['context']}", ""]
         lines += operations(run["by_operation"])
     return lines
 
 
 def _times(runs: Sequence[Run]) -> list[str]:
-    headers = ["profile", "context", "first token s", "plain", "ratio", "s/token", "plain", "ratio"]
+    headers = ["profile", "arrays", "context", "first token s", "plain", "ratio"]
+    headers += ["s/token", "plain", "ratio"]
     headers += [
         "preparation s/token",
+        "setup s",
+        "again s",
         "MB first",
         "kB/token",
         "rounds",
@@ -38,6 +41,7 @@ def _times(runs: Sequence[Run]) -> list[str]:
         rows.append(
             (
                 run["profile"],
+                run["arrays"],
                 str(run["context"]),
                 number(run["first_token_seconds"]),
                 number(run["plain_first_token_seconds"]),
@@ -46,6 +50,8 @@ def _times(runs: Sequence[Run]) -> list[str]:
                 number(run["plain_seconds_per_token"]),
                 times(run["ratio_per_token"]),
                 number(run["preparation_seconds_per_token"]),
+                number(run["setup_seconds"]),
+                number(run.get("setup_again_seconds")),
                 megabytes(run["first_token_bytes"]),
                 number(run["bytes_per_token"] / 1e3),
                 f"{run['rounds_per_token']:.0f}",
@@ -54,7 +60,7 @@ def _times(runs: Sequence[Run]) -> list[str]:
                 f"{run['largest_difference']:.1e}",
             )
         )
-    return table(headers, rows, left=1)
+    return table(headers, rows, left=2)
 
 
 def _texts(runs: Sequence[Run]) -> list[str]:
