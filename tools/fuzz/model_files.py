@@ -89,7 +89,9 @@ def _tokenizer(data: bytes) -> None:
 
 @cache
 def _beside() -> None:
-    file("tokenizer.json", card().tokenizer.document.encode())
+    """A tokenizer of a few tokens: it is read again for every input."""
+    words = {"<s>": 0, "</s>": 1, "a": 2}
+    file("tokenizer.json", json.dumps({"model": {"type": "BPE", "vocab": words, "merges": []}}).encode())
 
 
 def _settings(data: bytes) -> None:

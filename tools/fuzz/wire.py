@@ -16,6 +16,7 @@ from sottovoce.correlations import dealer
 from sottovoce.correlations.marks import EPOCH_BYTES, ID_BYTES, State
 from sottovoce.engines.base import EngineOptions
 from sottovoce.engines.fhe.description import Description
+from sottovoce.engines.fhe.shape import Shape
 from sottovoce.engines.public import PublicModel
 from sottovoce.engines.registry import make_engine
 from sottovoce.errors import FrameError, PeerConnectionError, PeerGoneError
@@ -137,14 +138,7 @@ def _descriptions() -> list[bytes]:
         "score_range_bits": 8,
         "norms": [norm] * (2 * config.layers + 1),
     }
-    fhe = {
-        "config": SHAPES["gpt2"].to_json(),
-        "parameters": "engine16",
-        "slots": 1 << 15,
-        "tokens": 8,
-        "entry": 9,
-        "steps": [[1, 3], [2, 3]],
-    }
+    fhe = Description("engine16", Shape(SHAPES["gpt2"], 1 << 15, 8), 9, {1: 3, 2: 3}).to_json()
     return [json.dumps(hybrid).encode(), json.dumps(fhe).encode()]
 
 
@@ -183,7 +177,7 @@ TARGETS = {
     ),
     "hello": Target(_hello, _hellos, JSON_WORDS, json=True, made=True),
     "offer": Target(_offer, _offers, JSON_WORDS, json=True, made=True),
-    "description": Target(_description, _descriptions, JSON_WORDS, json=True),
+    "description": Target(_description, _descriptions, JSON_WORDS, json=True, made=True),
     "card": Target(lambda data: ModelCard.from_bytes(data), lambda: [card().to_bytes()]),
     "card-text": Target(_card_text, lambda: [zlib.decompress(card().to_bytes()[10:])], JSON_WORDS, json=True),
     "pool-state": Target(lambda data: State.from_bytes(data), _states, JSON_WORDS),
