@@ -1,12 +1,17 @@
 """Chunks on ciphertexts of a small unchecked ring: a session's prefill, going on and going back behind it."""
 
+import json
+
 import numpy as np
 import pytest
 
+from sottovoce.bench import chunk as bench
+from sottovoce.bench import fhe_tables
 from sottovoce.engines.fhe import FheDataParty
 from sottovoce.engines.fhe.chunk_plaintexts import one_hot_ciphertexts
 from sottovoce.errors import CorruptFileError, ProtocolError, UsageError
 from test_fhe_engine import OPTIONS, engine, session, total  # noqa: F401  (fixture)
+from tiny_model import tiny_model
 
 
 def test_a_prefill_goes_in_one_chunk(engine):  # noqa: F811
@@ -66,3 +71,15 @@ def test_chunks_in_descriptions_are_checked(engine):  # noqa: F811
     for bad in ({"chunk": -1}, {"chunk": 9}, {"chunk": True}, {"config": config}):
         with pytest.raises(CorruptFileError):
             FheDataParty(OPTIONS, good | bad)
+
+
+def test_the_benchmark_on_a_small_ring(engine, monkeypatch):  # noqa: F811
+    """The figures are about nothing, their form is checked."""
+    monkeypatch.setattr(bench, "load_model", lambda name: tiny_model())
+    result = bench.run("tiny", (3,), "small")
+    assert [row["tokens"] for row in result["rows"]] == [1, 3] and result["layers"] == 2
+    assert all(row["largest_error"] < 0.05 and row["seconds"] > 0 for row in result["rows"])
+    assert "| tiny | 3 |" in "\n".join(fhe_tables.chunk([result]))
+    json.dumps(result)
+    with pytest.raises(UsageError, match="room for 7"):
+        bench.run("tiny", (8,), "small")

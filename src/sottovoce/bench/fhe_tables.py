@@ -93,6 +93,47 @@ def layer(runs: Sequence[Run]) -> list[str]:
     return table(headers, rows)
 
 
+def chunk(runs: Sequence[Run]) -> list[str]:
+    headers = [
+        "model",
+        "private tokens",
+        "ciphertexts up",
+        "s/layer",
+        "s/layer and token",
+        "faster than alone by",
+    ]
+    headers += ["refreshes", "estimated s", "largest error"]
+    rows = []
+    for run in runs:
+        for row in run["rows"]:
+            rows.append(
+                (
+                    run["model"],
+                    str(row["tokens"]),
+                    str(row["ciphertexts"]),
+                    number(row["seconds"]),
+                    number(row["seconds_per_token"]),
+                    times(row["speed_up"]),
+                    str(row["bootstraps"]),
+                    number(row["estimated_seconds"]),
+                    number(row["largest_error"]),
+                )
+            )
+    lines = table(headers, rows)
+    for run in runs:
+        names = [o["name"] for o in run["rows"][-1]["by_operation"]]
+        lines += [f"## {run['model']}: a layer by operation, seconds", ""]
+        split = [{o["name"]: o["seconds"] for o in row["by_operation"]} for row in run["rows"]]
+        lines += table(
+            ("private tokens", *names),
+            [
+                (str(row["tokens"]), *(number(seconds.get(name)) for name in names))
+                for row, seconds in zip(run["rows"], split, strict=True)
+            ],
+        )
+    return lines
+
+
 def ranges(runs: Sequence[Run]) -> list[str]:
     headers = ["model", "case", "stream", "values", "activations", "scores"]
     rows = []
