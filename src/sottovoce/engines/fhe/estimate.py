@@ -14,6 +14,8 @@ from sottovoce.ckks.transform import babies
 from sottovoce.engines.base import EngineOptions
 from sottovoce.engines.estimates import Estimate, Phase
 from sottovoce.engines.explain import engine_line
+from sottovoce.engines.fhe.chunk_plaintexts import one_hot_ciphertexts
+from sottovoce.engines.fhe.chunk_plan import plan_chunks
 from sottovoce.engines.fhe.costs import CostModel
 from sottovoce.engines.fhe.flow import Segment
 from sottovoce.engines.fhe.functions import Degrees
@@ -38,6 +40,7 @@ _SMALL, _FULL = 4096, 32768
 _REFRESH_SECONDS = {_SMALL: 3.0, _FULL: 3.6}
 _MAP_BYTES = {_SMALL: 0.71e9, _FULL: 2.6e9}
 _DEGREE = 1 << 16
+_CHUNKED = 16  # tokens in a group for which chunks are worth planning
 
 
 @dataclass(frozen=True)
@@ -171,9 +174,7 @@ def estimate(public: PublicModel, kv: str, course: Any, speed: Any) -> Estimate:
         engine_line(EngineOptions(engine="fhe")),
         (
             Phase("setup", 1, key_wire, plan.keys, 1, 2 * plan.keys * 0.3 * speed.lattice),
-            Phase(
-                "prefill", course.private, course.private * up, down, course.private, course.private * token
-            ),
+            _prefill(plan, course.public, course.private, up, down),
             Phase(
                 "decode",
                 course.new - 1,
@@ -191,6 +192,23 @@ def estimate(public: PublicModel, kv: str, course: Any, speed: Any) -> Estimate:
         notes=notes,
         plan=plan.to_json(),
     )
+
+
+def _prefill(plan: Plan, public: int, private: int, up: int, down: int) -> Phase:
+    """The first private tokens in a chunk where that is cheaper, the rest one by one. up, down: bytes of a
+    token on its own."""
+    shape, top = plan.shape, plan.parameters.working_top
+    chunks = None
+    if shape.heads.t >= _CHUNKED:
+        chunks = plan_chunks(shape, Degrees(), plan.placement, top, plan.cost, plan.public)
+    start = 0 if shape.split else public
+    count = min(private, shape.heads.t - start)
+    if chunks is None or not 0 < chunks.least <= count:
+        return Phase("prefill", private, private * up, down, private, private * plan.placement.seconds)
+    rest = private - count
+    seconds = chunks.chunk(start, count).seconds + rest * plan.placement.seconds
+    sent = rest * up + up // shape.vocabulary_blocks * one_hot_ciphertexts(shape, count)
+    return Phase("prefill", private, sent, down, 1 + rest, seconds)
 
 
 def _cache_bytes(plan: Plan) -> int:
