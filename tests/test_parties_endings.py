@@ -6,6 +6,7 @@ import socket
 import struct
 import threading
 
+import numpy as np
 import pytest
 
 from hosted import CLEAR, Hosted, certificate, hosted, model, open_host  # noqa: F401  (fixtures)
@@ -24,6 +25,7 @@ from sottovoce.parties import (
     Address,
     Client,
     GenerationOptions,
+    ServerSession,
     Welcome,
     generate,
 )
@@ -139,6 +141,30 @@ def test_server_stops_idle_sessions_with_a_reason(model, certificate):
             client.decode(1)
     with pytest.raises(PeerConnectionError):
         host.client()
+
+
+def test_a_stopping_server_finishes_the_step_it_is_at(model, certificate, monkeypatch):
+    host, begun, go_on = Hosted(model, certificate), threading.Event(), threading.Event()
+    original = ServerSession._execute
+
+    def slow(self, party, command):
+        begun.set()
+        assert go_on.wait(60)
+        original(self, party, command)
+
+    monkeypatch.setattr(ServerSession, "_execute", slow)
+    with host.server:
+        client, found = host.client(), []
+        step = threading.Thread(target=lambda: found.append(client.prefill((), [3, 31])))
+        step.start()
+        assert begun.wait(60)
+        host.server.stop()
+        go_on.set()
+        step.join()
+        assert np.allclose(found[0], model.forward([3, 31])[-1], atol=1e-4)
+        with pytest.raises(PeerGoneError, match="shutting down"):
+            client.decode(5)
+        assert host.server.wait(60)
 
 
 def test_idle_sessions_end(model, certificate):

@@ -66,7 +66,7 @@ session_options = stack(
         "--sessions-limit",
         type=click.FloatRange(0.001),
         default=16.0,
-        help="Gigabytes of saved sessions at most; the oldest go first.",
+        help="Gigabytes of saved sessions at most; above it, the client that takes most loses its oldest.",
     ),
     option(
         "--evict-after",
