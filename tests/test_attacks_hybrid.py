@@ -56,7 +56,8 @@ def test_a_decryption_that_is_shared_gives_the_key_away():
 def test_results_become_a_table_and_a_plot(tmp_path):
     folder, speeds = tmp_path / "security", tmp_path / "benchmarks"
     speeds.mkdir()
-    run = {"what": "e2e", "engine": "scx", "profile": "paper", "seconds_per_token": 0.1}
+    run = {"what": "e2e", "engine": "scx", "profile": "paper", "model": "tiny"}
+    run["seconds_per_token"] = 0.1
     speeds.joinpath("scx.json").write_text(json.dumps([run, {**run, "what": "quality"}]))
     outcome = {
         "attack": "brute-force",
@@ -75,4 +76,6 @@ def test_results_become_a_table_and_a_plot(tmp_path):
     assert (
         "| scx | paper | `brute-force` | 25.0 % | short: 100.0 % | 3 |" in (folder / report.TABLE).read_text()
     )
-    assert plot.points([kept], speeds) == [("paper", 0.1, 0.25)]
+    assert plot.points([kept], speeds) == [plot.Point("paper", "tiny", 0.1, 0.25, "brute-force")]
+    table = (folder / report.TABLE).read_text()
+    assert "| scx paper | tiny | 0.1 | 25.0 % | `brute-force` |" in table

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,25 @@ _COLOURS = {"paper": "#a8432f", "hardened": "#1b7f5c", "hybrid": "#2b5f9e", "fhe
 _TABLES = ("scx", "e2e", "fhe")
 
 
-def points(attacks: Sequence[Run], benchmarks: Path) -> list[tuple[str, float, float]]:
-    """(name, seconds a token, share recovered by the best attack); what was not measured is left out."""
-    seconds: dict[str, float] = {}
+@dataclass(frozen=True)
+class Point:
+    """An engine or profile: seconds a token of the quickest run and its model; share that the best attack
+    recovered."""
+
+    name: str
+    model: str
+    seconds: float
+    recovered: float
+    attack: str
+
+    @property
+    def label(self) -> str:
+        return f"scx {self.name}" if self.name in ("paper", "hardened") else self.name
+
+
+def points(attacks: Sequence[Run], benchmarks: Path) -> list[Point]:
+    """What was not both attacked and timed is left out."""
+    seconds: dict[str, tuple[float, str]] = {}
     for table in _TABLES:
         path = benchmarks / f"{table}.json"
         for run in json.loads(path.read_text()) if path.is_file() else []:
@@ -28,12 +45,15 @@ def points(attacks: Sequence[Run], benchmarks: Path) -> list[tuple[str, float, f
             if value is None or run.get("what", "e2e") != "e2e" or run.get("arrays", "numpy") != "numpy":
                 continue
             name = run["profile"] if name == "scx" else name
-            seconds[name] = min(value, seconds.get(name, value))
-    best: dict[str, float] = {}
+            found = (value, str(run.get("model", "")))
+            seconds[name] = min(found, seconds.get(name, found))
+    best: dict[str, tuple[float, str]] = {}
     for run in attacks:
         name = run["profile"] if run["target"] == "scx" else run["target"]
-        best[name] = max(run["success_rate"], best.get(name, 0.0))
-    return [(name, seconds[name], best[name]) for name in _COLOURS if name in seconds and name in best]
+        reached = (run["success_rate"], run["attack"])
+        best[name] = max(reached, best.get(name, reached))
+    known = [name for name in _COLOURS if name in seconds and name in best]
+    return [Point(name, seconds[name][1], seconds[name][0], *best[name]) for name in known]
 
 
 def privacy_speed(attacks: Sequence[Run], benchmarks: Path, path: Path) -> None:
@@ -49,10 +69,10 @@ def privacy_speed(attacks: Sequence[Run], benchmarks: Path, path: Path) -> None:
     with matplotlib.rc_context({"svg.hashsalt": "sottovoce", "svg.fonttype": "none", "font.size": 9}):
         figure = Figure(figsize=(6.4, 3.4), layout="constrained")
         axes = figure.subplots()
-        for name, seconds, share in found:
-            label = f"scx {name}" if name in ("paper", "hardened") else name
-            axes.plot(seconds, 100 * share, "o", color=_COLOURS[name], markersize=8)
-            axes.annotate(label, (seconds, 100 * share), xytext=(8, 6), textcoords="offset points")
+        for one in found:
+            place = (one.seconds, 100 * one.recovered)
+            axes.plot(*place, "o", color=_COLOURS[one.name], markersize=8)
+            axes.annotate(one.label, place, xytext=(8, 6), textcoords="offset points")
         axes.set(
             xscale="log", xlabel="seconds per token", ylabel="read by the best attack, %", ylim=(-5, 112)
         )

@@ -7,16 +7,16 @@ A run replaces the one before it of the same attack, target and profile.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from sottovoce import __version__
-from sottovoce.attacks.plot import privacy_speed
+from sottovoce.attacks.plot import points, privacy_speed
 from sottovoce.errors import UsageError
-from sottovoce.runs import add, load
+from sottovoce.runs import Run, add, load
 
 DATA, TABLE, PLOT = "attacks.json", "attacks.md", "privacy-speed.svg"
 _KEYS = ("target", "profile", "attack")
@@ -51,12 +51,32 @@ def render(folder: Path) -> None:
         controls = "; ".join(f"{c['name']}: {_percent(c['success_rate'])}" for c in run["controls"])
         cells = (run["target"], run["profile"], f"`{run['attack']}`", _percent(run["success_rate"]), controls)
         lines.append("| " + " | ".join([*cells, str(run["samples"])]) + " |")
+    lines += _against_speed(runs, folder.parent / "benchmarks")
     lines += ["", "## Details", ""]
     for run in runs:
         details = ", ".join(f"{name} {_shown(value)}" for name, value in run["details"].items())
         lines.append(f"- {run['target']} {run['profile']}, `{run['attack']}` ({run['date']}): {details}")
     lines += ["", f"Generated from `{DATA}`; do not edit."]
     (folder / TABLE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _against_speed(runs: Sequence[Run], benchmarks: Path) -> list[str]:
+    """What the best attack on each engine or profile got, beside the seconds that a token takes."""
+    found = points(runs, benchmarks)
+    if not found:
+        return []
+    lines = [
+        "",
+        "## Privacy against speed",
+        "",
+        "Seconds are those of [benchmarks](../benchmarks/README.md).",
+    ]
+    lines += ["", "| engine | model | seconds a token | read by the best attack | which |"]
+    lines += ["|---|---|---:|---:|---|"]
+    for one in found:
+        cells = (one.label, one.model, f"{one.seconds:.3g}", _percent(one.recovered))
+        lines.append("| " + " | ".join([*cells, f"`{one.attack}`" if one.recovered else "–"]) + " |")
+    return lines
 
 
 def _percent(rate: float) -> str:
