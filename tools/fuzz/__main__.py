@@ -144,9 +144,11 @@ def _atheris(name: str, runs: int) -> int:
         except REFUSALS:
             pass
 
-    with tempfile.TemporaryDirectory() as found:  # new inputs go into the first directory
-        known = [str(CORPUS / name)] if (CORPUS / name).is_dir() else []
-        atheris.Setup([sys.argv[0], f"-atheris_runs={runs}", found, *known], one)
+    with tempfile.TemporaryDirectory() as found, tempfile.TemporaryDirectory() as known:
+        for i, data in enumerate(corpus(name) or target.seeds()):
+            Path(known, str(i)).write_bytes(data)
+        # New inputs go into the first directory.
+        atheris.Setup([sys.argv[0], f"-atheris_runs={runs}", "-timeout=10", found, known], one)
         atheris.Fuzz()
     return 0
 

@@ -12,14 +12,16 @@ from unittest.mock import patch
 import click
 import numpy as np
 from safetensors.numpy import save as save_tensors
-from target import JSON_WORDS, Target, card, file, path
+from target import JSON_WORDS, Target, card, file, model, path
 
 from sottovoce.cli import root
 from sottovoce.engines.base import EngineOptions
+from sottovoce.engines.fhe import kept
 from sottovoce.kvcache import masked
 from sottovoce.kvcache.layout import CacheLayout
 from sottovoce.kvcache.saved import pack_table, unpack_table
 from sottovoce.kvcache.slots import SlotTable
+from sottovoce.models import calibrate
 from sottovoce.net import Role
 from sottovoce.net.codec import pack_bits
 from sottovoce.net.tls import KnownHosts
@@ -88,6 +90,30 @@ def _statements() -> list[bytes]:
     return [path("server_1.json").read_bytes()]
 
 
+def _calibration(data: bytes) -> None:
+    calibrate._read(file("calibration.json", data), model())
+
+
+def _calibrations() -> list[bytes]:
+    config = model().config
+    table = np.zeros((config.layers, config.heads), np.float32)
+    norms = tuple((0.5, 2.0) for _ in range(2 * config.layers + 1))
+    return [json.dumps(calibrate.Calibration(norms, table, table, table).to_json()).encode()]
+
+
+def _functions(data: bytes) -> None:
+    """What the engine fhe has measured of a model."""
+    kept._read(file("fhe.json", data))
+
+
+def _functions_seeds() -> list[bytes]:
+    polynomial = [-1.0, 1.0, [0.5, 0.25]]
+    block = {"polynomials": [polynomial] * 3, "predictor": [[[0.0] * 2] * 2] * 2 + [[0.0] * 2] * 2}
+    one = {"version": kept._VERSION, "blocks": [block], "norm": polynomial, "exponential": polynomial,
+           "inverses": [polynomial] * 3, "squarings": 4, "residual": 0.5}  # fmt: skip
+    return [json.dumps(one).encode()]
+
+
 def _api_keys(data: bytes) -> None:
     ApiKeys(file("keys", data))
 
@@ -116,6 +142,8 @@ TARGETS = {
     "saved-table": Target(_table, _tables),
     "saved-masks": Target(_masked_cache, _masked_caches),
     "statement": Target(_statement, _statements, JSON_WORDS, json=True),
+    "calibration": Target(_calibration, _calibrations, JSON_WORDS, json=True, made=True),
+    "functions": Target(_functions, _functions_seeds, JSON_WORDS, json=True, made=True),
     "api-keys": Target(
         _api_keys, lambda: [b"# who\nann key1 sessions=2\nbob sha256:" + b"ab" * 32 + b" context=9\n"]
     ),

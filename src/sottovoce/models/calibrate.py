@@ -77,10 +77,10 @@ def cached_calibration(model: Model, directory: Path | None = None) -> Calibrati
     A damaged entry is measured again.
     """
     path = (directory or cache_directory()) / f"calibration-{model.digest[:32]}.json"
-    try:
-        return _load(json.loads(path.read_text()), model)
-    except (OSError, ValueError, KeyError, TypeError):
-        result = calibrate(model)
+    known = _read(path, model)
+    if known is not None:
+        return known
+    result = calibrate(model)
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         # Softmax shifts are private to the server. Written aside and renamed, so that no reader sees half a
@@ -178,6 +178,14 @@ def _odd_tokens(model: Model) -> list[int]:
     """A fixed scramble of the vocabulary: tokens that no text would put side by side."""
     count = min(_ODD_TOKENS, model.config.context_length)
     return [(7919 * i * i + 104729 * i) % model.config.vocab_size for i in range(count)]
+
+
+def _read(path: Path, model: Model) -> Calibration | None:
+    """A cache entry; None if there is none that can be used."""
+    try:
+        return _load(json.loads(path.read_text()), model)
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return None
 
 
 def _load(data: Any, model: Model) -> Calibration:

@@ -120,7 +120,7 @@ def read_head(id: str, raw: bytes) -> Head:
         if len(ticket.id) != ID_BYTES or len(ticket.key) != KEY_BYTES:
             raise ValueError
         return Head(ticket, stamps, bool(fields["keeps"]), fields)
-    except (ValueError, KeyError, TypeError, SottovoceError):
+    except (ValueError, KeyError, TypeError, RecursionError, SottovoceError):
         raise CorruptFileError(
             "a saved session cannot be read; remove it with `sottovoce session rm`"
         ) from None

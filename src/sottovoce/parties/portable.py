@@ -89,6 +89,6 @@ def _parsed(
         for key, array in arrays.items():
             number, _, part = key.partition("/")
             pieces[int(number)][1][part] = array
-    except (ValueError, KeyError, TypeError, IndexError, SafetensorError):
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError, SafetensorError):
         raise CorruptFileError(f"{path} is damaged") from None
     return id, facts, head, pieces

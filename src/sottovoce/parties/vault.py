@@ -145,7 +145,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         fields = json.loads(path.read_text())
         version, _ = fields["version"], Guard(fields["guard"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise _damaged(path) from None
     if version != _VERSION:
         raise VersionMismatchError(f"{path} was written by another release; use that one")

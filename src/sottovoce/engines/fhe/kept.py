@@ -21,10 +21,10 @@ _VERSION = 2
 def kept_functions(model: Model, tokens: int, directory: Path | None = None) -> Functions:
     """`calibrate`, remembered. A damaged entry is measured again."""
     path = (directory or cache_directory()) / f"fhe-{model.digest[:32]}-{tokens}.json"
-    try:
-        return _load(json.loads(path.read_text()))
-    except (OSError, ValueError, KeyError, TypeError):
-        functions = calibrate(model, tokens)
+    known = _read(path)
+    if known is not None:
+        return known
+    functions = calibrate(model, tokens)
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         # Ranges and predictors are made from private weights.
@@ -56,6 +56,14 @@ def _dump(f: Functions) -> dict[str, Any]:
         "squarings": f.squarings,
         "residual": f.residual,
     }
+
+
+def _read(path: Path) -> Functions | None:
+    """An entry; None if there is none that can be used."""
+    try:
+        return _load(json.loads(path.read_text()))
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return None
 
 
 def _load(data: Any) -> Functions:
