@@ -1,8 +1,8 @@
 """Attacks on the order of tokens, which the paper's row permutation hides in some of its messages.
 
-Both take the multiset of tokens for granted: the permuted residuals of the first block are exact, and their
-nearest embeddings name it. (The order itself is plain elsewhere: queries, keys and values come back in
-order.)
+Under `paper` both take the multiset of tokens for granted: the permuted residuals of the first block are
+exact, and their nearest embeddings name it. (The order itself is plain elsewhere: queries, keys and values
+come back in order.) Under masks they start from the tokens that the masked rows look most like.
 
 - `brute-force`: tries orders and checks each exactly, by what the first block would leave behind. The
   number of orders defends against it.
@@ -23,7 +23,7 @@ from sottovoce.attacks.base import Control, Outcome, Setting
 from sottovoce.attacks.candidates import Floats
 from sottovoce.attacks.scx_matching import over_prompts, read_values
 from sottovoce.attacks.scx_session import CuriousServer, Seen, recovered, shortened
-from sottovoce.attacks.vocabulary import Vocabulary
+from sottovoce.attacks.vocabulary import Vocabulary, nearest, unit_rows
 from sottovoce.engines.scx import PROFILES, Arrays, ops
 from sottovoce.models import Model
 
@@ -36,37 +36,58 @@ class BruteForce:
     says = "orders of the known tokens, tried one after the other and checked exactly"
 
     def run(self, setting: Setting) -> Outcome:
-        model = shortened(setting.model, 2)
-        length = len(setting.prompts.tokens[0])
+        model, profile = shortened(setting.model, 2), setting.profile
+        prompts = setting.prompts.tokens
+        length = len(prompts[0])
         details: dict[str, Any] = {"tries": _TRIES, "text": setting.prompts.source, **key_bits(model, length)}
-        control = Control(f"prompts of {_SHORT} tokens", _tried(setting, model, _SHORT))
-        if setting.profile == "hardened":
-            details["why"] = "no row of a token reaches the server, in any order"
-            return Outcome(0.0, (control,), len(setting.prompts.tokens), details)
-        return Outcome(_tried(setting, model, length), (control,), len(setting.prompts.tokens), details)
+        short = [prompt[:_SHORT] for prompt in prompts]
+        weak = profile == "hardened"
+        name = f"prompts of {_SHORT} tokens" + (", masks a tenth of what they hide" if weak else "")
+        control = Control(name, _tried(model, profile, short, weak))
+        return Outcome(_tried(model, profile, prompts), (control,), len(prompts), details)
 
 
-def _tried(setting: Setting, model: Model, length: int) -> float:
+def _tried(model: Model, profile: str, prompts: Sequence[Sequence[int]], weak: bool = False) -> float:
     """Share of tokens at their place in the best of the orders that were tried."""
     rng = np.random.default_rng(0)
+    vocabulary = Vocabulary(model)
 
     def read(seen: Seen, prompt: Sequence[int]) -> list[int]:
-        rows = seen.first("permuted residual", 0)
-        known = list(rng.permutation(prompt))
-        if length <= _SHORT:
+        known = list(rng.permutation(known_tokens(vocabulary, profile, seen, prompt)))
+        if len(prompt) <= _SHORT:
             orders: Iterable[Any] = itertools.permutations(known)
         else:
             orders = (rng.permutation(known) for _ in range(_TRIES))
-        return [int(t) for t in min(orders, key=lambda order: misfit(model, rows, list(order)))]
+        rows = left_behind(profile, seen)
+        return [int(t) for t in min(orders, key=lambda o: misfit(rows, expected(model, profile, list(o))))]
 
-    short = [p[:length] for p in setting.prompts.tokens]
-    with CuriousServer(model, "paper") as server:
-        return float(np.mean([recovered(read(server.watch(p), p), p) for p in short]))
+    with CuriousServer(model, profile, weak) as server:
+        return float(np.mean([recovered(read(server.watch(p), p), p) for p in prompts]))
 
 
-def misfit(model: Model, rows: Floats, order: Sequence[int]) -> float:
-    """How far the residuals behind the first block's attention, in this order, are from the rows seen."""
-    state = first_residuals(model, order)
+def known_tokens(
+    vocabulary: Vocabulary, profile: str, seen: Seen, prompt: Sequence[int]
+) -> npt.NDArray[np.int64]:
+    """The tokens in some order: under `paper` the prompt's own, which the attacks take for granted; under
+    masks what the first block's inputs look most like."""
+    if profile == "paper":
+        return np.array(prompt, np.int64)
+    return nearest(unit_rows(seen.first("qkv", 0)), unit_rows(vocabulary.inputs))[:, 0]
+
+
+def left_behind(profile: str, seen: Seen) -> Floats:
+    """What the server sees behind the first block's attention: residuals, or their norms under masks."""
+    return seen.first("permuted residual", 0) if profile == "paper" else unit_rows(seen.first("mlp_in", 0))
+
+
+def expected(model: Model, profile: str, order: Sequence[int]) -> Floats:
+    """The same for tokens in an order, (T, width)."""
+    x, block = first_residuals(model, order), model.weights.blocks[0]
+    return x if profile == "paper" else unit_rows(ops.norm(x, block.norm2, block.norm2_bias, model.config))
+
+
+def misfit(rows: Floats, state: Floats) -> float:
+    """How far the rows that are expected are from those seen, each from the nearest."""
     distances = np.linalg.norm(rows[None] - state[:, None], axis=-1)
     return float(distances.min(axis=1).sum())
 
@@ -102,22 +123,27 @@ class LmReordering:
 
     def run(self, setting: Setting) -> Outcome:
         details: dict[str, Any] = {"text": setting.prompts.source, "by_chance": 1 / setting.length}
-        model = shortened(setting.model, 2)
+        model, profile = shortened(setting.model, 2), setting.profile
         vocabulary = Vocabulary(model)
-        with CuriousServer(model, "paper") as server:
-            ordered, _ = over_prompts(
-                setting, server, lambda seen, _: read_values(vocabulary, seen.first("values", 0))
-            )
-        control = Control("rows in order, as queries, keys and values travel", ordered)
-        if setting.profile == "hardened":
-            details["why"] = "no row of a token reaches the server, in any order"
-            return Outcome(0.0, (control,), len(setting.prompts.tokens), details)
+
+        def in_order(seen: Seen, prompt: Sequence[int]) -> Sequence[int]:
+            if profile == "paper":
+                return read_values(vocabulary, seen.first("values", 0))
+            return [int(t) for t in known_tokens(vocabulary, profile, seen, prompt)]
+
+        def reordered(seen: Seen, prompt: Sequence[int]) -> Sequence[int]:
+            known = known_tokens(vocabulary, profile, seen, prompt)
+            return likely_order(setting.model, rng.permutation(known))
+
         rng = np.random.default_rng(0)
-        rates = []
-        for number, prompt in enumerate(setting.prompts.tokens):
-            setting.progress(number, len(setting.prompts.tokens), "prompts")
-            rates.append(recovered(likely_order(setting.model, rng.permutation(prompt)), prompt))
-        return Outcome(float(np.mean(rates)), (control,), len(rates), details)
+        with CuriousServer(model, profile) as server:
+            rate, rouge = over_prompts(setting, server, reordered)
+        with CuriousServer(model, profile, weak=profile == "hardened") as server:
+            ordered, _ = over_prompts(setting, server, in_order)
+        name = "rows in order, as queries, keys and values travel"
+        name = name if profile == "paper" else "rows in order, masks a tenth of what they hide"
+        details["rouge_l"] = rouge
+        return Outcome(rate, (Control(name, ordered),), len(setting.prompts.tokens), details)
 
 
 def likely_order(model: Model, tokens: npt.NDArray[np.int64]) -> list[int]:
