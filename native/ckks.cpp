@@ -12,28 +12,15 @@
 
 #include "aes.h"
 #include "bgv_kernels.h"
-#include "ckks_kernels.h"
+#include "ckks_views.h"
 #include "module.h"
-#include "ring.h"
 
 namespace {
 
-// Rows of n words next to each other in the last two axes; leading axes may be strided (a ciphertext of a lower level).
-using View = nb::ndarray<const u64, nb::device::cpu>;
 using Bytes = nb::ndarray<const std::uint8_t, nb::c_contig, nb::device::cpu>;
 
 constexpr std::size_t kSeed = 16;                 // bytes of an expansion key
 constexpr u64 kRetry = u64{1} << 32;              // blocks between the words of one attempt and those of the next
-
-void require(bool ok, const char* what) {
-    if (!ok) throw std::invalid_argument(what);
-}
-
-bool rows_contiguous(const View& x) {
-    const std::size_t d = x.ndim();
-    return (x.shape(d - 1) == 1 || x.stride(d - 1) == 1) &&
-           (x.shape(d - 2) == 1 || x.stride(d - 2) == static_cast<i64>(x.shape(d - 1)));
-}
 
 // Memory of one thread for one purpose, kept between calls: fresh pages would cost more than the work on them. On huge pages,
 // since rows a multiple of 4 KiB apart are read side by side.
@@ -70,20 +57,13 @@ u64* scratch(std::size_t words) {  // of the calling thread, read by its helpers
     return held.words(words);
 }
 
-std::vector<Modulus> moduli_of(const Ring& r, std::size_t first, std::size_t last) {
-    std::vector<Modulus> out;
-    for (std::size_t l = first; l < last; ++l) {
-        require(r.limbs[l]->m.bits <= 50, "key switching takes primes below 2^50");
-        out.push_back(r.limbs[l]->m);
-    }
-    return out;
-}
-
-std::size_t chunk_of(std::size_t n) { return std::min(n, kConvertChunk); }
-
 // Rows that one task converts: each run of the inputs is read from memory once for all of them, and the transforms find
 // the tables of their primes where the task before (another digit, the same rows) left them.
 constexpr std::size_t kGroup = 6;
+// Primes of one task of a key switch, which also multiplies.
+constexpr std::size_t kTargets = 2;
+// Rows of a power of two of words would meet in the same few lines of a cache.
+constexpr std::size_t kSkew = 64;
 
 struct Row {
     std::size_t target;
@@ -113,42 +93,61 @@ void to_fractions(const Ring& r, std::size_t limb, const BaseConversion::From& f
     k.mul_scalar(from.m, y, from.scale, y, r.n);
 }
 
-// x: (L, N) NTT form, the component to be switched. out: (D, L + K, N): digit d is x modulo the primes [d alpha, (d+1) alpha),
-// centred, modulo every prime of the ring (L chain primes, then K special ones).
+// The digits of x, (L, N) NTT form: digit d is x modulo the primes [d alpha, (d+1) alpha), centred.
+struct Digits {
+    const Ring& ring;
+    const u64* x;
+    std::size_t limbs, alpha, count, n;
+    std::vector<Modulus> to;
+    std::vector<BaseConversion> conversions;
+    const CkksKernels& k;
+    u64 *y = nullptr, *v = nullptr;
+
+    Digits(const Ring& r, const View& view, std::size_t a)
+        : ring(r), x(view.data()), limbs(view.shape(0)), alpha(a), count((limbs + a - 1) / a), n(r.n),
+          to(moduli_of(r, 0, r.size())), k(ckks_kernels(50, r.n)) {
+        for (std::size_t d = 0; d < count; ++d)
+            conversions.emplace_back(moduli_of(r, d * alpha, std::min(limbs, (d + 1) * alpha)), to);
+    }
+    void prepare(int threads) {
+        y = scratch((limbs + count) * n);
+        v = y + limbs * n;
+        parallel_for(limbs, threads, [&](std::size_t l) {
+            to_fractions(ring, l, conversions[l / alpha].from[l % alpha], x + l * n, y + l * n);
+        });
+        parallel_for(count, threads, [&](std::size_t d) { overflow_row(k, conversions[d], y + d * alpha * n, v + d * n, n); });
+    }
+    // Digit d modulo the primes [first, last), at most kGroup of them: the t-th at out + (t - first) * stride.
+    void rows(std::size_t d, std::size_t first, std::size_t last, u64* out, std::size_t stride) const {
+        Row converted[kGroup] = {};
+        std::size_t held = 0;
+        for (std::size_t t = first; t < last; ++t) {
+            u64* row = out + (t - first) * stride;
+            if (t < limbs && t / alpha == d)  // modulo its own primes the digit is x itself
+                std::memcpy(row, x + t * n, n * sizeof(u64));
+            else
+                converted[held++] = {t, row};
+        }
+        convert_rows(k, conversions[d], y + d * alpha * n, v + d * n, converted, held, n);
+        for (std::size_t r = 0; r < held; ++r)
+            ring_kernels(to[converted[r].target]).ntt(converted[r].out, *ring.limbs[converted[r].target]);
+    }
+};
+
+// out: (D, L + K, N): the digits of x (L, N) modulo every prime of the ring (L chain primes, then K special ones).
 void decompose(const Ring& ring, View x, std::size_t alpha, Words out, int threads) {
     require(x.ndim() == 2 && x.shape(1) == ring.n && rows_contiguous(x) && x.shape(0) < ring.size() && alpha > 0,
             "ckks_decompose: expected x (L, N), contiguous, and a ring with special primes");
-    const std::size_t limbs = x.shape(0), all = ring.size(), n = ring.n, digits = (limbs + alpha - 1) / alpha;
-    require(out.ndim() == 3 && out.shape(0) == digits && out.shape(1) == all && out.shape(2) == n,
+    Digits digits(ring, x, alpha);
+    const std::size_t all = ring.size(), n = ring.n, count = digits.count;
+    require(out.ndim() == 3 && out.shape(0) == count && out.shape(1) == all && out.shape(2) == n,
             "ckks_decompose: expected out (D, L + K, N)");
-    const CkksKernels& k = ckks_kernels(50, n);
-    const auto to = moduli_of(ring, 0, all);
-    std::vector<BaseConversion> conversions;
-    for (std::size_t d = 0; d < digits; ++d)
-        conversions.emplace_back(moduli_of(ring, d * alpha, std::min(limbs, (d + 1) * alpha)), to);
-    const u64* in = x.data();
     u64* res = out.data();
     nb::gil_scoped_release release;
-    u64* y = scratch((limbs + digits) * n);
-    u64* v = y + limbs * n;
-    parallel_for(limbs, threads, [&](std::size_t l) {
-        to_fractions(ring, l, conversions[l / alpha].from[l % alpha], in + l * n, y + l * n);
-    });
-    parallel_for(digits, threads, [&](std::size_t d) { overflow_row(k, conversions[d], y + d * alpha * n, v + d * n, n); });
-    const std::size_t groups = (all + kGroup - 1) / kGroup;
-    parallel_for(groups * digits, threads, [&](std::size_t task) {
-        const std::size_t d = task % digits, first = task / digits * kGroup;
-        Row rows[kGroup];
-        std::size_t count = 0;
-        for (std::size_t t = first; t < std::min(all, first + kGroup); ++t) {
-            u64* row = res + (d * all + t) * n;
-            if (t < limbs && t / alpha == d)  // modulo its own primes the digit is x itself
-                std::memcpy(row, in + t * n, n * sizeof(u64));
-            else
-                rows[count++] = {t, row};
-        }
-        convert_rows(k, conversions[d], y + d * alpha * n, v + d * n, rows, count, n);
-        for (std::size_t r = 0; r < count; ++r) ring_kernels(to[rows[r].target]).ntt(rows[r].out, *ring.limbs[rows[r].target]);
+    digits.prepare(threads);
+    parallel_for((all + kGroup - 1) / kGroup * count, threads, [&](std::size_t task) {
+        const std::size_t d = task % count, first = task / count * kGroup;
+        digits.rows(d, first, std::min(all, first + kGroup), res + (d * all + first) * n, n);
     });
 }
 
@@ -214,54 +213,56 @@ struct Keys {
             b.push_back(nb::cast<Source>(halves[s], false));
             a.push_back(nb::cast<Bytes>(seeds[s], false));
             require(b[s].ndim() == 3 && b[s].shape(0) >= count && b[s].shape(1) >= r.size() && b[s].shape(2) == r.n,
-                    "ckks_key_products: a key is of a lower level than the digits");
+                    "ckks_switch_keys: a key is of a lower level than the digits");
             require(a[s].ndim() == 3 && a[s].shape(0) == b[s].shape(0) && a[s].shape(1) == b[s].shape(1) && a[s].shape(2) == kSeed,
-                    "ckks_key_products: expected one expansion key for every row of a key");
+                    "ckks_switch_keys: expected one expansion key for every row of a key");
             positions.push_back(elements[s] == 1 ? nullptr : automorphism_positions(r.n, elements[s]));
         }
     }
 };
 
-// digits: (D, L + K, N) at a level of L chain primes. out: (S, 2, L + K, N) = (accumulate ? out : 0) + the automorphism
-// X -> X^elements[s] of [sum_d digit_d * key_d + more]. more: (C, L, N), times P, or (C, L + K, N), as it is; C <= 2.
-void key_products(const Ring& r, Source digits, nb::list halves, nb::list seeds, std::size_t special, View more,
-                  const std::vector<u64>& elements, bool accumulate, Words out, int threads) {
-    require(digits.ndim() == 3 && digits.shape(1) == r.size() && digits.shape(2) == r.n && special < r.size(),
-            "ckks_key_products: expected digits (D, L + K, N)");
-    const std::size_t count = digits.shape(0), all = r.size(), n = r.n, limbs = all - special, steps = elements.size();
+// x: (L, N) NTT form, the component to be switched, with D digits of as many primes as there are special ones (K). out: (S, 2,
+// L + K, N) = (accumulate ? out : 0) + the automorphism X -> X^elements[s] of [sum_d digit_d * key_d + more]. more: (C, L, N),
+// times P, or (C, L + K, N), as it is; C <= 2.
+//
+// The digits modulo one prime go through all the keys while they are in a cache; they are never in memory.
+void switch_keys(const Ring& r, View x, nb::list halves, nb::list seeds, View more, const std::vector<u64>& elements,
+                 bool accumulate, Words out, int threads) {
+    require(x.ndim() == 2 && x.shape(1) == r.n && rows_contiguous(x) && x.shape(0) < r.size(),
+            "ckks_switch_keys: expected x (L, N), contiguous, and a ring with special primes");
+    const std::size_t limbs = x.shape(0), all = r.size(), n = r.n, steps = elements.size();
+    Digits digits(r, x, all - limbs);
+    const std::size_t count = digits.count;
     const Keys keys(halves, seeds, elements, r, count);
     require(out.ndim() == 4 && out.shape(0) == steps && out.shape(1) == 2 && out.shape(2) == all && out.shape(3) == n,
-            "ckks_key_products: expected out (S, 2, L + K, N)");
+            "ckks_switch_keys: expected out (S, 2, L + K, N)");
     const std::size_t extra = more.ndim() == 3 ? more.shape(0) : 0, extra_limbs = extra ? more.shape(1) : 0;
     require(!extra || (extra <= 2 && (extra_limbs == limbs || extra_limbs == all) && more.shape(2) == n && rows_contiguous(more)),
-            "ckks_key_products: expected more (C, L, N) or (C, L + K, N)");
-    const auto moduli = moduli_of(r, 0, all);
+            "ckks_switch_keys: expected more (C, L, N) or (C, L + K, N)");
+    const std::vector<Modulus>& moduli = digits.to;
     std::vector<u64> factor(all, 1);  // P, where `more` lacks it
     if (extra_limbs == limbs)
         for (std::size_t t = 0; t < limbs; ++t)
             for (std::size_t i = limbs; i < all; ++i) factor[t] = moduli[t].mul(factor[t], moduli[t].reduce64(moduli[i].q));
     const CkksKernels& k = ckks_kernels(50, n);
     const std::size_t step = chunk_of(n), plus_stride = extra > 1 ? static_cast<std::size_t>(more.stride(0)) : 0;
-    const u64 *in = digits.data(), *plus = extra ? more.data() : nullptr;
+    const u64* plus = extra ? more.data() : nullptr;
     u64* res = out.data();
-    nb::gil_scoped_release release;
-    // The keys of one row follow each other, so that its digits come from a cache.
-    parallel_for(all * steps, threads, [&](std::size_t task) {
-        const std::size_t t = task / steps, s = task % steps, rows = keys.b[s].shape(1), row = t < limbs ? t : rows - all + t;
+
+    // One prime and one key; work: 3 rows, uniform: a chunk for every digit, from: the digits, `stride` apart.
+    const auto product = [&](std::size_t t, std::size_t s, const u64* from, std::size_t stride, u64* work, u64* uniform) {
+        const std::size_t rows = keys.b[s].shape(1), row = t < limbs ? t : rows - all + t;
         const Modulus& m = moduli[t];
         const RingKernels& ring = ring_kernels(m);
         const u64* half = keys.b[s].data();
         const std::uint8_t* seed = keys.a[s].data();
         const bool direct = !keys.positions[s] && !accumulate;
-        thread_local Workspace turning, expanding;
-        u64 *work = turning.words(3 * n), *uniform = expanding.words(count * step);
         u64* to[2];
         for (std::size_t c = 0; c < 2; ++c) to[c] = direct ? res + ((s * 2 + c) * all + t) * n : work + c * n;
         for (std::size_t at = 0; at < n; at += step) {
             for (std::size_t d = 0; d < count; ++d)
                 Expansion{m, k, seed + (d * rows + row) * kSeed}.fill(at, uniform + d * step, step);
-            const u64* digit = in + t * n + at;
-            k.key_run(m, {digit, all * n, half + row * n + at, rows * n, uniform, step, to[0] + at, to[1] + at, count, step,
+            k.key_run(m, {from + at, stride, half + row * n + at, rows * n, uniform, step, to[0] + at, to[1] + at, count, step,
                           at + step < n ? step : 0});
             for (std::size_t c = 0; c < (t < extra_limbs ? extra : 0); ++c) {
                 const u64* add = plus + c * plus_stride + t * n + at;
@@ -280,6 +281,18 @@ void key_products(const Ring& r, Source digits, nb::list halves, nb::list seeds,
                 turned = to[c];
             if (accumulate) ring.add(m, final, turned, final, n);
         }
+    };
+
+    nb::gil_scoped_release release;
+    digits.prepare(threads);
+    parallel_for((all + kTargets - 1) / kTargets, threads, [&](std::size_t task) {
+        const std::size_t first = task * kTargets, last = std::min(all, first + kTargets), stride = n + kSkew;
+        thread_local Workspace converting, turning, expanding;
+        u64* rows = converting.words(kTargets * count * stride);
+        for (std::size_t d = 0; d < count; ++d) digits.rows(d, first, last, rows + d * stride, count * stride);
+        u64 *work = turning.words(3 * n), *uniform = expanding.words(count * step);
+        for (std::size_t t = first; t < last; ++t)
+            for (std::size_t s = 0; s < steps; ++s) product(t, s, rows + (t - first) * count * stride, stride, work, uniform);
     });
 }
 
@@ -331,122 +344,6 @@ void mod_down(const Ring& r, View x, View more, u64 element, Words out, int thre
     });
 }
 
-// a, b: (2, L, N) NTT form; out: (3, L, N), their product. a and b may be the same array.
-void tensor(const Ring& r, View a, View b, Words out, int threads) {
-    const auto ok = [&](const View& x) {
-        return x.ndim() == 3 && x.shape(0) == 2 && x.shape(1) == r.size() && x.shape(2) == r.n && rows_contiguous(x);
-    };
-    require(ok(a) && ok(b) && out.ndim() == 3 && out.shape(0) == 3 && out.shape(1) == r.size() && out.shape(2) == r.n,
-            "ckks_tensor: expected a, b (2, L, N) and out (3, L, N)");
-    const std::size_t n = r.n, size = r.words(), step = chunk_of(n), chunks = n / step;
-    const auto moduli = moduli_of(r, 0, r.size());
-    const BgvKernels& k = bgv_kernels(50, step);
-    const u64 *x = a.data(), *y = b.data();
-    const std::size_t sx = static_cast<std::size_t>(a.stride(0)), sy = static_cast<std::size_t>(b.stride(0));
-    u64* res = out.data();
-    nb::gil_scoped_release release;
-    parallel_for(r.size() * chunks, threads, [&](std::size_t t) {
-        const std::size_t l = t / chunks, at = l * n + t % chunks * step;
-        const auto part = [&](std::size_t u, std::size_t v, bool add) {
-            k.dot(moduli[l], {x + u * sx + at, 0, y + v * sy + at, 0, res + (u + v) * size + at, 1, step, add});
-        };
-        part(0, 0, false), part(0, 1, false), part(1, 0, true), part(1, 1, false);
-    });
-}
-
-// x: (S, L, N) and a plaintext (L, M) whose every value stands for N/M neighbours -> out (S, L, N) = x, with the plaintext
-// added to its first component.
-void add_plain(const Ring& r, View x, Source plain, Words out, int threads) {
-    require(x.ndim() == 3 && x.shape(0) > 0 && x.shape(1) == r.size() && x.shape(2) == r.n && rows_contiguous(x) &&
-                plain.ndim() == 2 && plain.shape(0) == r.size() && plain.shape(1) > 0 && r.n % plain.shape(1) == 0,
-            "ckks_add_plain: expected x (S, L, N) and a plaintext (L, M), M dividing N");
-    require(out.ndim() == 3 && out.shape(0) == x.shape(0) && out.shape(1) == r.size() && out.shape(2) == r.n,
-            "ckks_add_plain: expected out of the shape of x");
-    const std::size_t n = r.n, size = plain.shape(1), run = n / size, limbs = r.size();
-    const std::size_t stride = x.shape(0) > 1 ? static_cast<std::size_t>(x.stride(0)) : 0;
-    const u64 *in = x.data(), *values = plain.data();
-    u64* res = out.data();
-    nb::gil_scoped_release release;
-    parallel_for(x.shape(0) * limbs, threads, [&](std::size_t task) {
-        const std::size_t l = task % limbs;
-        const u64* from = in + task / limbs * stride + l * n;
-        u64* to = res + task * n;
-        const Modulus& m = r.limbs[l]->m;
-        if (task >= limbs)
-            std::memcpy(to, from, n * sizeof(u64));
-        else if (run == 1)
-            ring_kernels(m).add(m, from, values + l * n, to, n);
-        else
-            for (std::size_t j = 0; j < size; ++j) {
-                const u64 value = values[l * size + j];
-                for (std::size_t i = j * run; i < (j + 1) * run; ++i) to[i] = cond_sub(from[i] + value, m.q);
-            }
-    });
-}
-
-// r or -r modulo q: sign is 0 or all ones.
-u64 negate_if(const Modulus& m, u64 r, u64 sign) { return cond_sub((r ^ sign) - sign + (m.q & sign), m.q); }
-
-// values: (M,) signed, times 2^shift, modulo every prime -> out (L, M).
-void reduce(nb::ndarray<const i64, nb::ndim<1>, nb::c_contig, nb::device::cpu> values, unsigned shift,
-            const std::vector<u64>& primes, Words out, int threads) {
-    const std::size_t n = values.size(), limbs = primes.size();
-    require(out.ndim() == 2 && out.shape(0) == limbs && out.shape(1) == n && shift < 1024, "ckks_reduce: expected out (L, M)");
-    std::vector<Modulus> moduli;
-    for (u64 q : primes) {
-        require(q > 2 && q < u64{1} << 61, "ckks_reduce: every prime must be below 2^61");
-        moduli.emplace_back(q);
-    }
-    const i64* in = values.data();
-    u64* res = out.data();
-    nb::gil_scoped_release release;
-    parallel_for(limbs, threads, [&](std::size_t l) {
-        const Modulus& m = moduli[l];
-        const u64 power = m.pow(2, shift), power_shoup = m.shoup(power);
-        for (std::size_t i = 0; i < n; ++i) {
-            const u64 sign = static_cast<u64>(in[i] >> 63);
-            const u64 r = m.reduce64((static_cast<u64>(in[i]) ^ sign) - sign);
-            res[l * n + i] = negate_if(m, shift ? m.mul_const(r, power, power_shoup) : r, sign);
-        }
-    });
-}
-
-// x: (L, M) residues modulo Q = q_1...q_L -> out (M,): the centred representative as a double, by mixed radix.
-void lift(nb::ndarray<const u64, nb::ndim<2>, nb::c_contig, nb::device::cpu> x, const std::vector<u64>& primes,
-          nb::ndarray<double, nb::ndim<1>, nb::c_contig, nb::device::cpu> out, int threads) {
-    const std::size_t limbs = x.shape(0), n = x.shape(1);
-    require(limbs == primes.size() && limbs > 0 && limbs <= 16 && out.size() == n, "ckks_lift: expected x (L, M) and out (M,)");
-    std::vector<Modulus> moduli;
-    for (u64 q : primes) {
-        require(q > 2 && q < u64{1} << 61, "ckks_lift: every prime must be below 2^61");
-        moduli.emplace_back(q);
-    }
-    std::vector<std::vector<u64>> inverse(limbs);  // of q_j modulo q_l, j < l
-    for (std::size_t l = 0; l < limbs; ++l)
-        for (std::size_t j = 0; j < l; ++j) inverse[l].push_back(moduli[l].inverse(moduli[l].reduce64(primes[j])));
-    const u64* in = x.data();
-    double* res = out.data();
-    nb::gil_scoped_release release;
-    const std::size_t step = chunk_of(n);
-    parallel_for((n + step - 1) / step, threads, [&](std::size_t task) {
-        for (std::size_t i = task * step; i < std::min(n, (task + 1) * step); ++i) {
-            i64 digit[16];
-            for (std::size_t l = 0; l < limbs; ++l) {
-                const Modulus& m = moduli[l];
-                u64 r = in[l * n + i];
-                for (std::size_t j = 0; j < l; ++j) {
-                    const u64 sign = static_cast<u64>(digit[j] >> 63), size = (static_cast<u64>(digit[j]) ^ sign) - sign;
-                    r = m.mul(m.sub(r, negate_if(m, m.reduce64(size), sign)), inverse[l][j]);
-                }
-                digit[l] = static_cast<i64>(r - (m.q & (u64{0} - ((m.q / 2 - r) >> 63))));
-            }
-            double total = 0;
-            for (std::size_t l = limbs; l-- > 0;) total = total * static_cast<double>(moduli[l].q) + static_cast<double>(digit[l]);
-            res[i] = total;
-        }
-    });
-}
-
 }  // namespace
 
 void register_ckks(nb::module_& m) {
@@ -455,11 +352,7 @@ void register_ckks(nb::module_& m) {
     auto threads = nb::arg("threads");
     m.def("ckks_decompose", &decompose, ring, x, nb::arg("alpha"), out, threads);
     m.def("ckks_expand", &expand, nb::arg("keys").noconvert(), nb::arg("primes"), out, threads);
-    m.def("ckks_key_products", &key_products, ring, nb::arg("digits").noconvert(), nb::arg("b"), nb::arg("a"),
-          nb::arg("special"), nb::arg("more").noconvert(), nb::arg("elements"), nb::arg("accumulate"), out, threads);
+    m.def("ckks_switch_keys", &switch_keys, ring, x, nb::arg("b"), nb::arg("a"), nb::arg("more").noconvert(),
+          nb::arg("elements"), nb::arg("accumulate"), out, threads);
     m.def("ckks_mod_down", &mod_down, ring, x, nb::arg("more").noconvert(), nb::arg("element"), out, threads);
-    m.def("ckks_tensor", &tensor, ring, nb::arg("a").noconvert(), nb::arg("b").noconvert(), out, threads);
-    m.def("ckks_add_plain", &add_plain, ring, x, nb::arg("plain").noconvert(), out, threads);
-    m.def("ckks_lift", &lift, x, nb::arg("primes"), out, threads);
-    m.def("ckks_reduce", &reduce, nb::arg("values").noconvert(), nb::arg("shift"), nb::arg("primes"), out, threads);
 }

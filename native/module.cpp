@@ -19,5 +19,6 @@ NB_MODULE(_native, m) {
     register_bgv(m);
     register_dense(m);
     register_ckks(m);
+    register_ckks_pointwise(m);
     register_recycle(m);
 }

@@ -10,6 +10,7 @@ void register_field_matmul(nanobind::module_& m);
 void register_bgv(nanobind::module_& m);
 void register_dense(nanobind::module_& m);
 void register_ckks(nanobind::module_& m);
+void register_ckks_pointwise(nanobind::module_& m);
 void register_recycle(nanobind::module_& m);
 void register_mpc(nanobind::module_& m);
 void register_ot(nanobind::module_& m);

@@ -1,18 +1,25 @@
 // Large arrays that are used again instead of being returned to the system: the pages of a fresh one cost more than
 // filling it. Not cleared: a caller writes every word before it reads any.
+//
+// All of them lie in one range of addresses, on huge pages, each in the first gap that is large enough: what one array
+// leaves serves several smaller ones or, with its neighbours, a larger one. The sizes of CKKS change with every level, so
+// keeping whole arrays for requests of the same size would miss most of the time.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <iterator>
 #include <map>
 #include <mutex>
 #include <new>
 #include <stdexcept>
 #include <vector>
 
-#if defined(__linux__)
+#if defined(__unix__) || defined(__APPLE__)
 #include <sys/mman.h>
+#define SOTTOVOCE_ARENA 1
 #endif
 
 #include "module.h"
@@ -22,41 +29,119 @@ namespace nb = nanobind;
 namespace {
 
 constexpr std::size_t kPage = std::size_t{2} << 20;  // aligned for huge pages
-std::mutex g_mutex;
-std::multimap<std::size_t, void*> g_free;
-std::size_t g_held = 0, g_limit = std::size_t{1} << 30;
 
-void release(void* p, std::size_t size) {
-    std::lock_guard lock(g_mutex);
-    if (g_held + size > g_limit) {
-        ::operator delete(p, std::align_val_t(kPage));
-    } else {
-        g_free.emplace(size, p);
-        g_held += size;
+class Arena {
+  public:
+    // Pages in a row, or null if there is no such gap (or no arena).
+    void* acquire(std::size_t pages) {
+        std::lock_guard lock(mutex_);
+        reserve();
+        for (auto gap = gaps_.begin(); gap != gaps_.end(); ++gap) {
+            const auto [start, length] = *gap;
+            if (length < pages) continue;
+            gaps_.erase(gap);
+            if (length > pages) gaps_.emplace(start + pages, length - pages);
+            top_ = std::max(top_, start + pages);
+            for (std::size_t i = start; i < start + pages; ++i) {
+                if (touched_[i]) --unused_;
+                touched_[i] = true;
+            }
+            return base_ + start * kPage;
+        }
+        return nullptr;
     }
-}
 
-void* acquire(std::size_t size) {
-    {
-        std::lock_guard lock(g_mutex);
-        const auto found = g_free.find(size);
-        if (found != g_free.end()) {
-            void* p = found->second;
-            g_free.erase(found);
-            g_held -= size;
-            return p;
+    // False if the memory does not come from here.
+    bool release(void* p, std::size_t pages) {
+        std::lock_guard lock(mutex_);
+        const std::uintptr_t at = reinterpret_cast<std::uintptr_t>(p) - reinterpret_cast<std::uintptr_t>(base_);
+        if (!base_ || at >= touched_.size() * kPage) return false;
+        std::size_t start = at / kPage, length = pages;
+        unused_ += pages;
+        auto after = gaps_.lower_bound(start);
+        if (after != gaps_.end() && after->first == start + length) {
+            length += after->second;
+            after = gaps_.erase(after);
+        }
+        if (after != gaps_.begin()) {
+            const auto before = std::prev(after);
+            if (before->first + before->second == start) {
+                start = before->first, length += before->second;
+                gaps_.erase(before);
+            }
+        }
+        gaps_.emplace(start, length);
+        trim();
+        return true;
+    }
+
+    std::size_t keep(std::size_t bytes) {
+        std::lock_guard lock(mutex_);
+        const std::size_t before = limit_;
+        limit_ = bytes;
+        trim();
+        return before;
+    }
+
+  private:
+    // Addresses only; the system gives memory where it is first written. Less if it insists on having it all.
+    void reserve() {
+        if (tried_) return;
+        tried_ = true;
+#if defined(SOTTOVOCE_ARENA)
+        for (std::size_t size = std::size_t{1} << 38; size >= std::size_t{1} << 31; size >>= 1) {
+            void* p = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+            if (p == MAP_FAILED) continue;
+            const std::uintptr_t at = reinterpret_cast<std::uintptr_t>(p), skip = (kPage - at % kPage) % kPage;
+            base_ = static_cast<char*>(p) + skip;
+            const std::size_t pages = (size - skip) / kPage;
+#if defined(MADV_HUGEPAGE)
+            madvise(base_, pages * kPage, MADV_HUGEPAGE);
+#endif
+            touched_.assign(pages, false);
+            gaps_.emplace(0, pages);
+            return;
+        }
+#endif
+    }
+
+    // Back to the system, from the end of the range: the first gaps are the ones that are filled again.
+    void trim() {
+        for (auto gap = gaps_.rbegin(); gap != gaps_.rend() && unused_ * kPage > limit_; ++gap) {
+            std::size_t last = std::min(gap->first + gap->second, top_);
+            while (last > gap->first && unused_ * kPage > limit_) {
+                std::size_t first = last;
+                while (first > gap->first && touched_[first - 1] && unused_ * kPage > limit_) {
+                    touched_[--first] = false;
+                    --unused_;
+                }
+#if defined(SOTTOVOCE_ARENA)
+                if (first < last) madvise(base_ + first * kPage, (last - first) * kPage, MADV_DONTNEED);
+#endif
+                last = first;
+                while (last > gap->first && !touched_[last - 1]) --last;
+            }
         }
     }
-    void* p = ::operator new(size, std::align_val_t(kPage));
-#if defined(__linux__)
-    madvise(p, size, MADV_HUGEPAGE);
-#endif
-    return p;
+
+    std::mutex mutex_;
+    bool tried_ = false;
+    char* base_ = nullptr;
+    std::map<std::size_t, std::size_t> gaps_;  // first page -> pages, never next to each other
+    std::vector<bool> touched_;                // pages that hold memory, in use or not
+    std::size_t unused_ = 0;                   // pages in gaps that hold memory
+    std::size_t top_ = 0;                      // none beyond has ever been used
+    std::size_t limit_ = std::size_t{1} << 30;
+};
+
+Arena& arena() {
+    static auto* held = new Arena;  // arrays may outlive everything else
+    return *held;
 }
 
 struct Block {
     void* p;
-    std::size_t size;
+    std::size_t pages;
 };
 
 nb::ndarray<nb::numpy, std::uint64_t> recycled(const std::vector<std::size_t>& shape) {
@@ -65,32 +150,22 @@ nb::ndarray<nb::numpy, std::uint64_t> recycled(const std::vector<std::size_t>& s
         if (n && words > (std::size_t{1} << 40) / n) throw std::invalid_argument("an array of this shape is too large");
         words *= n;
     }
-    const std::size_t size = (words * 8 + kPage - 1) / kPage * kPage + (words ? 0 : kPage);
-    auto* block = new Block{acquire(size), size};
+    const std::size_t pages = words ? (words * 8 + kPage - 1) / kPage : 1;
+    void* p = arena().acquire(pages);
+    if (!p) p = ::operator new(pages * kPage, std::align_val_t(kPage));
+    auto* block = new Block{p, pages};
     nb::capsule owner(block, [](void* b) noexcept {
         auto* held = static_cast<Block*>(b);
-        release(held->p, held->size);
+        if (!arena().release(held->p, held->pages)) ::operator delete(held->p, std::align_val_t(kPage));
         delete held;
     });
     return nb::ndarray<nb::numpy, std::uint64_t>(block->p, shape.size(), shape.data(), owner);
-}
-
-std::size_t keep_recycled(std::size_t bytes) {
-    std::lock_guard lock(g_mutex);
-    const std::size_t before = g_limit;
-    g_limit = bytes;
-    while (g_held > g_limit) {
-        const auto largest = std::prev(g_free.end());
-        ::operator delete(largest->second, std::align_val_t(kPage));
-        g_held -= largest->first;
-        g_free.erase(largest);
-    }
-    return before;
 }
 
 }  // namespace
 
 void register_recycle(nb::module_& m) {
     m.def("recycled_words", &recycled, nb::arg("shape"), "An uninitialised array whose memory is used again later.");
-    m.def("keep_recycled", &keep_recycled, nb::arg("bytes"), "How much unused memory is kept; returns the old limit.");
+    m.def("keep_recycled", [](std::size_t bytes) { return arena().keep(bytes); }, nb::arg("bytes"),
+          "How much unused memory is kept; returns the old limit.");
 }

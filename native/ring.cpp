@@ -3,6 +3,8 @@
 
 #include <nanobind/stl/vector.h>
 
+#include <cstring>
+
 #include "module.h"
 
 namespace {
@@ -94,8 +96,9 @@ std::size_t plain_length(const Ring& r, nb::list pts) {
     return len;
 }
 
-// acc[g] += sum_k cts[k] * pts[g][k]; acc (G, C, L, n), cts: K arrays (C, L, n), pts: G*K arrays (L, n/r).
-void mac(const Ring& r, Words acc, nb::list cts, nb::list pts, std::size_t groups, int threads) {
+// acc[g] = (accumulate ? acc[g] : 0) + sum_k cts[k] * pts[g][k]; acc (G, C, L, n), cts: K arrays (C, L, n), pts: G*K arrays
+// (L, n/r).
+void mac(const Ring& r, Words acc, nb::list cts, nb::list pts, std::size_t groups, int threads, bool accumulate) {
     const std::size_t polys = r.count(acc), count = nb::len(cts);
     if (groups == 0 || polys % groups || nb::len(pts) != groups * count)
         throw std::invalid_argument("the accumulator needs one entry per group and every group one plaintext per ciphertext");
@@ -111,6 +114,9 @@ void mac(const Ring& r, Words acc, nb::list cts, nb::list pts, std::size_t group
         for (auto& at : c) at += l * r.n;
         for (auto& at : p) at += l * len;
         const Modulus& m = r.limbs[l]->m;
+        // While the run is on its way to a cache anyway.
+        for (std::size_t p = 0; p < (accumulate ? 0 : polys); ++p)
+            std::memset(acc.data() + p * r.words() + l * r.n + begin, 0, step * sizeof(u64));
         AlignedWords scratch(groups > 1 ? count * components * step : 0);
         MacArgs args{acc.data() + l * r.n, components * r.words(), r.words(), c.data(), p.data(),
                      groups, count, components, begin, begin + step, shift, groups > 1 ? scratch.data() : nullptr};
@@ -150,5 +156,6 @@ void register_ring(nb::module_& m) {
         .def("mul_scalar", &mul_scalar, a, nb::arg("scalars").noconvert(), out, threads)
         .def("automorphism_ntt", &automorphism_ntt, x, nb::arg("k"), out, threads)
         .def("automorphism_coeff", &automorphism_coeff, x, nb::arg("k"), out, threads)
-        .def("mac", &mac, acc, nb::arg("cts"), nb::arg("pts"), nb::arg("groups"), threads);
+        .def("mac", &mac, acc, nb::arg("cts"), nb::arg("pts"), nb::arg("groups"), threads,
+             nb::arg("accumulate") = true);
 }

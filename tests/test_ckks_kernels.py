@@ -98,12 +98,27 @@ def test_a_strided_operand_is_read_at_its_own_level(isa):
 
 def test_products_of_ciphertexts(isa):
     ring = context(N, CHAIN)
-    a, b = (np.stack([to_rns(random_integers(1 << 240, N, s + k), CHAIN) for k in (0, 1)]) for s in (1, 3))
+    a, b, plus = (
+        np.stack([to_rns(random_integers(1 << 240, N, s + k), CHAIN) for k in (0, 1)]) for s in (1, 3, 5)
+    )
+    products = (
+        ring.mul(a[0], b[0]),
+        ring.add(ring.mul(a[0], b[1]), ring.mul(a[1], b[0])),
+        ring.mul(a[1], b[1]),
+    )
     out = np.empty((3, len(CHAIN), N), np.uint64)
-    _native.ckks_tensor(ring._native, a, b, out, 2)
-    middle = ring.add(ring.mul(a[0], b[1]), ring.mul(a[1], b[0]))
-    for got, expected in zip(out, (ring.mul(a[0], b[0]), middle, ring.mul(a[1], b[1])), strict=True):
-        assert np.array_equal(got, expected)
+    _native.ckks_tensor(ring._native, a, b, 1, [], NOTHING, out, 2)
+    assert np.array_equal(out, products)
+    constant = [q - 3 for q in CHAIN]
+    _native.ckks_tensor(ring._native, a, b, 5, constant, plus, out, 2)
+    expected = [ring.mul_scalar(p, 5) for p in products]
+    primes = np.array(CHAIN, np.uint64)[:, None]
+    expected[0] = (expected[0] + primes - np.uint64(3)) % primes
+    expected[:2] = [ring.add(e, p) for e, p in zip(expected[:2], plus, strict=True)]
+    assert np.array_equal(out, expected)
+    # What is added may be what is written to.
+    _native.ckks_tensor(ring._native, a, b, 1, [], out, out, 1)
+    assert np.array_equal(out, [ring.add(e, p) for e, p in zip(expected, products, strict=True)])
 
 
 def reference_expansion(key, q, n):
@@ -147,47 +162,44 @@ def test_words_beyond_the_last_multiple_are_drawn_again(isa):
         assert abs(float(row.mean()) / q - 0.5) < 0.05
 
 
-def test_key_products_expand_the_uniform_half(isa):
-    """At the key's level and below it; with and without a value to add to."""
+@pytest.mark.parametrize("level", [3, 2, 1])
+def test_switched_components(isa, level):
+    """The digits times the key, its uniform half expanded; at the key's level and below it."""
     n, special = 1024, 2
     primes = chain(n, [49, 41, 41, 41, 50, 50])
     keys = expansion_keys(bytes(32), b"product", (2, len(primes)))
-    full, rng = context(n, primes), np.random.default_rng(5)
+    rng = np.random.default_rng(5)
     b = np.stack([np.stack([rng.integers(0, q, n).astype(np.uint64) for q in primes]) for _ in range(2)])
     a = np.empty((2 * len(primes), n), np.uint64)
     _native.ckks_expand(keys.reshape(-1, 16), list(primes), a, 1)
     a = a.reshape(2, len(primes), n)
-    for level in (3, 1):
-        rows = [*range(level + 1), 4, 5]
-        ring = context(n, tuple(primes[r] for r in rows))
-        count = -(-(level + 1) // special)
-        digits = np.stack([full.mul(b[0], b[1])[rows] for _ in range(count)])
-        # P times what lacks it; all of a value modulo Q·P.
-        p = primes[4] * primes[5]
-        short = np.ascontiguousarray(b[1][rows[:-2]])
-        scaled = context(n, primes[: level + 1]).mul_scalar(short, p)
-        lazy = np.ascontiguousarray(b[1][rows])
-        for more, value in ((NOTHING, None), (short[None], scaled), (lazy[None], lazy)):
-            out = np.empty((2, 2, len(rows), n), np.uint64)
-            _native.ckks_key_products(
-                ring._native, digits, [b, b], [keys, keys], special, more, [1, 25], False, out, 2
-            )
-            sums = []
-            for half in (b, a):
-                total = ring.zeros()
-                for d in range(count):
-                    ring.mul_add(total, digits[d], np.ascontiguousarray(half[d, rows]))
-                sums.append(total)
-            if value is not None:
-                sums[0][: len(value)] = context(n, ring.primes[: len(value)]).add(
-                    np.ascontiguousarray(sums[0][: len(value)]), value
-                )
-            expected = np.stack(sums)
-            assert np.array_equal(out[0], expected)
-            assert np.array_equal(out[1], ring.automorphism_ntt(expected, 25))
-            again = out[1:].copy()
-            _native.ckks_key_products(ring._native, digits, [b], [keys], special, more, [25], True, again, 1)
-            assert np.array_equal(again[0], ring.add(out[1], out[1]))
+    rows = [*range(level + 1), 4, 5]
+    ring, low = context(n, tuple(primes[r] for r in rows)), context(n, primes[: level + 1])
+    x = np.ascontiguousarray(b[1][: level + 1])
+    digits = np.empty((-(-(level + 1) // special), len(rows), n), np.uint64)
+    _native.ckks_decompose(ring._native, x, special, digits, 1)
+    # P times what lacks it; all of a value modulo Q·P.
+    short = np.ascontiguousarray(b[0][rows[:-2]])
+    scaled = low.mul_scalar(short, primes[4] * primes[5])
+    lazy = np.ascontiguousarray(b[0][rows])
+    for more, value in ((NOTHING, None), (short[None], scaled), (lazy[None], lazy)):
+        out = np.empty((2, 2, len(rows), n), np.uint64)
+        _native.ckks_switch_keys(ring._native, x, [b, b], [keys, keys], more, [1, 25], False, out, 2)
+        sums = []
+        for half in (b, a):
+            total = ring.zeros()
+            for d, digit in enumerate(digits):
+                ring.mul_add(total, digit, np.ascontiguousarray(half[d, rows]))
+            sums.append(total)
+        if value is not None:
+            part = np.ascontiguousarray(sums[0][: len(value)])
+            sums[0][: len(value)] = context(n, ring.primes[: len(value)]).add(part, value)
+        expected = np.stack(sums)
+        assert np.array_equal(out[0], expected)
+        assert np.array_equal(out[1], ring.automorphism_ntt(expected, 25))
+        again = out[1:].copy()
+        _native.ckks_switch_keys(ring._native, x, [b], [keys], more, [25], True, again, 1)
+        assert np.array_equal(again[0], ring.add(out[1], out[1]))
 
 
 @pytest.mark.parametrize("size", [1, 2, 16, N])
@@ -221,11 +233,35 @@ def test_wrong_shapes_are_refused():
     with pytest.raises(ValueError):
         _native.ckks_mod_down(ring._native, x[None], NOTHING, 1, np.zeros((1, 5, N), np.uint64), 1)
     with pytest.raises(ValueError):
-        _native.ckks_tensor(ring._native, x, x, np.zeros((3, 8, N), np.uint64), 1)
+        _native.ckks_tensor(ring._native, x, x, 1, [], NOTHING, np.zeros((3, 8, N), np.uint64), 1)
+    with pytest.raises(ValueError):
+        _native.ckks_switch_keys(
+            ring._native, x, [], [], NOTHING, [1], False, np.zeros((1, 2, 8, N), np.uint64), 1
+        )
     with pytest.raises(ValueError):
         _native.ckks_reduce(np.zeros(4, np.int64), 0, [97], np.zeros((1, 5), np.uint64), 1)
     with pytest.raises(ParameterError):
         chain(N, [12])
+
+
+def test_memory_of_other_sizes_is_used_again():
+    """What one array leaves serves two smaller ones, which together leave room for it again."""
+    words = 1 << 18  # a page of the pool
+    whole = _native.recycled_words([4, words])
+    start, end = whole.ctypes.data, whole.ctypes.data + whole.nbytes
+    del whole
+    parts = [_native.recycled_words([words]), _native.recycled_words([3, words])]
+    assert all(part.ctypes.data + part.nbytes <= end for part in parts)
+    for value, part in enumerate(parts):
+        part[:] = value
+    assert all((part == value).all() for value, part in enumerate(parts))
+    del part, parts
+    assert _native.recycled_words([4, words]).ctypes.data <= start
+    before = _native.keep_recycled(0)  # everything unused goes back to the system
+    fresh = _native.recycled_words([4, words])
+    fresh[:] = 9
+    assert (fresh == 9).all()
+    assert _native.keep_recycled(before) == 0
 
 
 def test_memory_is_used_again():

@@ -180,14 +180,25 @@ def test_rotation_of_periodic_slots_needs_only_the_remainder(party):
     party.close(party.evaluator.rotate(x.with_slots(512), 64), a)
 
 
+def test_products_with_a_factor_and_a_sum(party):
+    ev, n = party.evaluator, 512
+    a, b, c = (slots(n, seed) for seed in (1, 2, 3))
+    x, y = party.encrypt(a, 6), party.encrypt(b, 5)
+    plus = party.encrypt(c, 6, x.scale * y.scale)
+    product = ev.tensor(x, y, factor=3, constant=0.5, plus=plus)
+    party.close(ev.relinearize(product, rescale=1), 3 * a * b + 0.5 + c)
+    party.close(ev.combine([x, y], [0.25, -2.0], 2.0**80, 0.5), 0.25 * a - 2 * b + 0.5)
+    with pytest.raises(ScaleError):
+        ev.tensor(x, y, plus=x)
+
+
 def test_lazy_sums(party, isa):
     """A baby-step giant-step product with one division by P per giant step, and one for the sum."""
     ev, n = party.evaluator, 512
     a, level = slots(n, 1), 6
     q = float(SMALL.primes[level])
     x = party.encrypt(a, level)
-    digits = ev.decompose(x)
-    babies = [ev.rotate_wide(digits, step) for step in (0, 1, 2)]
+    babies = ev.rotate_wide_hoisted(x, (0, 1, 2))
     diagonals = [slots(n, 10 + k) for k in range(3)]
     plains = [party.encoder.encode(d, level, q, wide=True) for d in diagonals]
     inner = ev.mul_plain_wide(babies, plains)
@@ -195,8 +206,10 @@ def test_lazy_sums(party, isa):
     party.close(ev.mod_down(inner, 1), expected)
     party.close(ev.rescale(ev.mod_down(inner)), expected)
     total = ev.add_wide(inner, ev.turn_wide(inner, 5))
-    party.close(ev.mod_down(total, 1), expected + np.roll(expected, -5))
-    party.close(ev.mod_down(ev.rotate_wide(digits, CONJUGATE)), np.conj(a))
+    twice = expected + np.roll(expected, -5)
+    party.close(ev.mod_down(total, 1), twice)
+    party.close(ev.mod_down(ev.turn_wide(inner, 5, total), 1), twice + np.roll(expected, -5))
+    party.close(ev.mod_down(ev.rotate_wide(x, CONJUGATE)), np.conj(a))
 
 
 def test_match_brings_to_an_exact_scale(party):

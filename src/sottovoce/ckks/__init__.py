@@ -28,11 +28,11 @@ scale (a float): phase = scale · message + error. Nothing rescales or drops lev
       mul_plain mul_scalar mul_integer mul_by_i mul square relinearize rescale drop_to match
       rotate rotate_hoisted conjugate
       mul_plain_sum combine trivial mod_raise
-      lazily, modulo Q·P: decompose rotate_wide rotate_wide_hoisted widen mul_plain_wide add_wide turn_wide
+      lazily, modulo Q·P: rotate_wide rotate_wide_hoisted widen mul_plain_wide add_wide turn_wide
       mod_down
 """
 
-from sottovoce.ckks.ciphertext import Ciphertext, Digits, Plaintext, Wide
+from sottovoce.ckks.ciphertext import Ciphertext, Plaintext, Wide
 from sottovoce.ckks.decryptor import Decryptor, flood
 from sottovoce.ckks.encoder import Encoder
 from sottovoce.ckks.encryptor import Encryptor, load_fresh
@@ -65,7 +65,6 @@ __all__ = [
     "CONJUGATE",
     "Ciphertext",
     "Decryptor",
-    "Digits",
     "ENGINE16",
     "EncapsulationKeys",
     "Encoder",

@@ -249,12 +249,11 @@ class Bootstrapper:
         level = x.level - self._plan.depth
         value = paterson_stockmeyer.evaluate(evaluator, x, self._plan, float(primes[level]), central=True)
         for _ in range(sine.doublings):
-            square = evaluator.mul_integer(evaluator.tensor(value, value), 2)
-            value = evaluator.relinearize(evaluator.add_scalar(square, -1.0), rescale=1)
+            value = evaluator.relinearize(evaluator.tensor(value, value, factor=2, constant=-1.0), rescale=1)
         if sine.arcsine:
-            square = evaluator.square(value)
-            sixth = square.with_scale(6 * square.scale)
-            value = evaluator.mul(value, evaluator.add_scalar(sixth, 1.0))
+            # 1 + value²/6: the six is in the scale.
+            square = evaluator.relinearize(evaluator.tensor(value, value, constant=6.0), rescale=1)
+            value = evaluator.mul(value, square.with_scale(6 * square.scale))
         return value
 
     def to_coefficients(self, evaluator: Evaluator, parts: Sequence[Ciphertext], scale: float) -> Ciphertext:

@@ -116,17 +116,6 @@ def check_header(parameters: Parameters, level: int, slots: int, scale: float) -
 
 
 @dataclass(frozen=True, eq=False)
-class Digits:
-    """A ciphertext of two components with the digits of c_1, for any number of rotations.
-
-    data: (D, level + 1 + α, N) NTT form: digit d, centred, modulo every prime of Q·P.
-    """
-
-    ciphertext: Ciphertext
-    data: Words = field(repr=False)
-
-
-@dataclass(frozen=True, eq=False)
 class Wide:
     """A ciphertext modulo Q_level·P whose phase is P·scale·m: what lazy sums are made of.
 

@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from sottovoce import _native
-from sottovoce.ckks.ciphertext import Ciphertext, Digits, Plaintext, Wide, empty
+from sottovoce.ckks.ciphertext import Ciphertext, Plaintext, Wide, empty
 from sottovoce.ckks.galois import CONJUGATE, galois_element
 from sottovoce.ckks.keys import EncapsulationKeys, GaloisKeys, RelinearizationKey
-from sottovoce.ckks.linear import NOTHING, Linear
+from sottovoce.ckks.linear import NOTHING, Linear, same_scale
 from sottovoce.ckks.parameters import Parameters
 from sottovoce.ckks.switching import SwitchingKey, key_ring
 from sottovoce.errors import ForeignKeyError, LevelError, MissingKeyError, ParameterError
@@ -48,16 +48,31 @@ class Evaluator(Linear):
 
     # Products of ciphertexts
 
-    def tensor(self, a: Ciphertext, b: Ciphertext) -> Ciphertext:
-        """a·b of three components, at the product of the scales."""
+    def tensor(
+        self,
+        a: Ciphertext,
+        b: Ciphertext,
+        factor: int = 1,
+        constant: float = 0.0,
+        plus: Ciphertext | None = None,
+    ) -> Ciphertext:
+        """factor·a·b + constant + plus in one pass: three components, at the product of the scales.
+
+        factor: below 2^20. plus: of that scale (ScaleError otherwise) and of the product's level or above.
+        """
         self._same_key(a, b)
         if a.size != 2 or b.size != 2:
             raise ParameterError("relinearise before the next product")
-        level = min(a.level, b.level)
-        a, b = self.drop_to(a, level), self.drop_to(b, level)
+        level, scale, slots = min(a.level, b.level), a.scale * b.scale, max(a.slots, b.slots)
+        a, b, more = self.drop_to(a, level), self.drop_to(b, level), NOTHING
+        if plus is not None:
+            self._same_key(a, plus)
+            same_scale(scale, plus.scale, "add up products of")
+            more, slots = self.drop_to(plus, level).data, max(slots, plus.slots)
+        added = self._constant(constant, level, scale)
         ring, out = self.parameters.ring(level), empty(3, level + 1, self.parameters.degree)
-        _native.ckks_tensor(ring._native, a.data, b.data, out, threads())
-        return replace(a, data=out, scale=a.scale * b.scale, slots=max(a.slots, b.slots))
+        _native.ckks_tensor(ring._native, a.data, b.data, factor, added, more, out, threads())
+        return replace(a, data=out, scale=scale, slots=slots)
 
     def relinearize(self, a: Ciphertext, rescale: int = 0) -> Ciphertext:
         """Three components to two by one key switch, divided by the top `rescale` primes in the same step."""
@@ -72,8 +87,8 @@ class Evaluator(Linear):
             )
         self._levels_left(a, rescale, "rescale a product")
         self._own(a)
-        digits = self._decompose(a.data[2], a.level)
-        data = self._mod_down(self._product(digits, key, a.level, a.data[:2]), a.level, rescale)
+        product = self._switch(a.data[2], a.level, [key], more=a.data[:2])[0]
+        data = self._mod_down(product, a.level, rescale)
         return replace(a, data=data, scale=self._rescaled(a.scale, a.level, rescale))
 
     def mul(self, a: Ciphertext, b: Ciphertext, rescale: int = 1) -> Ciphertext:
@@ -94,42 +109,22 @@ class Evaluator(Linear):
 
     def conjugate(self, a: Ciphertext) -> Ciphertext:
         """Every slot conjugated. One key switch."""
-        return self._turn(self.decompose(a), CONJUGATE)
+        return self._turned(a, [CONJUGATE])[0]
 
     def rotate_hoisted(self, a: Ciphertext, steps: Sequence[int]) -> list[Ciphertext]:
         """a rotated by every step, decomposed once."""
-        digits: Digits | None = None
-        out = []
-        for step in steps:
-            step %= a.slots
-            if step and digits is None:
-                digits = self.decompose(a)
-            out.append(self._turn(digits, step) if step and digits is not None else a)
-        return out
+        return self._turned(a, [step % a.slots for step in steps])
 
     # Lazily, modulo Q·P
 
-    def decompose(self, a: Ciphertext) -> Digits:
-        """The digits of c_1, from which any number of rotations start."""
-        if a.size != 2:
-            raise ParameterError("relinearise before rotating")
-        self._own(a)
-        return Digits(a, self._decompose(a.data[1], a.level))
-
-    def rotate_wide(self, digits: Digits, step: int) -> Wide:
+    def rotate_wide(self, a: Ciphertext, step: int) -> Wide:
         """A rotation (or CONJUGATE) that is not divided by P yet."""
-        return self.rotate_wide_hoisted(digits, [step])[0]
+        return self.rotate_wide_hoisted(a, [step])[0]
 
-    def rotate_wide_hoisted(self, digits: Digits, steps: Sequence[int]) -> list[Wide]:
-        """`rotate_wide` by every step; the digits are read from memory once."""
-        a = digits.ciphertext
+    def rotate_wide_hoisted(self, a: Ciphertext, steps: Sequence[int]) -> list[Wide]:
+        """`rotate_wide` by every step, decomposed once."""
         steps = [step if step == CONJUGATE else step % a.slots for step in steps]
-        moved = [step for step in steps if step]
-        if not moved:
-            return [self.widen(a) for _ in steps]
-        keys = [self._galois_key(step, a.level) for step in moved]
-        elements = [galois_element(self.parameters.degree, step) for step in moved]
-        products = iter(self._products(digits.data, keys, a.level, a.data[:1], elements))
+        products = iter(self._products(a, [step for step in steps if step], a.data[:1]))
         return [
             self._wide(next(products), a.scale, a.slots, a.key_id) if step else self.widen(a)
             for step in steps
@@ -162,11 +157,11 @@ class Evaluator(Linear):
             self._same_wide(first, wide)
             if abs(wide.scale * plain.scale / scale - 1) > 2.0**-40:
                 raise ParameterError("the products of a lazy sum have different scales")
-        out = empty(*first.data.shape)
-        out[:] = 0
-        self.parameters.wide_ring(first.level).mac_many(out, [wide.data for wide in wides], rows)
+        out = empty(1, *first.data.shape)
+        ring = self.parameters.wide_ring(first.level)
+        ring.mac_matrix(out, [wide.data for wide in wides], [rows], accumulate=False)
         slots = max([wide.slots for wide in wides] + [plain.slots for plain in plains])
-        return self._wide(out, scale, slots, first.key_id)
+        return self._wide(out[0], scale, slots, first.key_id)
 
     def add_wide(self, a: Wide, b: Wide) -> Wide:
         """a + b."""
@@ -174,16 +169,22 @@ class Evaluator(Linear):
         out = self.parameters.wide_ring(a.level).add(a.data, b.data, empty(*a.data.shape))
         return replace(a, data=out, slots=max(a.slots, b.slots))
 
-    def turn_wide(self, a: Wide, step: int) -> Wide:
-        """A rotation of a lazy sum: c_1 alone is divided by P, switched again, and the result stays lazy."""
+    def turn_wide(self, a: Wide, step: int, total: Wide | None = None) -> Wide:
+        """A rotation of a lazy sum: c_1 alone is divided by P, switched again, and the result stays lazy.
+
+        total: a lazy sum of nobody else's that the rotation is added to, in place.
+        """
         step = step if step == CONJUGATE else step % a.slots
         if step == 0:
-            return a
+            return a if total is None else self.add_wide(total, a)
         key = self._galois_key(step, a.level)
-        narrow = self._mod_down(a.data[1:], a.level, 0)
-        digits = self._decompose(narrow[0], a.level)
         element = galois_element(self.parameters.degree, step)
-        return replace(a, data=self._product(digits, key, a.level, a.data[:1], element))
+        narrow = self._mod_down(a.data[1:], a.level, 0)
+        if total is not None:
+            self._same_wide(a, total)
+        into = None if total is None else total.data[None]
+        data = self._switch(narrow[0], a.level, [key], [element], a.data[:1], into=into)[0]
+        return replace(a, data=data, slots=a.slots if total is None else max(a.slots, total.slots))
 
     def mod_down(self, a: Wide, rescale: int = 0) -> Ciphertext:
         """Divided by P, and by the top `rescale` primes in the same step."""
@@ -222,35 +223,52 @@ class Evaluator(Linear):
     # Helpers
 
     def _switched(self, data: Words, key: SwitchingKey, level: int) -> Words:
-        product = self._product(self._decompose(data[1], level, key.special), key, level)
+        product = self._switch(data[1], level, [key])[0]
         return self._mod_down(product, level, 0, data[:1], special=key.special)
 
-    def _decompose(self, rows: Words, level: int, special: int | None = None) -> Words:
-        special = self.parameters.alpha if special is None else special
-        ring = key_ring(self.parameters, level, special)
-        out = empty(-(-(level + 1) // special), ring.limbs, ring.n)
-        _native.ckks_decompose(ring._native, rows, special, out, threads())
-        return out
-
-    def _product(
-        self, digits: Words, key: SwitchingKey, level: int, more: Words = NOTHING, element: int = 1
+    def _switch(
+        self,
+        rows: Words,
+        level: int,
+        keys: Sequence[SwitchingKey],
+        elements: Sequence[int] = (1,),
+        more: Words = NOTHING,
+        into: Words | None = None,
     ) -> Words:
-        product: Words = self._products(digits, [key], level, more, [element])[0]
-        return product
-
-    def _products(
-        self, digits: Words, keys: list[SwitchingKey], level: int, more: Words, elements: list[int]
-    ) -> Words:
-        """(S, 2, L + K, N): digits times every key, plus `more` (times P if it lacks the special primes),
-        turned by the automorphisms."""
-        special = keys[0].special
-        ring = key_ring(self.parameters, level, special)
-        out = empty(len(keys), 2, ring.limbs, ring.n)
+        """(S, 2, L + K, N): the component `rows` under every key, plus `more` (times P if it lacks the
+        special primes), turned by the automorphisms; added to `into`, in place, if it is given."""
+        ring = key_ring(self.parameters, level, keys[0].special)
+        out = empty(len(keys), 2, ring.limbs, ring.n) if into is None else into
         halves, seeds = [key.b for key in keys], [key.uniform for key in keys]
-        _native.ckks_key_products(
-            ring._native, digits, halves, seeds, special, more, elements, False, out, threads()
+        _native.ckks_switch_keys(
+            ring._native, rows, halves, seeds, more, list(elements), into is not None, out, threads()
         )
         return out
+
+    def _products(self, a: Ciphertext, steps: Sequence[int], more: Words = NOTHING) -> Words:
+        """(S, 2, L + K, N): c_1 under the keys of rotations, plus `more`; turned only if there is `more`."""
+        if a.size != 2:
+            raise ParameterError("relinearise before rotating")
+        self._own(a)
+        if not steps:
+            return NOTHING
+        keys = [self._galois_key(step, a.level) for step in steps]
+        elements = [galois_element(self.parameters.degree, step) for step in steps]
+        return self._switch(a.data[1], a.level, keys, elements if more.size else [1] * len(steps), more)
+
+    def _turned(self, a: Ciphertext, steps: Sequence[int]) -> list[Ciphertext]:
+        """Rotations (0 for none, or CONJUGATE), turned after the division by P: there is less to move."""
+        moved = [step for step in steps if step]
+        products, degree = iter(self._products(a, moved) if moved else ()), self.parameters.degree
+        return [
+            replace(
+                a,
+                data=self._mod_down(next(products), a.level, 0, a.data[:1], galois_element(degree, step)),
+            )
+            if step
+            else a
+            for step in steps
+        ]
 
     def _mod_down(
         self,
@@ -265,12 +283,6 @@ class Evaluator(Linear):
         out = empty(len(x), level + 1 - rescale, ring.n)
         _native.ckks_mod_down(ring._native, x, more, element, out, threads())
         return out
-
-    def _turn(self, digits: Digits, step: int) -> Ciphertext:
-        a = digits.ciphertext
-        product = self._product(digits.data, self._galois_key(step, a.level), a.level)
-        element = galois_element(self.parameters.degree, step)
-        return replace(a, data=self._mod_down(product, a.level, 0, a.data[:1], element))
 
     def _galois_key(self, step: int, level: int) -> SwitchingKey:
         if self.galois_keys is None:

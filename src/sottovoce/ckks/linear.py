@@ -49,7 +49,7 @@ class Linear:
 
     def add_plain(self, a: Ciphertext, plain: Plaintext) -> Ciphertext:
         """a + plain, the plaintext at a's level or above. ScaleError unless the scales agree."""
-        _same_scale(a.scale, plain.scale, "add a plaintext to")
+        same_scale(a.scale, plain.scale, "add a plaintext to")
         ring, out = self.parameters.ring(a.level), empty(*a.data.shape)
         _native.ckks_add_plain(ring._native, a.data, self._rows(plain, a), out, threads())
         return replace(a, data=out, slots=max(a.slots, plain.slots))
@@ -83,7 +83,7 @@ class Linear:
             raise ParameterError("a sum of products takes as many ciphertexts as plaintexts, at least one")
         level, scale = min(ct.level for ct in cts), cts[0].scale * plains[0].scale
         for ct, plain in zip(cts, plains, strict=True):
-            _same_scale(scale, ct.scale * plain.scale, "add up products of")
+            same_scale(scale, ct.scale * plain.scale, "add up products of")
             self._same_key(cts[0], ct)
         cts = [self.drop_to(ct, level) for ct in cts]
         rows = _equal_length([self._rows(plain, cts[0]) for plain in plains])
@@ -114,8 +114,14 @@ class Linear:
         context(2, ring.primes).ntt(power)
         return replace(a, data=self._accumulate(a.size, a.level, [a], [power]))
 
-    def combine(self, cts: Sequence[Ciphertext], coefficients: Sequence[float], scale: float) -> Ciphertext:
-        """Σ_k coefficients[k]·cts[k] at exactly `scale` and the lowest level; no rescaling.
+    def combine(
+        self,
+        cts: Sequence[Ciphertext],
+        coefficients: Sequence[float],
+        scale: float,
+        constant: float = 0.0,
+    ) -> Ciphertext:
+        """constant + Σ_k coefficients[k]·cts[k] at exactly `scale` and the lowest level; no rescaling.
 
         Every coefficient is rounded at scale / cts[k].scale, which should have 30 bits and more.
         """
@@ -129,6 +135,10 @@ class Linear:
             integer = _integer(float(value) * (scale / ct.scale))
             rows.append(np.array([[integer % q] for q in primes], np.uint64))
         out = self._accumulate(cts[0].size, level, [self.drop_to(ct, level) for ct in cts], rows)
+        added = self._constant(constant, level, scale)
+        if added:
+            ring, plain = self.parameters.ring(level), np.array(added, np.uint64)[:, None]
+            _native.ckks_add_plain(ring._native, out, plain, out, threads())
         return replace(cts[0], data=out, scale=float(scale), slots=max(ct.slots for ct in cts))
 
     # Levels and scales
@@ -183,6 +193,11 @@ class Linear:
                 "parameter set with more primes"
             )
 
+    def _constant(self, value: float, level: int, scale: float) -> list[int]:
+        """A constant at this scale modulo every prime; nothing for 0."""
+        integer = _integer(value * scale)
+        return [integer % q for q in self.parameters.primes[: level + 1]] if integer else []
+
     def _accumulate(self, size: int, level: int, cts: Sequence[Ciphertext], rows: Sequence[Words]) -> Words:
         """Σ_k cts[k]·rows[k], all at `level`; rows of equal length."""
         ring, out = self.parameters.ring(level), empty(size, level + 1, self.parameters.degree)
@@ -210,7 +225,7 @@ class Linear:
 
     def _meet(self, a: Ciphertext, b: Ciphertext, operation: str) -> tuple[Ciphertext, Ciphertext]:
         self._same_key(a, b)
-        _same_scale(a.scale, b.scale, operation)
+        same_scale(a.scale, b.scale, operation)
         level = min(a.level, b.level)
         return self.drop_to(a, level), self.drop_to(b, level)
 
@@ -235,7 +250,7 @@ def _close(a: float, b: float) -> bool:
     return abs(a / b - 1) <= SCALE_TOLERANCE
 
 
-def _same_scale(a: float, b: float, operation: str) -> None:
+def same_scale(a: float, b: float, operation: str) -> None:
     if not _close(a, b):
         raise ScaleError(
             f"cannot {operation} ciphertexts of scales 2^{math.log2(a):.4f} and 2^{math.log2(b):.4f}: "

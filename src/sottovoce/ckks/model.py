@@ -108,20 +108,33 @@ class ModelEvaluator:
         return replace(a, values=a.values * factor)
 
     def combine(
-        self, cts: Sequence[ModelCiphertext], coefficients: Sequence[float], scale: float
+        self,
+        cts: Sequence[ModelCiphertext],
+        coefficients: Sequence[float],
+        scale: float,
+        constant: float = 0.0,
     ) -> ModelCiphertext:
         level = min(ct.level for ct in cts)
-        total = np.zeros(max(ct.slots for ct in cts), np.complex128)
+        total = np.full(max(ct.slots for ct in cts), constant, np.complex128)
         for ct, coefficient in zip(cts, coefficients, strict=True):
             total = total + coefficient * ct.values
         return ModelCiphertext(total, level, scale)
 
-    def tensor(self, a: ModelCiphertext, b: ModelCiphertext) -> ModelCiphertext:
+    def tensor(
+        self,
+        a: ModelCiphertext,
+        b: ModelCiphertext,
+        factor: int = 1,
+        constant: float = 0.0,
+        plus: ModelCiphertext | None = None,
+    ) -> ModelCiphertext:
         if a.size != 2 or b.size != 2:
             raise ParameterError("operands of a product have two components")
         self.counts["products"] += 1
         first, second = _common(a.values, b.values)
-        return ModelCiphertext(first * second, min(a.level, b.level), a.scale * b.scale, 3)
+        values = factor * first * second + constant
+        product = ModelCiphertext(values, min(a.level, b.level), a.scale * b.scale, 3)
+        return product if plus is None else self.add(product, plus)
 
     def relinearize(self, a: ModelCiphertext, rescale: int = 0) -> ModelCiphertext:
         if a.size != 3:

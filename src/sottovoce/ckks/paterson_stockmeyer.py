@@ -192,14 +192,11 @@ def _power(evaluator: Evaluator, powers: Mapping[int, Ciphertext], index: int) -
     small = index // 2
     a, b = powers[index - small], powers[small]
     level = min(a.level, b.level)
-    product = evaluator.tensor(evaluator.drop_to(a, level), evaluator.drop_to(b, level))
-    doubled = evaluator.mul_integer(product, 2)
     if index == 2 * small:
-        doubled = evaluator.add_scalar(doubled, -1.0)
-    else:
-        other = evaluator.drop_to(powers[index - 2 * small], level)
-        doubled = evaluator.sub(doubled, evaluator.combine([other], [1.0], doubled.scale))
-    return evaluator.relinearize(doubled, rescale=1)
+        return evaluator.relinearize(evaluator.tensor(a, b, factor=2, constant=-1.0), rescale=1)
+    other = evaluator.drop_to(powers[index - 2 * small], level)
+    less = evaluator.combine([other], [-1.0], a.scale * b.scale)
+    return evaluator.relinearize(evaluator.tensor(a, b, factor=2, plus=less), rescale=1)
 
 
 def _doubled(
@@ -213,17 +210,16 @@ def _doubled(
     """
     t = powers[half]
     if half not in raw:
-        square = evaluator.mul_integer(evaluator.tensor(t, t), 2)
-        return evaluator.add_scalar(square, -1.0)
+        return evaluator.tensor(t, t, factor=2, constant=-1.0)
     middle = 1 if half % 4 == 0 else -1
     w = evaluator.add_scalar(t, -float(middle))
-    square = evaluator.mul_integer(evaluator.tensor(w, w), 2)
-    exact = evaluator.add_scalar(evaluator.drop_to(raw[half], t.level), -float(middle))
-    ratio = exact.scale / square.scale
-    linear = evaluator.mul_integer(exact, 4 * middle).with_scale(square.scale)
-    rest = evaluator.combine([w], [4 * middle * (1 - ratio)], square.scale)
-    total = evaluator.add(square, evaluator.add(linear, rest))
-    return evaluator.add_scalar(total, 1.0)
+    scale, exact = w.scale * w.scale, evaluator.drop_to(raw[half], t.level)
+    ratio = exact.scale / scale
+    # 4o(T_k − o) + 1, T_k exact.
+    rest = evaluator.combine(
+        [exact.with_scale(scale), w], [4 * middle, 4 * middle * (1 - ratio)], scale, 1 - 4 * ratio
+    )
+    return evaluator.tensor(w, w, factor=2, plus=rest)
 
 
 def _finish(
@@ -242,13 +238,10 @@ def _raw(
     """The node's value, not relinearised or rescaled."""
     terms = {i: c for i, c in node.leaf.items() if i} or {1: 0.0}
     total = evaluator.combine(
-        [evaluator.drop_to(powers[i], level) for i in terms], list(terms.values()), scale
+        [evaluator.drop_to(powers[i], level) for i in terms], list(terms.values()), scale, node.constant
     )
-    if node.constant:
-        total = evaluator.add_scalar(total, node.constant)
     for power, part in node.parts.items():
         operand = evaluator.drop_to(powers[power], level)
         value = _finish(evaluator, part, powers, level, scale / operand.scale)
-        product = evaluator.tensor(value, operand).with_scale(scale)
-        total = evaluator.add(product, total)
+        total = evaluator.tensor(value, operand, plus=total).with_scale(scale)
     return total

@@ -9,7 +9,6 @@ Source: Bossuat et al., EUROCRYPT 2021.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import gcd
@@ -73,12 +72,12 @@ class Transform:
                 f"a map prepared for level {self.level} cannot take a ciphertext of level {x.level}"
             )
         x = evaluator.drop_to(x, self.level).with_slots(self.slots)
-        digits = evaluator.decompose(x)
-        turned = evaluator.rotate_wide_hoisted(digits, self.babies)
-        inner = self._inner(evaluator, turned)
-        total = functools.reduce(
-            evaluator.add_wide, (evaluator.turn_wide(each, giant) for giant, each in inner.items())
-        )
+        inner = self._inner(evaluator, evaluator.rotate_wide_hoisted(x, self.babies))
+        # All the others are added to the first, the one that need not be turned if there is one.
+        total: Wide | None = None
+        for giant in sorted(inner):
+            total = evaluator.turn_wide(inner[giant], giant, total)
+        assert total is not None
         return evaluator.mod_down(total, rescale)
 
     def _inner(self, evaluator: Evaluator, turned: Sequence[Wide]) -> dict[int, Wide]:
@@ -90,9 +89,8 @@ class Transform:
             [row[baby].data if baby in row else zero for baby in self.babies] for row in self.rows.values()
         ]
         out = empty(len(plains), *first.data.shape)
-        out[:] = 0
         ring = evaluator.parameters.wide_ring(first.level)
-        ring.mac_matrix(out, [each.data for each in turned], plains)
+        ring.mac_matrix(out, [each.data for each in turned], plains, accumulate=False)
         scale = first.scale * self.scale
         return {
             giant: replace(first, data=data, scale=scale) for giant, data in zip(self.rows, out, strict=True)

@@ -176,14 +176,16 @@ class RingContext:
         cts: Sequence[Words] | Words,
         pts: Sequence[Sequence[Words]] | Words,
         threads: int | None = None,
+        accumulate: bool = True,
     ) -> Words:
         """acc[g] += Σ_k cts[k] ⊙ pts[g][k] for every g; reads the ciphertexts once per cache block, in place.
 
-        acc: (G, C, L, N). cts: K arrays (C, L, N). pts: G lists of K arrays (L, M), as for `mac_many`.
+        acc: (G, C, L, N). cts: K arrays (C, L, N). pts: G lists of K arrays (L, M), as for `mac_many`. What
+        acc held is forgotten if not `accumulate`.
         """
         flat = [plaintext for row in pts for plaintext in row]
         with _shapes("mac_matrix"):
-            self._native.mac(acc, list(cts), flat, len(acc), threads or _threads)
+            self._native.mac(acc, list(cts), flat, len(acc), threads or _threads, accumulate)
         return acc
 
     def reduce_signed(self, values: npt.NDArray[np.signedinteger], out: Words | None = None) -> Words:
