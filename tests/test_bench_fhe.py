@@ -1,14 +1,20 @@
 """Benchmarks of FHE on a small ring: the figures are about nothing, their form is checked."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 from click.testing import CliRunner
 
-from sottovoce.bench import fhe, packings
+from sottovoce.bench import fhe, layer, packings
 from sottovoce.ckks.parameters import refreshing
 from sottovoce.cli.root import cli
 from sottovoce.engines.fhe import FheEngine, description
+from sottovoce.engines.fhe.costs import CostModel
+from sottovoce.engines.fhe.estimate import Plan
+from sottovoce.engines.fhe.functions import Degrees
+from sottovoce.engines.fhe.placement import place_bootstraps, record
+from sottovoce.engines.fhe.shape import Shape
 from sottovoce.parties import Address, Client, Server, Welcome, Wish
 from tiny_model import tiny_model
 
@@ -75,6 +81,26 @@ def test_generation_is_measured(tmp_path, monkeypatch):
     assert 0 <= result["top1_agreement"] <= 1 and result["kl"] < 0.01
     assert "bootstraps" in {row["name"] for row in result["by_operation"]}
     assert result["key_bytes"] > 10**7 and result["bytes_per_token"] > 10**5
+    json.dumps(result)
+
+
+def test_a_layer_behind_public_tokens_and_alone():
+    """On a small ring without security: both cases compute what the plain model does."""
+    small = refreshing(1024, 16, (2, 10, 3), 6, "ternary", "unchecked")
+    config = replace(tiny_model(layers=1).config, tied_head=False)
+    plans = []
+    for split, public in ((0, 0), (2, 20)):
+        shape, cost = Shape(config, 512, public + 5, split), CostModel(3.0)
+        segments = record(shape, Degrees(), public + 4, public)
+        placement = place_bootstraps(segments, small.working_top, cost)
+        plans.append(Plan(shape, small, placement, segments, cost, 1, 1, public))
+    result = layer.measure(config, plans)
+    assert [(c["public_tokens"], c["private_tokens"]) for c in result["cases"]] == [(0, 5), (20, 5)]
+    for case in result["cases"]:
+        assert case["largest_error"] < 0.05 < case["logits_range"]
+        assert case["seconds"] > 0 and case["bootstraps"] == result["cases"][0]["bootstraps"]
+        assert {"bootstraps", "products"} <= {o["name"] for o in case["by_operation"]}
+    assert result["growth"] > 0
     json.dumps(result)
 
 

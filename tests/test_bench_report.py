@@ -114,13 +114,19 @@ def sample(name):
             },
             "layer": {
                 "shape": "gpt2",
-                "seconds": 30.0,
-                "estimated_seconds": 31.0,
-                "bootstraps": 6,
-                "by_operation": [{"name": "rotations", "seconds": 2.0}],
+                "cases": [
+                    {
+                        "public_tokens": 0,
+                        "private_tokens": 32,
+                        "seconds": 30.0,
+                        "estimated_seconds": 31.0,
+                        "bootstraps": 6,
+                        "by_operation": [{"name": "rotations", "seconds": 2.0}],
+                        "largest_error": 0.01,
+                    }
+                ],
                 "key_bytes": 6 * 10**9,
                 "memory_bytes": 10**10,
-                "largest_error": 0.01,
             },
             "ranges": {
                 "model": "m",

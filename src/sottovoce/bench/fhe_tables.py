@@ -73,21 +73,26 @@ def fhe(runs: Sequence[Run]) -> list[str]:
 
 
 def layer(runs: Sequence[Run]) -> list[str]:
-    names = sorted({o["name"] for run in runs for o in run["by_operation"]})
-    headers = ["shape", "s", "estimated", "bootstraps", *names, "GB keys", "GB memory", "largest error"]
+    cases = [(run, case) for run in runs for case in run["cases"]]
+    names = sorted({o["name"] for _, case in cases for o in case["by_operation"]})
+    headers = ["shape", "public tokens", "private", "s", "estimated", "growth", "bootstraps", *names]
+    headers += ["GB keys", "GB memory", "largest error"]
     rows = []
-    for run in runs:
-        seconds = {o["name"]: o["seconds"] for o in run["by_operation"]}
+    for run, case in cases:
+        seconds = {o["name"]: o["seconds"] for o in case["by_operation"]}
         rows.append(
             (
                 run["shape"],
-                number(run["seconds"]),
-                number(run["estimated_seconds"]),
-                str(run["bootstraps"]),
+                str(case["public_tokens"]),
+                str(case["private_tokens"]),
+                number(case["seconds"]),
+                number(case["estimated_seconds"]),
+                number(case["seconds"] / run["cases"][0]["seconds"]),
+                str(case["bootstraps"]),
                 *(number(seconds.get(name)) for name in names),
                 number(run["key_bytes"] / 1e9),
                 number(run["memory_bytes"] / 1e9),
-                number(run["largest_error"]),
+                number(case["largest_error"]),
             )
         )
     return table(headers, rows)

@@ -51,6 +51,15 @@ KINDS = {
         "for computing. Both sides keep 128 bits of security by their own tables: ours limits h = 192 to "
         "1,546 bits of modulus and uniform ternary secrets to 1,747.",
     ),
+    "chunk": Kind(
+        "Private tokens together under FHE",
+        ("model",),
+        "One layer of a model behind one public token, on ciphertexts of degree 65,536 under 128-bit "
+        "parameters, in one process: the private tokens of a prompt in one chunk, against one token alone. "
+        "The plain model of that layer checks the logits.",
+        "A chunk refreshes as often as a single token as long as its scores fit one ciphertext (15 tokens "
+        "behind a public one for stories260K). What grows is the work between refreshes.",
+    ),
     "draft": Kind(
         "Draft and verify",
         ("model", "kv", "draft"),
@@ -101,8 +110,9 @@ KINDS = {
     "layer": Kind(
         "One layer under FHE, by operation",
         ("shape",),
-        "A decoder layer with random weights in a model's shapes, one private token, on ciphertexts of "
-        "degree 65,536 and 32,768 slots, in one process. The refreshes are placed by the planner.",
+        "A decoder layer with random weights in a model's shapes, on ciphertexts of degree 65,536 and 32,768 "
+        "slots, in one process: the last of the private tokens, alone and behind public ones whose keys and "
+        "values are plaintexts. Growth is against the first row. The refreshes are placed by the planner.",
     ),
     "load": Kind(
         "Many sessions at once",
@@ -176,6 +186,16 @@ KINDS = {
         "The largest absolute value in any layer, over text that the model writes itself: of the residual "
         "stream, of values, of what enters the activation, of attention scores. A public first token and "
         "rotations change nothing in the logits.",
+    ),
+    "ray": Kind(
+        "Matrices on a Ray cluster",
+        ("model", "workers", "nodes"),
+        "One product of every kind of matrix with one private token (*online*), and one batch made ahead "
+        "(*ahead*), by workers of a Ray cluster and by one process with one thread and with all; taking turns, "
+        "medians. The ciphertexts that come back are compared bit for bit.",
+        "Nodes of a cluster on one machine share its cores: such a run shows what the messages cost, and can "
+        "show no speed-up over one process that uses all cores. One core is what a worker has. What more "
+        "machines would give is [estimated](../guides/estimate.md#many-machines), not measured.",
     ),
     "scx": Kind(
         "Engine scx",
@@ -257,7 +277,8 @@ def suite(texts: str | Path | None = None) -> list[tuple[str, dict[str, Any]]]:
     jobs += [("bootstrap", {}), ("bootstrap", {"set": "engine16", "slots": 4096, "message_ratio": 5})]
     jobs += [("packings", {"width": 1024}), ("packings", {"width": 4096})]
     jobs.append(("ranges", {}))
-    jobs += [("layer", {"shape": shape}) for shape in ("smollm2-135m", "gpt2")]
+    jobs += [("layer", {"shape": "smollm2-135m", "public": 1024}), ("layer", {"shape": "gpt2"})]
+    jobs.append(("chunk", {}))
     prepared = {"kv": "masked", "prepared": DENSE.block}
     for how in ({"kv": "ciphertext"}, prepared, {"kv": "none"}):
         slow = how["kv"] == "none"

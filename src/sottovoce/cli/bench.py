@@ -307,10 +307,21 @@ def proxy(**settings: Any) -> None:
 
 
 @bench.command()
+@option("--model", default="stories260K", help="A name or a path.")
+@option("--tokens", default="15,31", callback=_ascending, help="Private tokens of each chunk.")
+@_common
+def chunk(**settings: Any) -> None:
+    """Private tokens through one layer under FHE: together, against one alone."""
+    _run("chunk", settings)
+
+
+@bench.command()
 @option("--shape", type=click.Choice(["smollm2-135m", "gpt2"]), default="smollm2-135m", help="Whose layer.")
+@option("--public", type=click.IntRange(0), default=0, help="Tokens of a public prefix.")
+@option("--private", type=click.IntRange(2), default=32, help="Tokens behind it; the last one is timed.")
 @_common
 def layer(**settings: Any) -> None:
-    """One decoder layer with a model's shapes under FHE, by operation."""
+    """One decoder layer with a model's shapes under FHE, by operation; alone and behind a public prefix."""
     _run("layer", settings)
 
 
@@ -330,6 +341,18 @@ def ranges(**settings: Any) -> None:
 def packings(**settings: Any) -> None:
     """One private token times a matrix in four layouts: irp, plain diagonals, MOAI's, THOR's."""
     _run("packings", settings)
+
+
+@bench.command()
+@_model_option
+@option("--ray", metavar="ADDRESS", help="A cluster to join; without it two nodes are made on this machine.")
+@option("--workers", type=click.IntRange(1), default=2, help="That share every matrix.")
+@option("--tokens", type=click.IntRange(1), default=64, help="Of a batch that is made ahead.")
+@option("--repeat", type=click.IntRange(1), default=5, help="Measured products after a first one; medians.")
+@_common
+def ray(**settings: Any) -> None:
+    """Products of matrices on a Ray cluster against one process, and whether their bits are the same."""
+    _run("ray", settings)
 
 
 @bench.command("all")

@@ -1,7 +1,8 @@
 """Ranges and predictors of a model, from text that it writes itself.
 
 Nothing but the weights is needed: sequences are sampled from the model behind its first token (position 0 is
-public and left out). A hook of the reference collects mean squares, scores, queries and MLP inputs.
+public and left out). A hook of the reference collects mean squares, scores, queries and MLP inputs. Of long
+sequences there are fewer, and softmax rows of some positions only.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from sottovoce.models.weights import Array as Array32
 from sottovoce.packing.slots import polynomial as polynomials
 
 Array = npt.NDArray[np.float64]
+_SHORT = 64  # tokens of most sequences
+_ROWS = 96  # softmax rows taken of a head and a sequence
 
 
 @dataclass
@@ -95,10 +98,17 @@ def calibrate(
     sequences: int = 24,
     margins: Margins = Margins(),  # noqa: B008  (frozen)
     degrees: Degrees = Degrees(),  # noqa: B008
+    texts: Sequence[Sequence[int]] | None = None,
 ) -> Functions:
-    """All polynomials of a model for contexts of up to `tokens`. A second for a model of 260,000 weights."""
+    """All polynomials of a model for contexts of up to `tokens`. A second for a model of 260,000 weights and
+    64 tokens. texts: instead of `sequences` that the model writes, first token included."""
     c = model.config
-    seen = observe(model, sample(model, sequences, min(tokens, c.context_length)))
+    if texts is None:
+        length = min(tokens, c.context_length)
+        texts = sample(model, sequences, min(length, _SHORT))
+        if length > _SHORT:
+            texts += sample(model, max(2, sequences // 6), length, seed=1)
+    seen = observe(model, texts)
     predictors = [_predictor(model, rows) for rows in seen.rows]
     shifted = np.concatenate(
         [
@@ -135,10 +145,11 @@ def _first_token(model: Model) -> int:
 def _rows(rows: list[list[Row]], queries: Array32, plain: Array32, scores: Array32) -> None:
     heads, new, _ = scores.shape
     turned, before = (x.astype(np.float64) / np.sqrt(x.shape[-1]) for x in (queries, plain))
+    taken = np.unique(np.linspace(1, max(new - 1, 1), _ROWS).astype(int))
     for head in range(heads):
-        for position in range(1, new):
+        for position in taken[taken < new]:
             visible = scores[head, position, : position + 1].astype(np.float64)
-            rows[head].append(Row(turned[position, head], before[position, head], position, visible))
+            rows[head].append(Row(turned[position, head], before[position, head], int(position), visible))
 
 
 def _norm(model: Model, values: list[float], margins: Margins, degrees: Degrees) -> polynomials.Chebyshev:

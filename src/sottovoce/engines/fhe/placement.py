@@ -73,15 +73,31 @@ def rotation_levels(
 ) -> dict[int, int]:
     """The rotations of a step and the highest level at which each happens: what keys are made for. public:
     tokens with blocks of their own."""
+    return _counted_step(shape, degrees, placement, top, public)[0].steps
+
+
+def cache_levels(
+    shape: Shape, degrees: Degrees, placement: Placement, top: int, public: int = 0
+) -> tuple[int, int]:
+    """At which levels the first layer's keys and values stand in the cache."""
+    _, program = _counted_step(shape, degrees, placement, top, public)
+    cache = program.caches[0]
+    return min(x.level for x in cache.keys), min(x.level for x in cache.values)
+
+
+def _counted_step(
+    shape: Shape, degrees: Degrees, placement: Placement, top: int, public: int
+) -> tuple[CountingSlots, Program[Slots]]:
+    """A step at the position with the most rotations."""
     ar = CountingSlots(shape.n, top)
     t, groups = shape.heads.t, 1 if shape.split else shape.groups
     shape = replace(shape, tokens=groups * t + public)
     program = Program(
         ar, shape, counted(shape), _shapes(shape, degrees), PlannedFlow[Slots](placement.decisions)
     )
-    _fill(program, ar, shape.tokens - 1, public)  # the position with the most rotations
+    _fill(program, ar, shape.tokens - 1, public)
     program.step([ar.fresh(level=placement.entry + EMBED_LEVELS)] * shape.vocabulary_blocks)
-    return ar.steps
+    return ar, program
 
 
 def _shapes(shape: Shape, degrees: Degrees) -> Functions:
