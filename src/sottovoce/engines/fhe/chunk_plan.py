@@ -6,7 +6,7 @@ serve every split.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -78,7 +78,9 @@ class ChunkPlan:
 
     def rotations(self, start: int, count: int) -> dict[int, int]:
         """The same of one chunk, logits included."""
-        return self._count(self.shape, start, count).steps
+        ar = CountingSlots(self.shape.n, self.top)
+        self._run(ar, self.shape, start, count)
+        return ar.steps
 
     def chunk(self, start: int, count: int) -> Price:
         """`count` tokens in one chunk behind `start` others of their group, without logits."""
@@ -123,21 +125,31 @@ class ChunkPlan:
 
     def _price(self, start: int, count: int) -> Price:
         """One layer is counted for all."""
-        layers = self.shape.config.layers
+        layers, embedding = self.shape.config.layers, list[float]()
         shape = replace(self.shape, config=replace(self.shape.config, layers=1))
-        ar = self._count(shape, start, count, head=False)
-        seconds = sum(times * self.cost(name, level) for (name, level), times in ar.counts.items())
-        return Price(layers * ar.total("bootstrap"), layers * seconds)
-
-    def _count(self, shape: Shape, start: int, count: int, head: bool = True) -> CountingSlots:
         ar = CountingSlots(shape.n, self.top)
+
+        def seconds() -> float:
+            return sum(times * self.cost(name, level) for (name, level), times in ar.counts.items())
+
+        self._run(ar, shape, start, count, lambda layer: embedding.append(seconds()), head=False)
+        return Price(layers * ar.total("bootstrap"), embedding[0] + layers * (seconds() - embedding[0]))
+
+    def _run(
+        self,
+        ar: CountingSlots,
+        shape: Shape,
+        start: int,
+        count: int,
+        progress: Callable[[int], None] | None = None,
+        head: bool = True,
+    ) -> None:
         decisions: Mapping[tuple[int, str], Decision] = self.placement.decisions
         if shape.config.layers == 1 < self.shape.config.layers:  # a middle one
             decisions = {(0, name): d for (layer, name), d in decisions.items() if layer == 1}
         chunks = self._chunks(ar, shape, start, PlannedFlow[Slots](decisions), self.value_level)
         fresh = [ar.fresh(level=self.entry)] * one_hot_ciphertexts(shape, count)
-        chunks.run(fresh, count, head)
-        return ar
+        chunks.run(fresh, count, head, progress)
 
     def _chunks(
         self, ar: CountingSlots, shape: Shape, start: int, flow: Flow[Slots], value_level: int
