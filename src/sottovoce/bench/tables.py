@@ -448,6 +448,7 @@ def _later(name: str, module: str = "robust_tables") -> Callable[[Sequence[Run]]
 RENDERERS: dict[str, Callable[[Sequence[Run]], list[str]]] = {
     "agreement": agreement,
     "bootstrap": bootstrap,
+    "chunk": _later("chunk", "fhe_tables"),
     "draft": draft,
     "e2e": e2e,
     "faults": _later("faults"),
@@ -465,5 +466,6 @@ RENDERERS: dict[str, Callable[[Sequence[Run]], list[str]]] = {
     "proxy": _later("proxy"),
     "quality": quality,
     "ranges": _later("ranges", "fhe_tables"),
+    "ray": _later("ray", "ray_tables"),
     "scx": _later("scx", "scx_tables"),
 }
