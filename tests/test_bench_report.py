@@ -240,6 +240,26 @@ def sample(name):
                 "largest_difference": 3e-5,
                 "ppl_wrong_keys": 900.0,
             },
+            "chunk": {
+                "model": "stories260K",
+                "tokens": [15],
+                "layers": 5,
+                "rows": [
+                    {
+                        "tokens": count,
+                        "ciphertexts": 2,
+                        "seconds": 16.0,
+                        "seconds_per_token": 16.0 / count,
+                        "speed_up": float(count),
+                        "bootstraps": 4,
+                        "estimated_seconds": 17.0,
+                        "largest_error": 1e-4,
+                        "top1": True,
+                        "by_operation": [{"name": "bootstraps", "seconds": 12.0}],
+                    }
+                    for count in (1, 15)
+                ],
+            },
             "faults": {
                 "kv": "masked",
                 "points": 10,

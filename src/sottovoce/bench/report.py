@@ -278,7 +278,6 @@ def suite(texts: str | Path | None = None) -> list[tuple[str, dict[str, Any]]]:
     jobs += [("packings", {"width": 1024}), ("packings", {"width": 4096})]
     jobs.append(("ranges", {}))
     jobs += [("layer", {"shape": "smollm2-135m", "public": 1024}), ("layer", {"shape": "gpt2"})]
-    jobs.append(("chunk", {}))
     prepared = {"kv": "masked", "prepared": DENSE.block}
     for how in ({"kv": "ciphertext"}, prepared, {"kv": "none"}):
         slow = how["kv"] == "none"
@@ -301,7 +300,8 @@ def suite(texts: str | Path | None = None) -> list[tuple[str, dict[str, Any]]]:
     jobs.append(("quality", {"chain": 128, "sample": 40}))
     for path in sorted(p for p in Path(texts).iterdir() if p.suffix in (".txt", ".jsonl")) if texts else []:
         jobs.append(("quality", {"text": str(path)}))
-    # Last: its model's file may be missing, and it takes the longest.
+    # Last: their model's file may be missing, and they take the longest.
+    jobs.append(("chunk", {}))
     jobs.append(("fhe", {"what": "e2e", "engine": "fhe", "model": "stories260K", "new_tokens": 8}))
     return jobs
 
