@@ -84,6 +84,28 @@ def sample(name):
                 "max_kl": 1e-3,
                 "rows": [row, row | {"first_difference": {"position": 3, "reference_margin": 0.01}}],
             },
+            "ray": {
+                "model": "m",
+                "workers": 2,
+                "nodes": 2,
+                "nodes_used": 2,
+                "cluster": "two nodes on this machine",
+                "threads": 2,
+                "rows": [
+                    {
+                        "work": "online",
+                        "matrix": "o",
+                        "shape": [576, 576],
+                        "tokens": 1,
+                        "one_core_s": 0.01,
+                        "one_process_s": 0.006,
+                        "cluster_s": 0.012,
+                        "over_one_core": 0.83,
+                        "over_one_process": 0.5,
+                        "same_bits": True,
+                    }
+                ],
+            },
             "e2e": e2e(),
             "draft": {
                 "model": "m",

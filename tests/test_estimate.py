@@ -1,6 +1,7 @@
 """`sottovoce estimate`: sound figures for any model's shapes, and words that follow from them."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
@@ -11,12 +12,14 @@ from sottovoce.engines.estimates import NAMED, Network, Phase
 from sottovoce.engines.registry import make_engine
 from sottovoce.errors import PromptTooLongError, UnknownModelError, UnsupportedModelError, UsageError
 from sottovoce.models.describe import describe_model
+from sottovoce.models.shapes import SHAPES
 from sottovoce.net import run_pair, socket_pair
 from sottovoce.parties import Client, Welcome, Wish
 from sottovoce.parties.estimate import estimate, typical
 from sottovoce.parties.forecast import Course
 from sottovoce.parties.machine import MachineSpeed
 from sottovoce.parties.session import ServerSession
+from sottovoce.parties.spread import Nodes, pass_share, spread
 from tiny_model import CONFIG, save_tiny_model, tiny_model
 
 COURSE = Course(public=2, private=5, new=4)
@@ -122,3 +125,44 @@ def test_what_cannot_be_estimated(config_file, tmp_path):
 def test_a_calibration_gives_speeds():
     speed = MachineSpeed.measured(1)
     assert speed.lattice > 0 and speed.transfer > 0
+
+
+def test_many_machines(config_file):
+    public, speed = typical(CONFIG), MachineSpeed(lattice=2.0)
+    alone = estimate(public, "hybrid", "ciphertext", COURSE, speed)
+    for count in (1, 4):
+        nodes = Nodes(count, cores=1, rtt_ms=0.0, mbit=1e12)
+        there = spread(alone, CONFIG, COURSE, nodes, speed)
+        for phase, before in zip(there.phases, alone.phases, strict=True):
+            assert (phase.bytes_up, phase.rounds, phase.parallel) == (
+                before.bytes_up,
+                before.rounds,
+                before.parallel,
+            )
+        share = pass_share(CONFIG, 1, nodes, speed.lattice) * (COURSE.new - 1)
+        # The counted work of the forecast is the planned work of the cluster, and one node makes all of it.
+        assert share.alone == pytest.approx(there.phase("decode").parallel, rel=1e-3)
+        assert share.seconds == pytest.approx(share.alone, rel=0.01) if count == 1 else True
+        assert there.phase("decode").elsewhere == pytest.approx(share.seconds)
+    far = spread(alone, CONFIG, COURSE, Nodes(4, rtt_ms=50.0), speed)
+    assert far.phase("decode").elsewhere > alone.phase("decode").parallel  # it does not pay on a slow network
+    ahead = replace(COURSE, prepared=9)
+    prepared = spread(estimate(public, "hybrid", "masked", ahead, speed), CONFIG, ahead, Nodes(2), speed)
+    assert prepared.phase("prepare").elsewhere > 0 and prepared.phase("decode").elsewhere is None
+    large = SHAPES["smollm2-135m"]
+    one, four = (pass_share(large, 1, Nodes(count, rtt_ms=0.0, mbit=1e12)) for count in (1, 4))
+    assert one.alone == four.alone and four.shared == pytest.approx(one.shared / 4, rel=0.05)
+    assert four.repeated == one.repeated  # by every worker for itself
+    clear = estimate(public, "clear", "-", COURSE)
+    assert spread(clear, CONFIG, COURSE, Nodes(2)) is clear
+
+
+def test_many_machines_on_the_command_line(config_file):
+    arguments = [config_file, "--prompt-tokens", 4, "-n", 2, "--no-calibration", "-q", "--kv", "ciphertext"]
+    done = run(*arguments, "--engine", "hybrid", "--nodes", 3, "--cores-per-node", 2, "--json")
+    answer = json.loads(done.stdout)
+    assert answer["cluster"] == {"count": 3, "cores": 2, "rtt_ms": 0.1, "mbit": 10000.0}
+    assert answer["estimates"][0]["node_memory"] > 0
+    assert any("3 nodes of 2 cores" in line for line in answer["advice"])
+    with pytest.raises(UsageError, match="between nodes"):
+        run(*arguments, "--nodes", 3, "--cluster-net", "fast")

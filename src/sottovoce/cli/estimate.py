@@ -38,8 +38,11 @@ _ALL = "all"
     "--server-cores",
     type=click.IntRange(1),
     default=1,
-    help="Cores of the server, or of its whole cluster, that share the products of matrices.",
+    help="Cores of the server that share the products of matrices, as if nothing were lost.",
 )
+@option("--nodes", type=click.IntRange(1), help="The server is a cluster of so many machines (hybrid).")
+@option("--cores-per-node", type=click.IntRange(1), default=16, help="Of the cluster's machines.")
+@option("--cluster-net", default="0.1,10000", help="Between them: RTT,MBIT as for --net.")
 @option("--no-calibration", is_flag=True, help="Speeds of the machine in the docs, not of this one.")
 @option(
     "--from-weights",
@@ -58,6 +61,9 @@ def estimate(
     prepared: int | None,
     net: str,
     server_cores: int,
+    nodes: int | None,
+    cores_per_node: int,
+    cluster_net: str,
     no_calibration: bool,
     from_weights: bool,
     as_json: bool,
@@ -77,7 +83,9 @@ def estimate(
     from ..parties.estimate import typical
     from ..parties.forecast import Course
     from ..parties.machine import MachineSpeed
+    from ..parties.spread import Nodes
 
+    cluster = None if nodes is None else Nodes.parse(nodes, cores_per_node, cluster_net)
     network = Network.parse(net)
     public = _from_weights(model) if from_weights else typical(describe_model(model))
     _check_room(public.config.context_length, public_tokens + prompt_tokens + new_tokens)
@@ -86,7 +94,8 @@ def estimate(
     found = [
         estimate
         for name, cache in _variants(engine, kv)
-        if (estimate := _one(public, name, cache, course, prepared, speed, engine == _ALL)) is not None
+        if (estimate := _one(public, name, cache, course, prepared, speed, cluster, engine == _ALL))
+        is not None
     ]
     advice = _advise(found, network, server_cores)
     if as_json:
@@ -94,6 +103,7 @@ def estimate(
             "model": model,
             "network": vars(network),
             "server_cores": server_cores,
+            "cluster": None if cluster is None else vars(cluster),
             "speed": vars(speed),
             "calibrated": not no_calibration,
             "estimates": [one.to_json(network, server_cores) for one in found],
@@ -111,18 +121,27 @@ def _variants(engine: str, kv: str) -> list[tuple[str, str]]:
 
 
 def _one(
-    public: Any, engine: str, kv: str, course: Any, prepared: int | None, speed: Any, optional: bool
+    public: Any,
+    engine: str,
+    kv: str,
+    course: Any,
+    prepared: int | None,
+    speed: Any,
+    cluster: Any,
+    optional: bool,
 ) -> Any:
     from dataclasses import replace
 
     from ..errors import UnsupportedModelError
     from ..parties.estimate import estimate as run
+    from ..parties.spread import spread
 
     if kv == "masked":
         ahead = course.private + course.new if prepared is None else prepared
         course = replace(course, prepared=ahead)
     try:
-        return run(public, engine, kv, course, speed)
+        found = run(public, engine, kv, course, speed)
+        return found if cluster is None else spread(found, public.config, course, cluster, speed)
     except UnsupportedModelError:
         if not optional:
             raise
@@ -173,6 +192,7 @@ def _show(found: list[Any], network: Any, cores: int, advice: list[str]) -> None
         else (f"over {network.name}")
     )
     print(format_table(title, headers, rows, left=2))
+    cluster = any(one.node_memory for one in found)
     sizes = [
         [
             one.engine if one.kv == "-" else f"{one.engine}, {one.kv}",
@@ -181,10 +201,12 @@ def _show(found: list[Any], network: Any, cores: int, advice: list[str]) -> None
             size_text(one.session_memory),
             size_text(one.client_memory),
             size_text(one.client_disk),
+            *([size_text(one.node_memory)] if cluster else []),
         ]
         for one in found
     ]
-    names = ("engine", "keys", "server", "server a session", "client", "client's disk")
+    names = ["engine", "keys", "server", "server a session", "client", "client's disk"]
+    names += ["a node"] if cluster else []
     print("\n" + format_table("memory", names, sizes))
     print("\n" + "\n".join(advice))
 

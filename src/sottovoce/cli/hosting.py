@@ -90,7 +90,9 @@ class Hosting:
     def _scale_out_rows(self) -> None:
         """Prepared products too."""
         from ..engines.cluster import ClusterRows
+        from ..engines.hybrid import HybridEngine
 
+        assert isinstance(self.engine, HybridEngine)
         hints = self.engine.hints
         hints.products = ClusterRows(*self._cluster, hints.matrices, self.console.warn)
 

@@ -44,7 +44,8 @@ class Phase:
     """One part of a session. compute: seconds of both parties' work where it cannot overlap, on one core.
 
     tokens: how many this phase covers, for figures per token. parallel: the part of compute that a server's
-    cores, or a cluster's, share: rows of matrices have nothing to do with each other.
+    cores share: rows of matrices have nothing to do with each other. elsewhere: what that part takes on a
+    cluster, its network included, where bytes cross it.
     """
 
     name: str
@@ -54,12 +55,15 @@ class Phase:
     rounds: int
     compute: float
     parallel: float = 0.0
+    elsewhere: float | None = None
+    cluster_bytes: int = 0
 
     def seconds(self, network: Network, cores: int = 1) -> float:
         """Work, waiting for round trips, and the time the bytes take."""
         rate = network.mbit * 125_000
         wire = (self.bytes_up + self.bytes_down) / rate if rate else 0.0
-        compute = self.compute - self.parallel + self.parallel / cores
+        parallel = self.parallel / cores if self.elsewhere is None else self.elsewhere
+        compute = self.compute - self.parallel + parallel
         return compute + self.rounds * network.rtt_ms / 1e3 + wire
 
 
@@ -68,7 +72,8 @@ class Estimate:
     """exact: bytes and rounds are those of the ledger, not approximations. Sizes in bytes.
 
     key_bytes: what the client sends once a session. server_memory: shared by all sessions;
-    session_memory: of each one, at the server. client_disk: what `prepare` leaves there.
+    session_memory: of each one, at the server. client_disk: what `prepare` leaves there. node_memory: of each
+    node of a cluster, which then holds the matrices instead of the server.
     """
 
     engine: str
@@ -80,6 +85,7 @@ class Estimate:
     session_memory: int = 0
     client_memory: int = 0
     client_disk: int = 0
+    node_memory: int = 0
     exact: bool = True
     notes: tuple[str, ...] = field(default=())
     plan: dict[str, Any] | None = None  # fhe: what is refreshed where
