@@ -285,12 +285,14 @@ def test_a_full_disk_at_the_client_is_said(host, expected, monkeypatch):
 
 
 def test_patience_with_a_server_that_stays_away(host):
-    client = host.client(patience=0.2)
+    client, said = host.client(patience=0.2), []
     client.keep(host.mine, "mine")
     tokens = greedy_tokens(client, PROMPT, 2)
+    client.notify = said.append
     host.stop()
-    with pytest.raises(PeerConnectionError):
+    with pytest.raises(PeerConnectionError, match="goes on when the server is there again"):
         client.decode(tokens[-1])
+    assert len(said) == 1  # the patience is used up once, not for every attempt at the step
     client.close()
 
 

@@ -7,15 +7,19 @@ from ..engines.base import Progress
 from ..errors import PeerConnectionError, ServerBusyError
 
 
+class NobodyThereError(PeerConnectionError):
+    """It has been tried for long enough."""
+
+
 def until_there(connect: Callable[[], None], patience: float, hint: str) -> None:
-    """Connect, again and again for `patience` seconds. PeerConnectionError with `hint` if nobody is there."""
+    """Connect, again and again for `patience` seconds. NobodyThereError with `hint` if nobody is there."""
     deadline, pause = time.monotonic() + patience, 0.1
     while True:
         try:
             return connect()
         except (PeerConnectionError, ServerBusyError) as error:
             if time.monotonic() + pause > deadline:
-                raise PeerConnectionError(f"{error}{hint}") from None
+                raise NobodyThereError(f"{error}{hint}") from None
             time.sleep(pause)
             pause = min(2 * pause, 5.0)
 
