@@ -303,6 +303,7 @@ def suite(texts: str | Path | None = None) -> list[tuple[str, dict[str, Any]]]:
     # Last: their model's file may be missing, and they take the longest.
     jobs.append(("chunk", {}))
     jobs.append(("fhe", {"what": "e2e", "engine": "fhe", "model": "stories260K", "new_tokens": 8}))
+    jobs.append(("ray", {}))  # needs an extra package
     return jobs
 
 
