@@ -79,7 +79,7 @@ class TwoLayerFitting:
 def fitted(vocabulary: Vocabulary, profile: str, noise: float) -> Reader:
     """A reader with random first-layer weights and a ridge regression behind them."""
     rng = np.random.default_rng(0)
-    table = unit_rows(vocabulary.inputs)
+    table = vocabulary.directions
     chosen = rng.choice(len(table), min(_TRAINING, len(table)), replace=False)
     truth = vocabulary.inputs[chosen].astype(np.float64)
     if profile == "paper":
@@ -120,10 +120,9 @@ class DpAccounting:
             control = Control("a tenth of the noise", rates(setting, model, "paper", read, weak=True))
             details = accounting(vocabulary, setting.length)
         else:
-            directions = unit_rows(vocabulary.inputs)
 
             def read(rows: Floats) -> list[int]:
-                return [int(t) for t in nearest(unit_rows(rows), directions)[:, 0]]
+                return [int(t) for t in nearest(unit_rows(rows), vocabulary.directions)[:, 0]]
 
             rate = rates(setting, model, "hardened", read)
             control = Control(

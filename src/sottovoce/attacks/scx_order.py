@@ -72,7 +72,7 @@ def known_tokens(
     masks what the first block's inputs look most like."""
     if profile == "paper":
         return np.array(prompt, np.int64)
-    return nearest(unit_rows(seen.first("qkv", 0)), unit_rows(vocabulary.inputs))[:, 0]
+    return nearest(unit_rows(seen.first("qkv", 0)), vocabulary.directions)[:, 0]
 
 
 def left_behind(profile: str, seen: Seen) -> Floats:

@@ -39,6 +39,11 @@ class Vocabulary:
         w = self.model.weights.blocks[0]
         return np.asarray(ops.norm(self.embedded, w.norm1, w.norm1_bias, self.model.config))
 
+    @cached_property
+    def directions(self) -> Floats:
+        """The same without their lengths."""
+        return unit_rows(self.inputs)
+
     def _heads(self, name: str, heads: int) -> Floats:
         w = self.model.weights.blocks[0]
         y = ops.linear(self.inputs, getattr(w, name), getattr(w, name + "_bias"))
@@ -71,9 +76,23 @@ def gram_features(q: Floats, k: Floats, v: Floats) -> Floats:
     return np.concatenate([np.linalg.norm(x, axis=-1) for x in (q, k, v)] + [own], axis=1)
 
 
+_squares: dict[int, tuple[Floats, Floats]] = {}  # of the tables used last: the table itself, and its squares
+
+
+def squares_of(table: Floats) -> Floats:
+    """(V,) squared lengths of a table's rows. Attacks ask many times for few tables, which never change."""
+    kept = _squares.get(id(table))
+    if kept is None or kept[0] is not table:
+        if len(_squares) > 3:
+            _squares.clear()
+        kept = table, np.einsum("vd,vd->v", table, table)
+        _squares[id(table)] = kept
+    return kept[1]
+
+
 def nearest(rows: Floats, table: Floats, count: int = 1) -> npt.NDArray[np.int64]:
     """(T, count): the rows of the table that are nearest, nearest first; by Euclidean distance."""
-    squares = np.einsum("vd,vd->v", table, table)
+    squares = squares_of(table)
     found = []
     for i in range(0, len(rows), 64):
         distances = squares - 2.0 * (rows[i : i + 64].astype(table.dtype, copy=False) @ table.T)

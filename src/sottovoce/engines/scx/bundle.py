@@ -108,8 +108,9 @@ class UserWeights:
         self.head = arrays.put(self.embedding) if put["head"] is None else put["head"]
         self._tensors, self._arrays = tensors, arrays
 
-    def layer(self, number: int, dtype: type = np.float32) -> Layer:
-        found = {name: self._tensors.get(f"blocks.{number}.{name}") for name in LAYER_TENSORS}
+    def layer(self, number: int, dtype: type = np.float32, only: Sequence[str] = LAYER_TENSORS) -> Layer:
+        """A block, or some of its tensors: another type than float32 copies them."""
+        found = {name: self._tensors.get(f"blocks.{number}.{name}") for name in only}
         return Layer(
             **{
                 k: None if x is None else self._arrays.put(x.astype(dtype, copy=False))

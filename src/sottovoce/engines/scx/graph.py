@@ -26,6 +26,10 @@ def widths(config: Config) -> dict[str, tuple[int, int]]:
     }
 
 
+# The tensors that make up each of them.
+MATRICES = {"qkv": ("q", "k", "v"), "o": ("o",), "mlp_in": ("gate", "up"), "down": ("down",)}
+
+
 def multiply(layer: Layer, name: str, x: Array) -> Array:
     """One of a block's matrices with its bias, in the clear."""
     if name == "qkv":

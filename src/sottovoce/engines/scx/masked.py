@@ -25,7 +25,7 @@ from sottovoce.engines.scx.arrays import Array, Arrays, namespace
 from sottovoce.engines.scx.bundle import UserWeights
 from sottovoce.engines.scx.cache import KeyValues
 from sottovoce.engines.scx.cloud import Observe, nobody
-from sottovoce.engines.scx.graph import Graph, multiply, widths
+from sottovoce.engines.scx.graph import MATRICES, Graph, multiply, widths
 from sottovoce.engines.scx.keys import normal
 from sottovoce.engines.scx.noise import NoiseStock
 from sottovoce.engines.scx.ops import LAYER_TENSORS, Layer
@@ -167,7 +167,7 @@ class MaskedUser:
         return np.rint(normal(self._stream, rows, inputs) * 2.0**self._mask_bits)
 
     def _image(self, layer: int, name: str, mask: Array) -> Array:
-        return multiply(without_biases(self.weights.layer(layer, np.float64)), name, mask)
+        return multiply(self.weights.layer(layer, np.float64, MATRICES[name]), name, mask)
 
 
 def on_grid(x: Array) -> tuple[Array, Array]:
