@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from sottovoce.bench.layer import _Clock
+from sottovoce.bench.layer import Clock
 from sottovoce.bench.machine import header
 from sottovoce.bench.parties import peak_memory
 from sottovoce.ckks import Ciphertext, Decryptor, Encoder, Encryptor, Evaluator, KeyGenerator
@@ -95,7 +95,7 @@ class _Bench:
         products = keys.relinearization_key(engine.description.product_level)
         galois = keys.galois_keys(dict(engine.description.steps))
         evaluator = Evaluator(self.parameters, products, galois, keys.encapsulation_keys())
-        self._clock = _Clock()
+        self._clock = Clock()
         self._slots = CkksSlots(evaluator, engine.shape.n, engine.bootstrapper, self._clock.operation)
         self._encryptor = Encryptor(self.parameters, keys.secret_key)
         self._decryptor = Decryptor(self.parameters, keys.secret_key)

@@ -116,7 +116,7 @@ class Ring:
 
     def case(self, model: Model, functions: Functions, plan: Plan, tokens: Sequence[int]) -> dict[str, Any]:
         """The last token behind the others, timed."""
-        shape, placement, clock = plan.shape, plan.placement, _Clock()
+        shape, placement, clock = plan.shape, plan.placement, Clock()
         ar = CkksSlots(self._evaluator, self.n, self._bootstrapper, clock.operation)
         weights = slot_weights(model.weights, shape, functions)
         program = Program(ar, shape, weights, functions, PlannedFlow(placement.decisions))
@@ -184,7 +184,7 @@ class Ring:
         return self._encryptor.encrypt(encoder.encode(values, level, scales(self.parameters)[level]))
 
 
-class _Clock:
+class Clock:
     """Seconds by the outermost operation."""
 
     def __init__(self) -> None:

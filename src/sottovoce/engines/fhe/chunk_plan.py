@@ -16,7 +16,7 @@ from sottovoce.engines.fhe.chunk_plaintexts import fits, one_hot_ciphertexts
 from sottovoce.engines.fhe.flow import Decision, Flow, PlannedFlow, RecordingFlow
 from sottovoce.engines.fhe.functions import Degrees
 from sottovoce.engines.fhe.placement import EMBED_LEVELS as STEP_LEVELS
-from sottovoce.engines.fhe.placement import Cost, Placement, _shapes, place_bootstraps
+from sottovoce.engines.fhe.placement import Cost, Placement, counted_functions, place_bootstraps
 from sottovoce.engines.fhe.program import Program
 from sottovoce.engines.fhe.shape import Shape
 from sottovoce.engines.fhe.weights import counted
@@ -157,7 +157,7 @@ class ChunkPlan:
         """As if `start` tokens came in a chunk before."""
         c = shape.config
         shape = replace(shape, tokens=max(shape.tokens, shape.heads.t + self._public))
-        program = Program(ar, shape, counted(shape), _shapes(shape, self.degrees), flow)
+        program = Program(ar, shape, counted(shape), counted_functions(shape, self.degrees), flow)
         if self._public:
             nothing = np.zeros((self._public, c.kv_heads, c.head_dim))
             program.append_public([nothing] * c.layers, [nothing] * c.layers)

@@ -50,7 +50,7 @@ def record(shape: Shape, degrees: Degrees, length: int, public: int = 0) -> list
     """The segments of one step behind `length` tokens, of which `public` have blocks of their own."""
     ar = CountingSlots(shape.n, _ENDLESS)
     flow = RecordingFlow(ar)
-    program = Program(ar, shape, counted(shape), _shapes(shape, degrees), flow)
+    program = Program(ar, shape, counted(shape), counted_functions(shape, degrees), flow)
     _fill(program, ar, length, public)
     out = program.step([ar.fresh()] * shape.vocabulary_blocks)
     return flow.finish(ar.level(out[0]))
@@ -93,14 +93,14 @@ def _counted_step(
     t, groups = shape.heads.t, 1 if shape.split else shape.groups
     shape = replace(shape, tokens=groups * t + public)
     program = Program(
-        ar, shape, counted(shape), _shapes(shape, degrees), PlannedFlow[Slots](placement.decisions)
+        ar, shape, counted(shape), counted_functions(shape, degrees), PlannedFlow[Slots](placement.decisions)
     )
     _fill(program, ar, shape.tokens - 1, public)
     program.step([ar.fresh(level=placement.entry + EMBED_LEVELS)] * shape.vocabulary_blocks)
     return ar, program
 
 
-def _shapes(shape: Shape, degrees: Degrees) -> Functions:
+def counted_functions(shape: Shape, degrees: Degrees) -> Functions:
     """Polynomials of the right degrees, nothing else."""
 
     def flat(degree: int, radius: float = 1.0) -> Chebyshev:
