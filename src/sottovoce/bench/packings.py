@@ -4,6 +4,9 @@ All rows run at N = 2^16, 32,768 slots, the same level and the same kernels. IRP
 full. MOAI's columns and THOR's tiles are timed on a slice of the outputs and scaled; what they need before
 the first output (THOR's rotations) is timed in full. Their figures for a full batch stand beside: a
 ciphertext of columns carries 32,768 tokens, one of tiles 128.
+
+Weights are polynomials of real numbers before the clock starts, as a server would keep them (0.5 MiB for
+32,768 slots); rounding them and their transforms modulo ten primes are timed.
 """
 
 from __future__ import annotations
@@ -15,12 +18,13 @@ from typing import Any
 import numpy as np
 
 from sottovoce.bench.machine import header
-from sottovoce.ckks import Decryptor, Encryptor, Evaluator, KeyGenerator
+from sottovoce.ckks import Decryptor, Encryptor, Evaluator, KeyGenerator, Plaintext
+from sottovoce.ckks.encoder import to_coefficients
 from sottovoce.ckks.parameters import Parameters, ParametersSpec, chain
 from sottovoce.engines.base import Progress
 from sottovoce.engines.fhe.ciphertexts import CkksSlots, scales
 from sottovoce.errors import UsageError
-from sottovoce.packing.slots import CountingSlots, Interleaved, Plain, SlotArithmetic, baselines, chunk
+from sottovoce.packing.slots import CountingSlots, Interleaved, Plain, SlotArithmetic, Slots, baselines, chunk
 from sottovoce.packing.slots.arithmetic import V
 
 LEVEL = 9  # ten limbs
@@ -77,6 +81,30 @@ def _parameters(degree: int) -> Parameters:
     return Parameters(ParametersSpec(degree, primes[: LEVEL + 1], primes[LEVEL + 1 :], security=security))
 
 
+class _Weights(CountingSlots):
+    """Runs a product only to see its plaintexts: the polynomials, in the order in which they are used."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__(n, LEVEL)
+        self.polynomials: list[np.ndarray] = []
+
+    def sum_plain(self, terms: Sequence[tuple[Slots, Plain]]) -> Slots:
+        for _, p in terms:
+            values = p()
+            self.polynomials.append(values if len(values) == 1 else to_coefficients(values.astype(complex)))
+        return super().sum_plain(terms)
+
+
+class _Served(CkksSlots):
+    """The product on ciphertexts, with those polynomials."""
+
+    def serve(self, polynomials: Sequence[np.ndarray]) -> None:
+        self._next = iter(polynomials)
+
+    def _encode(self, p: Plain, level: int, scale: float) -> Plaintext:
+        return self.evaluator.encoder.encode_coefficients(next(self._next), level, scale)
+
+
 class Case:
     """One packing. first: slots of the input ciphertexts that are made; inputs: how many there are in all.
 
@@ -111,7 +139,8 @@ class Case:
         self.rotations = rotations
 
     def measure(self, evaluator: Evaluator, keys: KeyGenerator, n: int, repeat: int) -> dict[str, Any]:
-        ar = CkksSlots(evaluator, n)
+        ar, weights = _Served(evaluator, n), _Weights(n)
+        self.work(weights, [weights.fresh() for _ in range(self.timed_inputs)])
         parameters = evaluator.parameters
         encryptor = Encryptor(parameters, keys.secret_key)
         scale = scales(parameters)[LEVEL]
@@ -122,6 +151,7 @@ class Case:
             self.prelude(ar, list(inputs))
             prelude = time.perf_counter() - start
         for _ in range(repeat):
+            ar.serve(weights.polynomials)
             start = time.perf_counter()
             out = self.work(ar, list(inputs))
             seconds.append(time.perf_counter() - start)

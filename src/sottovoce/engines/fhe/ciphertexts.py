@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 
-from sottovoce.ckks import Ciphertext, Evaluator, Parameters
+from sottovoce.ckks import Ciphertext, Evaluator, Parameters, Plaintext
 from sottovoce.ckks.bootstrap import Bootstrapper
 from sottovoce.ckks.chebyshev import Polynomial
 from sottovoce.ckks.paterson_stockmeyer import Plan, evaluate, plan
@@ -87,8 +87,7 @@ class CkksSlots(SlotArithmetic[Ciphertext]):
         level = min(x.level for x, _ in terms)
         scale, values = self._factor_scale(level), [self.drop(x, level) for x, _ in terms]
         with self._operation("plaintexts"):
-            encode = self.evaluator.encoder.encode
-            plains = [encode(p(), level, scale) for _, p in terms]
+            plains = [self._encode(p, level, scale) for _, p in terms]
             total = self.evaluator.mul_plain_sum(values, plains)
             return self._settled(self.evaluator.rescale(total))
 
@@ -117,6 +116,9 @@ class CkksSlots(SlotArithmetic[Ciphertext]):
                 x = self.evaluator.match(x, 0, top)
             usual = self.evaluator.parameters.scale
             return self._bootstrapper(self.evaluator, x.with_scale(usual)).with_scale(top)
+
+    def _encode(self, p: Plain, level: int, scale: float) -> Plaintext:
+        return self.evaluator.encoder.encode(p(), level, scale)
 
     def _factor_scale(self, level: int) -> float:
         """Of a plaintext that a value at this level is multiplied by."""
