@@ -51,7 +51,7 @@ class PoolFullError(UsageError):
 
 
 class StorageError(UsageError):
-    """A session cannot be saved: the disk is full, or its directory cannot be written."""
+    """Something cannot be saved: the disk is full, or the directory cannot be written."""
 
 
 class PromptTooLongError(UsageError):

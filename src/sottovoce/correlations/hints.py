@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from sottovoce.correlations.row_products import LocalRows, RowProducts
 from sottovoce.dense import FRESH_BITS, LOG_Q, SENT_BITS, SENT_BYTES, DenseParameters, HintSecret
-from sottovoce.errors import CorruptFileError, IntegrityError, RefusedError
+from sottovoce.errors import CorruptFileError, IntegrityError, RefusedError, StorageError
 from sottovoce.net import Channel
 from sottovoce.ring.sampling import SEED_BYTES, fresh_seed
 
@@ -72,7 +72,7 @@ class HintFile:
             self._file = os.fdopen(handle, "r+b")
         here = self._file.seek(0, os.SEEK_END)
         if here == 0:
-            self._file.truncate(size)
+            self._allocate(size)
             self._write_header(False)
         self._file.seek(0)
         head = self._file.read(_HEADER.size)
@@ -83,6 +83,26 @@ class HintFile:
         self._map = np.memmap(self._file, np.uint8, "r+", _HEADER.size, (total, self._width))
         starts = np.cumsum([0, *self._rows.values()])
         self._starts = dict(zip(self._rows, starts.tolist(), strict=False))
+
+    def _allocate(self, size: int) -> None:
+        """StorageError if the disk is full: found later, by a write into the mapped memory, it would end the
+        process."""
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(self._file.fileno(), 0, size)
+            else:
+                zeros = bytes(1 << 20)
+                for at in range(0, size, len(zeros)):
+                    self._file.write(zeros[: size - at])
+                self._file.flush()
+        except OSError as error:
+            os.ftruncate(self._file.fileno(), 0)
+            self._file.close()
+            reason = error.strerror or str(error)
+            raise StorageError(
+                f"there is no room for the {size / 1e9:.1f} GB of prepared products' fixed halves ({reason});"
+                " make room, or go on without prepared tokens"
+            ) from None
 
     def rows(self, key: MatrixKey, first: int, count: int) -> U8:
         """A writable view: (count, 5 N)."""

@@ -8,13 +8,13 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sottovoce.correlations.records import Layout
-from sottovoce.errors import CorruptFileError, IntegrityError
+from sottovoce.errors import CorruptFileError, IntegrityError, StorageError
 
 ID_BYTES = 16
 EPOCH_BYTES = 32
@@ -91,6 +91,7 @@ class Marks:
 
     def __init__(self, path: Path) -> None:
         """Open, or create empty with mode 0600."""
+        self._directory = path.parent
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600))
         self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         try:
@@ -98,6 +99,9 @@ class Marks:
                 self._db.execute(f"PRAGMA {pragma}").fetchall()
             self._db.executescript(_TABLES)
             schema = self.fact("schema", _SCHEMA)
+        except sqlite3.OperationalError as error:  # the disk, not what is on it
+            self._db.close()
+            raise unwritable(path.parent, error) from None
         except sqlite3.DatabaseError as error:
             self._db.close()
             raise CorruptFileError(
@@ -215,13 +219,27 @@ class Marks:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
+        """StorageError if the disk is full: then nothing has changed."""
         try:
-            yield
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                with suppress(sqlite3.Error):
+                    self._db.execute("ROLLBACK")
+                raise
+        except sqlite3.OperationalError as error:
+            raise unwritable(self._directory, error) from None
+
+
+def unwritable(directory: Path, error: Exception) -> StorageError:
+    """Why prepared material cannot be kept."""
+    reason = getattr(error, "strerror", None) or str(error)
+    return StorageError(
+        f"prepared material cannot be kept in {directory} ({reason}); make room or permissions there, or go"
+        " on without it (--no-pool, --no-pools)"
+    )
 
 
 def _number(value: Any) -> int:

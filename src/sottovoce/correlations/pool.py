@@ -13,14 +13,14 @@ import fcntl
 import hashlib
 import os
 import stat
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from sottovoce.correlations.marks import EPOCH_BYTES, ID_BYTES, Batch, Marks, State
+from sottovoce.correlations.marks import EPOCH_BYTES, ID_BYTES, Batch, Marks, State, unwritable
 from sottovoce.correlations.records import Layout, Record, read_rows, wipe_rows, write_records
 from sottovoce.errors import RefusedError, UsageError
 
@@ -32,6 +32,10 @@ _TAG = (
     "CACHEDIR.TAG",
     "Signature: 8a477f597d28d172789f06886806bc55\nOne-time secrets; worthless in a backup.\n",
 )
+
+
+# Rows [start, stop) of a batch.
+Part = tuple[Batch, Layout, int, int]
 
 
 class PoolBusyError(RefusedError):
@@ -79,20 +83,18 @@ class Pool:
         id: public name, the same at both parties. secret: a key that both know, by which they recognise each
         other.
         """
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _sync(directory.parent)
+        with _writing(directory):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _sync(directory.parent)
         lock = _lock(directory)
         try:
-            marks = Marks(directory / _LEDGER)
-            try:
+            with _writing(directory), closing(Marks(directory / _LEDGER)) as marks:
                 if marks.fact("secret") is not None:
                     raise UsageError(f"there is already a correlation pool in {directory}")
                 (directory / _TAG[0]).write_text(_TAG[1])
                 # Both parties start from the same epoch, which no opening ever has.
                 marks.set_facts(id=id, epoch=id + bytes(len(id)), generation=0, takes=0, secret=secret)
                 _sync(directory)
-            finally:
-                marks.close()
         finally:
             os.close(lock)
         return cls(directory, limit)
@@ -131,7 +133,14 @@ class Pool:
         self._epoch, self._stored = epoch, 0
 
     def stage(self, records: Mapping[str, Record]) -> Staged | None:
-        """Write a batch, safely on the disk but not part of the pool yet; None if it exceeds the limit."""
+        """Write a batch, safely on the disk but not part of the pool yet; None if it exceeds the limit.
+
+        StorageError if the disk is full.
+        """
+        with _writing(self.directory):
+            return self._stage(records)
+
+    def _stage(self, records: Mapping[str, Record]) -> Staged | None:
         number = 1 + max((batch.number for batch in self._batches), default=-1)
         path = self.directory / f"{number:08d}{_SUFFIX}"
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
@@ -179,6 +188,12 @@ class Pool:
             return {}
         self.marks.take(marks)
         self._taken.update(marks)
+        with _writing(self.directory):
+            found = self._read_and_wipe(plan)
+            self._drop_exhausted()
+        return found
+
+    def _read_and_wipe(self, plan: Mapping[str, Sequence[Part]]) -> dict[str, list[Record]]:
         found: dict[str, list[Record]] = {}
         files: dict[int, int] = {}
         try:
@@ -191,7 +206,6 @@ class Pool:
         finally:
             for file in files.values():
                 os.close(file)
-        self._drop_exhausted()
         return found
 
     def close(self) -> None:
@@ -237,7 +251,7 @@ class Pool:
             self._wipe_again(batch, unwiped)
         self._drop_exhausted()
 
-    def _plan(self, stream: str, n: int) -> list[tuple[Batch, Layout, int, int]]:
+    def _plan(self, stream: str, n: int) -> list[Part]:
         """The parts of batches (rows counted in the batch) that n rows of a stream come from."""
         parts, taken = [], self._taken.get(stream, 0)
         for batch in self._batches:
@@ -304,6 +318,14 @@ def _lock(directory: Path) -> int:
         os.close(descriptor)
         raise _missing(directory)
     return descriptor
+
+
+@contextmanager
+def _writing(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise unwritable(directory, error) from None
 
 
 def _missing(directory: Path) -> UsageError:

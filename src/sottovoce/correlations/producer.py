@@ -10,7 +10,7 @@ from sottovoce.correlations.pool import Pool
 from sottovoce.correlations.records import GRANULE, Record
 from sottovoce.correlations.stock import Arrays
 from sottovoce.correlations.stocked import Kind, StockedSource
-from sottovoce.errors import ParameterError, PoolFullError, ProtocolError
+from sottovoce.errors import ParameterError, PoolFullError, ProtocolError, StorageError
 from sottovoce.net import Channel
 from sottovoce.ot import FoldedPads
 
@@ -55,18 +55,24 @@ def from_record(key: Kind, record: Record) -> Arrays | FoldedPads:
 def store(channel: Channel, pool: Pool, records: Mapping[str, Record]) -> None:
     """Store a batch at both parties, or at none. Cost: one exchange of 33 bytes.
 
-    PoolFullError if it exceeds the limit of either pool. If a party is killed in between, the other one drops
-    the batch when they meet again.
+    PoolFullError if it exceeds the limit of either pool, or a disk is full. If a party is killed in between,
+    the other one drops the batch when they meet again.
     """
     if not records:
         raise ParameterError("an empty batch was to be stored")
     shape = {name: (len(record), record.granule) for name, record in records.items()}
     digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).digest()
-    staged = pool.stage(records)
+    full: str | None = None
+    try:
+        staged = pool.stage(records)
+    except StorageError as error:
+        staged, full = None, str(error)
     answer = bytes(channel.exchange((_FULL if staged is None else _OK) + digest, 1 + _DIGEST))
     if staged is None or answer[:1] != _OK:
         if staged is not None:
             pool.discard(staged)
+        if full is not None:
+            raise PoolFullError(full)
         whose = "this machine" if staged is None else "the other side"
         raise PoolFullError(
             f"the correlation pool of {whose} is full ({pool.size / 1e6:.0f} MB here, limit"
