@@ -109,7 +109,7 @@ def test_seconds_by_operation_are_per_step():
     rows = [row | {"bytes_up": 0, "bytes_down": 4, "rounds": 2}]
     rows.append(rows[0] | {"operation": "products/levels", "seconds": 1.0})
     rows.append(rows[0] | {"operation": "idle"})
-    found = fhe._by_operation(rows, 2)
+    found = fhe._by_operation([*rows, row | {"phase": "prefill"}], "decode", 2)
     assert [(o["name"], o["seconds"]) for o in found] == [("bootstraps", 3.0), ("products", 0.5)]
 
 

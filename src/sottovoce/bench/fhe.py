@@ -1,7 +1,8 @@
 """`bench e2e --engine fhe`: tokens generated greedily by the server alone, everything counted.
 
 A server in a process of its own, TLS over the loopback interface. The client encrypts a prompt of a few
-tokens, then every token that the encrypted logits chose. The plain model reads the same tokens afterwards.
+tokens, which go together where the engine takes chunks, then every token that the encrypted logits chose. The
+plain model reads the same tokens afterwards.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ def run(
     engine: str = "fhe",
     progress: Progress = lambda done, total, what: None,
 ) -> dict[str, Any]:
-    """Seconds and bytes per token (medians over all steps), KL and top-1 agreement per position.
+    """Seconds of the prompt; seconds and bytes per token (medians over the steps behind it, or the prompt's
+    where there is none); KL and top-1 agreement per position from the prompt's last on.
 
     what, engine: how the command is called, nothing else.
     """
@@ -84,13 +86,14 @@ def run(
         },
         "peak_memory_bytes": memory,
         "preparation_batch": None,
+        "prefill_seconds": found.prefill_seconds,
         "setup_seconds": found.setup_seconds,
         "key_bytes": found.key_bytes,
         "keys": 2 + len(description.steps),
         "top1_agreement": float(np.mean([p["top1"] for p in positions])),
         "kl": float(np.mean([p["kl"] for p in positions])),
         "positions": positions,
-        "by_operation": _by_operation(ledger, steps),
+        "by_operation": _by_operation(ledger, "decode" if new_tokens > 1 else "prefill", len(found.seconds)),
     }
 
 
@@ -98,6 +101,7 @@ def run(
 class _Run:
     description: Description | None = None
     setup_seconds: float = 0.0
+    prefill_seconds: float = 0.0
     key_bytes: int = 0
     tokens: list[int] = field(default_factory=list)
     logits: list[npt.NDArray[np.float64]] = field(default_factory=list)
@@ -110,29 +114,30 @@ class _Run:
 def _generate(
     server: ServerProcess, public: Sequence[int], private: Sequence[int], count: int, progress: Progress
 ) -> _Run:
-    """Token by token, the prompt's too, so that every step is timed."""
+    """The prompt, then token by token. The prompt is the only step if one token is wanted."""
     found, start = _Run(), time.perf_counter()
     with server.connect() as client:
         found.description = Description.from_json(client.welcome.public)
         client.setup(progress)
         found.setup_seconds = time.perf_counter() - start
         found.key_bytes = client.ledger.total("setup").bytes_up
-        steps = len(private) + count - 1
-        for i in range(steps):
-            token = private[i] if i < len(private) else found.tokens[-1]
-            progress(i, steps, "tokens")
+        for i in range(count):
+            progress(i, count, "tokens")
             before, busy = client.ledger.snapshot(), (time.process_time(), server.cpu())
             start = time.perf_counter()
-            logits = client.prefill(public, [token]) if i == 0 else client.decode(token)
-            found.seconds.append(time.perf_counter() - start)
-            found.cpu.append((time.process_time() - busy[0], server.cpu() - busy[1]))
-            rows = diff(before, client.ledger.snapshot())
-            found.bytes.append(sum(map(size, rows)))
-            found.rounds.append(sum(row.rounds for row in rows))
+            logits = client.decode(found.tokens[-1]) if i else client.prefill(public, private)
+            seconds = time.perf_counter() - start
             found.logits.append(logits)
-            if i >= len(private) - 1:
-                found.tokens.append(int(np.argmax(logits)))
-        progress(steps, steps, "tokens")
+            found.tokens.append(int(np.argmax(logits)))
+            if not i:
+                found.prefill_seconds = seconds
+            if i or count == 1:
+                found.seconds.append(seconds)
+                found.cpu.append((time.process_time() - busy[0], server.cpu() - busy[1]))
+                rows = diff(before, client.ledger.snapshot())
+                found.bytes.append(sum(map(size, rows)))
+                found.rounds.append(sum(row.rounds for row in rows))
+        progress(count, count, "tokens")
     return found
 
 
@@ -147,11 +152,11 @@ def _compare(
     return [{"kl": float(k), "top1": bool(s)} for k, s in zip(kl, same, strict=True)]
 
 
-def _by_operation(ledger: Sequence[dict[str, Any]], steps: int) -> list[dict[str, Any]]:
+def _by_operation(ledger: Sequence[dict[str, Any]], phase: str, steps: int) -> list[dict[str, Any]]:
     """The server's seconds of a step by operation, the most first."""
     sums: dict[str, list[float]] = {}
     for row in ledger:
-        if row["phase"] not in ("prefill", "decode"):
+        if row["phase"] != phase:
             continue
         name = row["operation"].split("/")[0] or "(other)"
         if name in ("idle", "command"):

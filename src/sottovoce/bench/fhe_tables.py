@@ -33,7 +33,16 @@ def packings(runs: Sequence[Run]) -> list[str]:
 
 
 def fhe(runs: Sequence[Run]) -> list[str]:
-    headers = ["model", "prompt", "new tokens", "s/token", "CPU s server", "CPU s client", "MB/token"]
+    headers = [
+        "model",
+        "prompt",
+        "s prompt",
+        "new tokens",
+        "s/token",
+        "CPU s server",
+        "CPU s client",
+        "MB/token",
+    ]
     headers += ["GB keys, once", "s setup", "GB server", "GB client", "equal tokens", "mean KL", "largest KL"]
     rows = []
     for run in runs:
@@ -42,6 +51,7 @@ def fhe(runs: Sequence[Run]) -> list[str]:
             (
                 run["model"],
                 str(run["context"]),
+                number(run.get("prefill_seconds")),
                 str(run["new_tokens"]),
                 number(run["seconds_per_token"]),
                 number(cpu["server"]),
@@ -66,7 +76,7 @@ def fhe(runs: Sequence[Run]) -> list[str]:
             ("position", "KL, nats", "same token"),
             [
                 (str(i), divergence(p["kl"]), "yes" if p["top1"] else "no")
-                for i, p in enumerate(run["positions"], run["public_tokens"])
+                for i, p in enumerate(run["positions"], run["public_tokens"] + run["context"] - 1)
             ],
         )
     return lines

@@ -85,7 +85,7 @@ KINDS = {
         ("model",),
         "Tokens that a server chose alone, from ciphertexts under the client's key. The client encrypts the "
         "token chosen last and decrypts logits; two processes over TLS on one machine, everything counted. "
-        "The plain model reads the same tokens: KL and the likeliest token at every private position.",
+        "The plain model reads the same tokens: KL and the likeliest token from the prompt's last token on.",
         "Seconds by operation are the server's. `bootstraps` holds its own rotations and polynomials; "
         "`levels` is the adjustment of scales where a value drops levels.",
     ),
@@ -137,7 +137,7 @@ KINDS = {
         "Vector times matrix under CKKS",
         ("width",),
         "One private token times a square matrix of random weights, N = 65,536, 32,768 slots, ten limbs, the "
-        "same kernels for every layout. Plaintexts are encoded on the fly.",
+        "same kernels for every layout. Weights are kept as polynomials; rounding them and their transforms are timed.",
         "`irp` is interleaved replicated packing, `bsgs` plain diagonals with baby and giant steps on a "
         "replicated vector: these two compare like with like. `moai` (a ciphertext a column) and `thor` "
         "(tiles of 128 rows by diagonals) are made for many tokens at a time and carry one here; `when full` "
