@@ -277,16 +277,25 @@ def test_a_waiting_request_can_be_given_up(proxied):
 @pytest.mark.skipif(shutil.which("curl") is None, reason="no curl here")
 def test_curl_sees_events_as_they_happen(proxied):
     body = json.dumps({"model": "tiny", "messages": HELLO, "stream": True, "max_tokens": 3})
-    done = subprocess.run(
-        ["curl", "-sN", proxied.url + "/v1/chat/completions", "-H", "Content-Type: application/json"]
-        + ["-d", body],
-        capture_output=True,
+    proxied.gate.clear()
+    process = subprocess.Popen(
+        ["curl", "-sN", "--max-time", "60", proxied.url + "/v1/chat/completions"]
+        + ["-H", "Content-Type: application/json", "-d", body],
+        stdout=subprocess.PIPE,
         text=True,
-        timeout=60,
     )
-    lines = [line for line in done.stdout.split("\n\n") if line]
-    assert lines[-1] == "data: [DONE]"
-    assert all(line.startswith(("data: {", ": sottovoce: ")) for line in lines[:-1])
+    with process:
+        done = ""
+        for line in process.stdout:
+            done += line
+            if '"content": "' in line and '"content": ""' not in line:
+                break  # a first word, while the second one cannot be made yet
+        assert process.poll() is None
+        proxied.gate.set()
+        done += process.stdout.read()
+    lines = [line for line in done.split("\n\n") if line]
+    assert lines[-1] == "data: [DONE]" and process.returncode == 0
+    assert all(line.startswith(("data: {", ": sottovoce: ", ":")) for line in lines[:-1])
 
 
 def wait_for(condition):

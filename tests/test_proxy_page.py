@@ -69,6 +69,27 @@ def test_a_conversation_streams_and_costs_are_shown(page, proxied):
     assert page.locator("#tokens").inner_text() == "16" and int(page.locator("#cached").inner_text()) > 8
 
 
+def test_words_and_costs_show_while_the_answer_grows(page, proxied):
+    proxied.gate.clear()  # the first token comes from the prefill, no other one can come
+    try:
+        page.get_by_label("Message", exact=True).fill("hello")
+        page.keyboard.press("Enter")
+        page.wait_for_function(
+            "() => (document.querySelector('.assistant.growing')?.textContent ?? '') !== ''"
+        )
+        page.wait_for_function(
+            "() => Number(document.querySelector('#seconds').textContent) > 0"
+            " && document.querySelector('#up').textContent !== '0 B'"
+        )
+        assert page.locator("#tokens").inner_text() == "1" and page.locator("#rounds").inner_text() == "…"
+        page.wait_for_function("() => document.querySelectorAll('#wire .frame').length > 0")
+        assert page.get_by_role("button", name="Stop").is_visible()
+    finally:
+        proxied.gate.set()
+    page.get_by_role("button", name="Send").wait_for()
+    assert page.locator("#tokens").inner_text() == "8" and int(page.locator("#rounds").inner_text()) > 0
+
+
 def test_the_servers_side_shows_real_frames(page, proxied):
     ask(page, "what is seen")
     page.wait_for_function("() => document.querySelectorAll('#wire .frame').length > 0")

@@ -146,9 +146,9 @@ class _Program:
         options = {"stream": True, "stream_options": {"include_usage": True}}
         self._pipe.send((port, "POST", "/v1/chat/completions", body | options))
         seconds, content = self._pipe.recv()
-        *_, usage, end = [line for line in content.split(b"\n\n") if line.startswith(b"data: ")]
+        *_, usage, end = [b"", *(x for x in content.split(b"\n\n") if not x.startswith(b":"))][:-1]
         if end != b"data: [DONE]":
-            raise ProtocolError("the proxy's answer broke off")
+            raise ProtocolError(f"the proxy's answer broke off: {end.decode():.300}")
         _whole(json.loads(usage[6:])["usage"]["completion_tokens"], tokens)
         return float(seconds)
 

@@ -75,6 +75,7 @@ async function ask(text) {
     meter({ ...shown, tokens: shown.tokens + pieces, seconds: shown.seconds + seconds, ...wireCost(shown) });
   }, 250);
   try {
+    await watch();  // what goes over the wire from here on is this answer's
     const usage = await stream(control.signal, (piece) => {
       said += piece;
       pieces += 1;
