@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from sottovoce.bench import plot, report, tables
+from sottovoce.bench import cells, plot, report, tables
 from sottovoce.bench.machine import header
 from sottovoce.errors import CorruptFileError, UsageError
 
@@ -400,7 +400,7 @@ def test_the_suite_covers_every_table_and_saves_each(tmp_path, monkeypatch):
     ],
 )
 def test_numbers_have_three_digits(value, text):
-    assert tables.number(value) == text
+    assert cells.number(value) == text
 
 
 def test_the_plot_is_the_same_file_for_the_same_results(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sottovoce.bench.tables import Run, divergence, megabytes, number, percent, table, times
+from sottovoce.bench.cells import Run, divergence, megabytes, number, percent, table, times
 
 
 def packings(runs: Sequence[Run]) -> list[str]:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sottovoce.bench.tables import strategy
+from sottovoce.bench.cells import strategy
 from sottovoce.errors import UsageError
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sottovoce.bench.tables import Run, number, table, times
+from sottovoce.bench.cells import Run, number, table, times
 
 
 def ray(runs: Sequence[Run]) -> list[str]:

@@ -13,8 +13,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from sottovoce.bench.cells import Run
 from sottovoce.bench.shaped import NETWORKS
-from sottovoce.bench.tables import RENDERERS, Run
+from sottovoce.bench.tables import RENDERERS
 from sottovoce.dense import DENSE
 from sottovoce.engines.base import Progress
 from sottovoce.errors import UsageError
@@ -192,8 +193,8 @@ KINDS = {
         "Matrices on a Ray cluster",
         ("model", "workers", "nodes"),
         "One product of every kind of matrix with one private token (*online*), and one batch made ahead "
-        "(*ahead*), by workers of a Ray cluster and by one process with one thread and with all; taking turns, "
-        "medians. The ciphertexts that come back are compared bit for bit.",
+        "(*ahead*), by workers of a Ray cluster and by one process with one thread and with all; taking "
+        "turns, medians. The ciphertexts that come back are compared bit for bit.",
         "Nodes of a cluster on one machine share its cores: such a run shows what the messages cost, and can "
         "show no speed-up over one process that uses all cores. One core is what a worker has. What more "
         "machines would give is [estimated](../guides/estimate.md#many-machines), not measured.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from sottovoce.bench.tables import Run, divergence, megabytes, number, operations, percent, table, times
+from sottovoce.bench.cells import Run, divergence, megabytes, number, operations, percent, table, times
 
 
 def scx(runs: Sequence[Run]) -> list[str]:
