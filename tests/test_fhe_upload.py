@@ -80,7 +80,7 @@ def uploaded(client):
 
 def test_an_upload_goes_on_where_it_broke(engine, host, made):  # noqa: F811
     whole = host.client()
-    size, number = uploaded(whole), 2 + len(engine.description.steps)
+    size, number = uploaded(whole), 3 + len(engine.description.steps)
     whole.close()
     assert made == list(range(number))
     made.clear()
@@ -102,7 +102,7 @@ def test_an_upload_goes_on_where_it_broke(engine, host, made):  # noqa: F811
 
 def test_another_process_goes_on_with_an_upload(engine, host, made):  # noqa: F811
     """A session with a name keeps its key from the beginning, so that the keys that arrived are of use."""
-    client, number = host.client(setup=False), 2 + len(engine.description.steps)
+    client, number = host.client(setup=False), 3 + len(engine.description.steps)
     assert client.keep_early(host.mine, "talk")
     client._again = None
 

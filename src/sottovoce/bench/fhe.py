@@ -89,7 +89,7 @@ def run(
         "prefill_seconds": found.prefill_seconds,
         "setup_seconds": found.setup_seconds,
         "key_bytes": found.key_bytes,
-        "keys": 2 + len(description.steps),
+        "keys": 3 + len(description.steps),
         "top1_agreement": float(np.mean([p["top1"] for p in positions])),
         "kl": float(np.mean([p["kl"] for p in positions])),
         "positions": positions,

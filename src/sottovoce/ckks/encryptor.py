@@ -12,7 +12,7 @@ from sottovoce.ckks.keys import PublicKey
 from sottovoce.ckks.parameters import Parameters
 from sottovoce.ckks.secret import KEY_ID_BYTES, SecretKey
 from sottovoce.ckks.switching import uniform_rows
-from sottovoce.errors import FrameError, ParameterError
+from sottovoce.errors import FrameError, LevelError, ParameterError
 from sottovoce.ring import sampling
 from sottovoce.rlwe.randomness import errors, ternary
 from sottovoce.rlwe.wire import Buffer, frame, pack_residues, residue_bytes, unframe, unpack_residues
@@ -62,6 +62,10 @@ class Encryptor:
         return ring.sub(b, ring.mul(a, key.ntt(ring.primes), a), b)
 
     def _public(self, plaintext: Plaintext, key: PublicKey) -> list[Words]:
+        if plaintext.level > key.level:
+            raise LevelError(
+                f"the public key encrypts at levels up to {key.level}, not at level {plaintext.level}"
+            )
         ring, stream = self.parameters.ring(plaintext.level), sampling.Stream()
         u = ring.ntt(ternary(stream, ring.primes, ring.n, 1)[0])
         halves = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -19,39 +20,54 @@ from sottovoce.rlwe.wire import Buffer, frame, pack_residues, residue_bytes, unf
 
 Words = npt.NDArray[np.uint64]
 
+_LEVEL = struct.Struct("<H")
+
 
 @dataclass(frozen=True, eq=False)
 class PublicKey:
-    """An encryption of zero at the top level: data (2, L, N) NTT form, b = −a·s + e and a from `seed`."""
+    """An encryption of zero: data (2, level + 1, N) NTT form, b = −a·s + e and a from `seed`."""
 
     parameters: Parameters
     key_id: bytes
     seed: bytes = field(repr=False)
     data: Words = field(repr=False)
 
+    @property
+    def level(self) -> int:
+        """The highest level at which it encrypts."""
+        return int(self.data.shape[1]) - 1
+
     @classmethod
-    def generate(cls, secret: SecretKey) -> PublicKey:
-        """Fresh, for this secret."""
+    def generate(cls, secret: SecretKey, level: int | None = None) -> PublicKey:
+        """Fresh, for this secret. level: default top."""
         parameters = secret.parameters
-        ring, seed = parameters.ring(), sampling.fresh_seed()
+        ring, seed = parameters.ring(level), sampling.fresh_seed()
         a = uniform_rows(seed, b"public key", ring.primes, ring.n)
         b = ring.ntt(errors(sampling.Stream(), ring.primes, ring.n, 1)[0])
         ring.sub(b, ring.mul(a, secret.ntt(ring.primes)), b)
         return cls(parameters, secret.key_id, seed, np.stack([b, a]))
 
     def to_bytes(self) -> bytes:
-        """Header, key id, seed, b."""
-        packed = pack_residues(self.data[0], self.parameters.primes)
-        return frame("public key", self.parameters, self.key_id + self.seed + packed)
+        """Header, key id, level, seed, b."""
+        packed = pack_residues(self.data[0], self.parameters.primes[: self.level + 1])
+        body = self.key_id + _LEVEL.pack(self.level) + self.seed + packed
+        return frame("public key", self.parameters, body)
 
     @classmethod
     def from_bytes(cls, parameters: Parameters, data: Buffer) -> PublicKey:
         """FrameError, IntegrityError or a mismatch error for anything else."""
-        payload, ring = unframe("public key", parameters, data), parameters.ring()
-        start = KEY_ID_BYTES + sampling.SEED_BYTES
+        payload = unframe("public key", parameters, data)
+        at = KEY_ID_BYTES + _LEVEL.size
+        start = at + sampling.SEED_BYTES
+        if payload.nbytes < start:
+            raise FrameError("a public key is truncated")
+        (level,) = _LEVEL.unpack(payload[KEY_ID_BYTES:at])
+        if level > parameters.top:
+            raise IntegrityError("a public key has an impossible level")
+        ring = parameters.ring(level)
         if payload.nbytes != start + residue_bytes(ring.primes, ring.n):
             raise FrameError("a public key has the wrong size for its parameters")
-        seed = bytes(payload[KEY_ID_BYTES:start])
+        seed = bytes(payload[at:start])
         b = unpack_residues(payload[start:], ring.primes, (ring.limbs, ring.n))
         a = uniform_rows(seed, b"public key", ring.primes, ring.n)
         return cls(parameters, bytes(payload[:KEY_ID_BYTES]), seed, np.stack([b, a]))
@@ -192,9 +208,9 @@ class KeyGenerator:
         self.parameters = parameters
         self.secret_key = SecretKey.generate(parameters) if secret is None else secret
 
-    def public_key(self) -> PublicKey:
-        """A fresh public key."""
-        return PublicKey.generate(self.secret_key)
+    def public_key(self, level: int | None = None) -> PublicKey:
+        """A fresh public key, for encryption at levels up to `level` (default: top)."""
+        return PublicKey.generate(self.secret_key, self._level(level))
 
     def relinearization_key(self, level: int | None = None) -> RelinearizationKey:
         """From s² to s, for products at levels up to `level` (default: top)."""

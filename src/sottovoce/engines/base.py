@@ -185,8 +185,8 @@ class DataParty(Half):
         party."""
         return False
 
-    def promise(self, tokens: Sequence[int]) -> bytes:
-        """Encrypt what the next step appends; a digest of what will be sent, kept until it is answered."""
+    def promise(self, tokens: Sequence[int], prefill: bool) -> bytes:
+        """Encrypt what the next step appends, a prefill or another one; a digest of what will be sent."""
         raise UsageError(_NOTHING_TO_COLLECT)
 
     def collect(self, digest: bytes | None) -> Logits | None:

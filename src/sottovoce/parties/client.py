@@ -59,9 +59,9 @@ class Client(Connected):
         )  # fmt: skip
 
     def _step(
-        self, run: Callable[[], Logits], public: Sequence[int] = (), private: Sequence[int] = ()
+        self, run: Callable[[], Logits], public: Sequence[int] | None = None, private: Sequence[int] = ()
     ) -> Logits:
-        """Do a step that appends these tokens, and save it; its logits (T, vocab).
+        """Do a step that appends these tokens, and save it; its logits (T, vocab). public: of a prefill.
 
         If the connection of a kept session breaks, the step is done on another one; if the server has ended
         it meanwhile, its answer is collected.
@@ -70,7 +70,7 @@ class Client(Connected):
         for attempt in range(ATTEMPTS):
             try:
                 if attempt:
-                    result = self._reconnect(wanted, [*public, *private])
+                    result = self._reconnect(wanted, [*(public or ()), *private])
                 if result is None:
                     self._promise(public, private)
                     result = run()
@@ -189,7 +189,7 @@ class Client(Connected):
             self.tokens.append(token)
             return logits[None]
 
-        return _row(self._step(run, (), [token]))
+        return _row(self._step(run, None, [token]))
 
     def verify(self, tokens: Sequence[int], progress: Progress | None = None) -> Logits:
         """Append private tokens in one pass; logits (T, vocab) after each. The server learns T."""
@@ -204,7 +204,7 @@ class Client(Connected):
             self.tokens += tokens
             return logits
 
-        return self._step(run, (), tokens)
+        return self._step(run, None, tokens)
 
     def truncate(self, length: int) -> None:
         """Forget all tokens from position `length` on."""

@@ -191,11 +191,12 @@ class Connected:
         self.waiting = 0
         self._keeping.write(self._party, self.tokens, self.public_count)
 
-    def _promise(self, public: Sequence[int], private: Sequence[int]) -> None:
+    def _promise(self, public: Sequence[int] | None, private: Sequence[int]) -> None:
         """Write down what is about to be sent, if the server may end the step alone."""
         if private and self.is_kept and self._party.collects:
             with self.ledger.phase("promise"):
-                digest = self._party.promise(private)
+                digest = self._party.promise(private, public is not None)
+            public = public or ()
             tokens = [*self.tokens, *public, *private]
             known = self.public_count if self.tokens else len(public)
             self.waiting = len(public) + len(private)

@@ -25,17 +25,20 @@ from sottovoce.ckks import (
     Evaluator,
     GaloisKeys,
     KeyGenerator,
+    PublicKey,
     RelinearizationKey,
     SwitchingKey,
 )
 from sottovoce.ckks.secret import KEY_ID_BYTES
 from sottovoce.engines.base import Progress
 from sottovoce.engines.fhe.description import Description
+from sottovoce.engines.fhe.returned import LEVEL
 from sottovoce.errors import CorruptFileError, IntegrityError, RefusedError, SottovoceError
 from sottovoce.net import Channel
 
 _MAX_KEY = 1 << 29
 _DIGEST = 16
+_FIRST_STEP = 3  # keys before those of rotations
 _WORKING = 23_000  # bytes of a refresh for each coefficient: 1.5 GB at N = 2^16
 
 
@@ -59,6 +62,7 @@ def _makers(description: Description, keys: KeyGenerator) -> Iterator[tuple[str,
     parameters = description.parameters
     yield "products", lambda: keys.relinearization_key(description.product_level).to_bytes()
     yield "refresh", lambda: keys.encapsulation_keys().to_bytes()
+    yield "answers", lambda: keys.public_key(LEVEL).to_bytes()
     for step, level in sorted(description.steps.items()):
 
         def rotation(step: int = step, level: int = level) -> bytes:
@@ -68,8 +72,11 @@ def _makers(description: Description, keys: KeyGenerator) -> Iterator[tuple[str,
         yield "rotations", rotation
 
 
-def receive_keys(channel: Channel, description: Description, directory: Path | None) -> Evaluator:
-    """The server's side: an evaluator with all keys. IntegrityError if one is not what was agreed.
+def receive_keys(
+    channel: Channel, description: Description, directory: Path | None
+) -> tuple[Evaluator, PublicKey]:
+    """The server's side: an evaluator with all keys, and the one that answers are re-randomised with.
+    IntegrityError if one is not what was agreed.
 
     directory: where keys are kept beyond the session, None to keep none.
     """
@@ -77,12 +84,13 @@ def receive_keys(channel: Channel, description: Description, directory: Path | N
     key_id = bytes(channel.recv(KEY_ID_BYTES))
     store = None if directory is None else KeyStore(directory / key_id.hex())
     parameters, steps = description.parameters, sorted(description.steps.items())
-    count = 2 + len(steps)
+    count = _FIRST_STEP + len(steps)
     there = [store is not None and store.has(i) for i in range(count)]
     channel.send(bytes(there))
     rotations: dict[int, SwitchingKey] = {}
     products: RelinearizationKey | None = None
     refresh: EncapsulationKeys | None = None
+    answers: PublicKey | None = None
     for i in range(count):
         try:
             raw = store.load(i) if store is not None and there[i] else channel.recv_message(_MAX_KEY)
@@ -97,16 +105,19 @@ def receive_keys(channel: Channel, description: Description, directory: Path | N
             products = found
         elif isinstance(found, EncapsulationKeys):
             refresh = found
+        elif isinstance(found, PublicKey):
+            answers = found
         else:
             rotations.update(found.keys)
         if store is not None and not there[i]:
             store.save(i, raw)
-    return Evaluator(parameters, products, GaloisKeys(parameters, key_id, rotations), refresh)
+    assert answers is not None
+    return Evaluator(parameters, products, GaloisKeys(parameters, key_id, rotations), refresh), answers
 
 
 def _parse(
     description: Description, steps: Sequence[tuple[int, int]], i: int, raw: bytes | memoryview
-) -> RelinearizationKey | EncapsulationKeys | GaloisKeys:
+) -> RelinearizationKey | EncapsulationKeys | PublicKey | GaloisKeys:
     """Key number i. IntegrityError unless it is the one that belongs there."""
     parameters = description.parameters
     if i == 0:
@@ -117,8 +128,12 @@ def _parse(
         refresh = EncapsulationKeys.from_bytes(parameters, raw)
         if refresh.up.level == parameters.top:
             return refresh
+    elif i == 2:
+        answers = PublicKey.from_bytes(parameters, raw)
+        if answers.level == LEVEL:
+            return answers
     else:
-        step, level = steps[i - 2]
+        step, level = steps[i - _FIRST_STEP]
         rotations = GaloisKeys.from_bytes(parameters, raw)
         if rotations.steps == (step,) and rotations.keys[step].level >= level:
             return rotations

@@ -45,6 +45,7 @@ from sottovoce.engines.fhe.placement import (
     rotation_levels,
 )
 from sottovoce.engines.fhe.program import LayerCache, Program
+from sottovoce.engines.fhe.returned import Returned
 from sottovoce.engines.fhe.shape import Shape, slots_for
 from sottovoce.engines.fhe.state import find_piece, load_cache, public_tokens, save_cache
 from sottovoce.engines.fhe.weights import SlotWeights, slot_weights
@@ -157,12 +158,13 @@ class FheModelParty(ModelParty):
         assert engine.description is not None
         with channel.ledger.operation("keys"):
             try:
-                evaluator = receive_keys(channel, engine.description, engine.directory)
+                evaluator, answers = receive_keys(channel, engine.description, engine.directory)
             finally:  # also after uploads that broke off: gigabytes under any name a client likes
                 if engine.directory is not None and engine.directory.is_dir():
                     forget_others(engine.directory, _KEPT_CLIENTS)
         self._key_id = evaluator.key_id
         self._slots = CkksSlots(evaluator, engine.shape.n, engine.bootstrapper, channel.ledger.operation)
+        self._returned = Returned(evaluator, answers, engine.shape)
         self._program = self._fresh()
 
     def prefill(self, public_tokens: Sequence[int], n_private: int) -> None:
@@ -274,7 +276,7 @@ class FheModelParty(ModelParty):
                 self.attendance.progress(before + layer, len(heads) * layers)
                 self._tell(b"\x01")
 
-            frames += [x.to_bytes() for x in self._program.step(one_hot, head, progress)]
+            frames += self._protected(self._program.step(one_hot, head, progress))
             self._remember()
         self._reply(digest, frames)
 
@@ -297,11 +299,16 @@ class FheModelParty(ModelParty):
             self._tell(b"\x01")
 
         one_hot = [self._token(frame) for frame in raw]
-        frames = [x.to_bytes() for x in chunks.run(one_hot, count, True, progress)]
+        frames = self._protected(chunks.run(one_hot, count, True, progress))
         if count > 1 and chunks.before:
             self._history[self._program.length - 1] = chunks.before
         self._remember()
         self._reply(digest, frames)
+
+    def _protected(self, logits: Sequence[Ciphertext]) -> list[bytes]:
+        """As they go back, block by block of the vocabulary."""
+        with self._channel.ledger.operation("answer"):
+            return [self._returned(x, block).to_bytes() for block, x in enumerate(logits)]
 
     def _reply(self, digest: bytes, frames: Sequence[bytes]) -> None:
         self._answer = Answer(self._program.length, digest, tuple(frames))
@@ -390,8 +397,8 @@ class FheDataParty(DataParty):
     def collects(self) -> bool:
         return True
 
-    def promise(self, tokens: Sequence[int]) -> bytes:
-        chunk = self._chunked(len(tokens))
+    def promise(self, tokens: Sequence[int], prefill: bool) -> bytes:
+        chunk = prefill and self._chunked(len(tokens))
         self._promised = tuple(tokens), chunk, self._encrypted(tokens, chunk)
         return digest_of(self._promised[2])
 
