@@ -361,5 +361,26 @@ def test_demo_json(model_path, environment):
         assert words in done.stderr
 
 
+def test_a_server_does_not_outlive_a_parent_that_was_killed(model_path, tmp_path, environment):
+    """Killed while the server loads its model, before anything watches."""
+    ready = tmp_path / "ready.json"
+    serve = [*BASE, "serve", str(model_path), "--engine", "clear", "--port", "0", "--stop-with-parent"]
+    parent = "import subprocess, sys; print(subprocess.Popen(sys.argv[1:]).pid, flush=True); sys.stdin.read()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", parent, *serve, "--ready-file", str(ready)],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    child = int(process.stdout.readline())
+    process.stderr.readline()  # "loading …"
+    process.kill()
+    # The pipe that both write to is at its end when both are gone.
+    process.communicate(timeout=120)
+    assert not Path(f"/proc/{child}/cmdline").exists() or not Path(f"/proc/{child}/cmdline").read_bytes()
+
+
 def test_demo_relays_the_servers_error(environment):
     failed(run("demo", "--model", "no-such-model", "--engine", "clear", env=environment), 2, "no-such-model")

@@ -1,7 +1,10 @@
-"""The examples in deploy/ use commands and flags that exist. No container is run."""
+"""The examples in deploy/ use commands and flags that exist. No container is run here: see tools/."""
 
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -30,6 +33,21 @@ def test_units(name):
     assert program.endswith("/sottovoce") and accepted(arguments)
     keys = [line.partition("=")[0] for line in text.splitlines() if "=" in line and not line.startswith("#")]
     assert len(keys) == len(set(keys)) and "LimitCORE" in keys and "NoNewPrivileges" in keys
+
+
+@pytest.mark.parametrize("name", ["sottovoce.service", "sottovoce-proxy.service"])
+def test_systemd_takes_the_units(name, tmp_path):
+    """Every key is one that systemd knows, with a value that it takes; the program stands for ours."""
+    systemd = shutil.which("systemd-analyze")
+    if systemd is None:
+        pytest.skip("systemd-analyze is not installed")
+    unit = tmp_path / name
+    unit.write_text(
+        re.sub(r"^ExecStart=\S+", f"ExecStart={sys.executable}", (DEPLOY / name).read_text(), flags=re.M)
+    )
+    done = subprocess.run([systemd, "verify", str(unit)], capture_output=True, text=True, timeout=240)
+    own = [line for line in done.stderr.splitlines() if name in line]
+    assert not own, own
 
 
 def test_compose():

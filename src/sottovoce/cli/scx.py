@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -98,7 +99,7 @@ def worker(
     from .serve import stop_on_signals, watch_parent, write_ready
 
     check_accepted("scx", accept_statistical_privacy)
-    console = Console(quiet)
+    console, parent = Console(quiet), os.getppid()
     pin: Any = None if insecure_plaintext else fingerprint or KnownHosts(known_hosts_path())
     address, wish = Address.parse(server), Wish("scx", profile=profile)
 
@@ -126,7 +127,7 @@ def worker(
         shown = None if certificate is None else certificate.fingerprint
         write_ready(Path(ready_file), service.host, service.port, shown)
     if stop_with_parent:
-        threading.Thread(target=watch_parent, args=(service,), daemon=True).start()
+        threading.Thread(target=watch_parent, args=(service, parent), daemon=True).start()
     service.serve_forever()
 
 

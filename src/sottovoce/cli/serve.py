@@ -176,7 +176,7 @@ def serve(
     from .console import Console
     from .hosting import Hosting
 
-    console = Console(quiet)
+    console, parent = Console(quiet), os.getppid()
     check_accepted(flags["engine"], flags["accept_statistical_privacy"])
     if worker is not None and flags["engine"] != "scx":
         raise click.UsageError("--worker belongs to --engine scx")
@@ -188,7 +188,7 @@ def serve(
     if ready_file:
         write_ready(Path(ready_file), server.host, server.port, hosting.fingerprint, hosting.metrics_port)
     if stop_with_parent:
-        threading.Thread(target=watch_parent, args=(server,), daemon=True).start()
+        threading.Thread(target=watch_parent, args=(server, parent), daemon=True).start()
     if worker is not None:
         start_worker((server.host, server.port), flags["host"], worker, hosting.fingerprint, ready_file)
     server.serve_forever()
@@ -225,9 +225,9 @@ def write_ready(
     temporary.replace(path)
 
 
-def watch_parent(server: Any) -> None:
-    """A server that was started by `demo` must not outlive it."""
-    parent = os.getppid()
+def watch_parent(server: Any, parent: int) -> None:
+    """A server that was started by `demo` must not outlive it. parent: its process when this one began, for
+    it may have ended while the model was loaded."""
     while os.getppid() == parent:
         time.sleep(1.0)
     server.stop()
