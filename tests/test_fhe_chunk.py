@@ -140,6 +140,20 @@ def test_chunk_after_chunk(tiny):
     assert tiny.program.length == 16 and not tiny.chunks.room()
 
 
+def test_a_chunk_behind_single_steps(tiny):
+    """Their keys are refreshed, once for each layer."""
+    text = sample(tiny.model, 1, 16, seed=9)[0]
+    plain = tiny.model.forward(text)
+    tiny.reset().public(text[:1])
+    tiny.chunk(text[1:4])
+    for i in (4, 5):
+        tiny.step(text[i])
+    assert divergence(plain[9], tiny.chunk(text[6:10])) < 1e-3
+    assert divergence(plain[10], tiny.step(text[10])) < 1e-3
+    assert divergence(plain[15], tiny.chunk(text[11:])) < 1e-3
+    assert tiny.ar.largest < 0.25
+
+
 @pytest.mark.parametrize(("n", "split", "public"), [(256, 2, 35), (128, 1, 20), (512, 4, 3)])
 def test_behind_a_public_prefix(n, split, public):
     """Public tokens in blocks of their own: plaintext by ciphertext; a step goes on behind the chunk."""
@@ -151,9 +165,20 @@ def test_behind_a_public_prefix(n, split, public):
     for count in (1, 3, 6):
         run.reset().public(text[:public])
         assert divergence(plain[public + count - 1], run.chunk(text[public : public + count])) < 1e-3
+        caches, run.program.length = run.program.caches, public + count - 1
+        if count > 1:
+            run.program.caches = run.chunks.before
+            last = text[public + count - 1]
+            assert divergence(plain[public + count - 1], run.step(last)) < 1e-3
+        run.program.caches, run.program.length = caches, public + count
         assert divergence(plain[public + count], run.step(text[public + count])) < 1e-3
         assert divergence(plain[public + count + 1], run.step(text[public + count + 1])) < 1e-3
     assert run.ar.largest < 0.25
+    if split > 1:
+        assert not run.chunks.room()  # keys of single steps lie in lanes
+    levels = run.plan.steps()
+    rotations = run.plan.rotations(0, 6).items()
+    assert all(level <= levels[step] for step, level in rotations)
 
 
 def test_biases():
@@ -175,7 +200,7 @@ def test_what_does_not_fit_is_refused(tiny):
     with pytest.raises(UsageError, match="do not come in"):
         tiny.chunks.run([], 2)
     tiny.step(1)
-    assert not tiny.chunks.room()  # keys of single steps have no level left for a chunk
+    assert tiny.chunks.room() == 14
     assert not fits(Shape(SHAPES["gpt2"], 32768, 64))
     assert fits(Shape(SHAPES["smollm2-135m"], 32768, 32))
 

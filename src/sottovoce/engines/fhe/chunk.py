@@ -52,10 +52,11 @@ class ChunkProgram(Generic[V]):
         self.before: list[LayerCache[V]] = []
 
     def room(self) -> int:
-        """Tokens that a chunk may have now: up to the end of the first group of private tokens. 0 if it holds
-        tokens that were decoded one by one: their keys have no levels left."""
+        """Tokens that a chunk may have now: up to the end of the first group of private tokens. Keys of
+        single steps in it are refreshed; in several lanes they are not kept as a group, and there is none."""
         program, t = self.program, self.shape.heads.t
-        if program.private >= t or (self._held() and self._upto != program.private):
+        stepped = self._held() and self._upto != program.private
+        if program.private >= t or (stepped and program.blocks.classes > 1):
             return 0
         return min(t - program.private, self.shape.tokens - program.length)
 
@@ -71,13 +72,15 @@ class ChunkProgram(Generic[V]):
         if len(one_hot) != one_hot_ciphertexts(self.shape, count):
             raise UsageError(f"{count} tokens do not come in {len(one_hot)} ciphertexts")
         self.chunk = Chunk(self.shape.heads, program.private, count)
-        first, keys = not self._held(), self._keys
+        keys: list[V | None] = [None] * self.shape.config.layers
+        if self._held():
+            keys = [*self._keys] if self._upto == program.private else [c.keys[0] for c in program.caches]
         self._keys, self.before = [], []
         x = self.embed(one_hot)
         for layer in range(self.shape.config.layers):
             if progress is not None:
                 progress(layer)
-            x = self.attention(x, layer, None if first else keys[layer])
+            x = self.attention(x, layer, keys[layer])
             x = self.mlp(x, layer)
         program.length += count
         self._upto = program.private
@@ -101,8 +104,8 @@ class ChunkProgram(Generic[V]):
         block = self.program.weights.blocks[layer]
         x = self.flow.single(ar, layer, "attention", x)
         query, key, value = self._qkv(x, layer)
-        self._append_keys(cache, key)
-        keys = key if held is None else ar.add(held, key)
+        without = self._append_keys(cache, key)
+        keys = key if held is None else ar.add(self._raised(held, ar.level(key)), key)
         self._keys.append(keys)
         rows = Rows(self.program, self.chunk, layer)
         public = self._public(cache)
@@ -117,7 +120,9 @@ class ChunkProgram(Generic[V]):
         packed, value = [ar.times(x, SHRINK) for x in packed], ar.times(value, SHRINK)
         probabilities = self._softmax(packed, among.exists(chunk, outside), rows, layer)
         values = self._append_values(cache, value)
-        self._without_last(cache, values)
+        if without:
+            kept = ar.drop(ar.mul_plain(values, self._before_last()), self.value_level)
+            self.before.append(LayerCache(without, [kept], cache.public))
         factor = 0.5 if len(probabilities) > 1 else 1.0
         # Lanes of values take a level, and values can be no higher than probabilities: these follow.
         level = ar.level(probabilities[0])
@@ -227,15 +232,25 @@ class ChunkProgram(Generic[V]):
         public = self.program.caches[0].public
         return self.program.private - (0 if public is None or self.shape.split else public.tokens)
 
-    def _append_keys(self, cache: LayerCache[V], key: V) -> None:
-        """Into the lanes of the cache: with one class the group itself, else one level."""
+    def _append_keys(self, cache: LayerCache[V], key: V) -> list[V]:
+        """Into the lanes of the cache; returns the lanes without the last token, where a level is left."""
         ar, blocks, heads = self.ar, self.program.blocks, self.shape.heads
-        lanes = [key]
-        if blocks.classes > 1:
-            mask = blocks.residue(0)
-            turned = ar.rotate_many(key, [m * heads.block for m in range(blocks.classes)])
-            lanes = [ar.mul_plain(x, mask) for x in turned]
-        cache.keys = att.append(ar, cache.keys, lanes)
+        earlier = self._before_last()
+        if blocks.classes == 1:
+            cache.keys = att.append(ar, cache.keys, [key])
+            # Whoever goes back goes on with a step, which takes one level of keys.
+            return [ar.mul_plain(cache.keys[0], earlier)] if ar.level(cache.keys[0]) > 1 else []
+        mask = blocks.residue(0)
+        turned = ar.rotate_many(key, [m * heads.block for m in range(blocks.classes)])
+        without = [ar.mul_plain(x, lambda: mask() * earlier()) for x in turned]
+        without = att.append(ar, cache.keys, without)
+        cache.keys = att.append(ar, cache.keys, [ar.mul_plain(x, mask) for x in turned])
+        return without
+
+    def _before_last(self) -> Plain:
+        """1 at the sub-slots before the last token's."""
+        last = self.chunk.distances - 1
+        return constant((np.arange(self.shape.n) % self.shape.heads.t < last).astype(np.float64))
 
     def _append_values(self, cache: LayerCache[V], value: V) -> V:
         """The group's values with the chunk's, encrypted and public ones."""
@@ -247,14 +262,13 @@ class ChunkProgram(Generic[V]):
         cache.values = [ar.drop(value, self.value_level)]
         return value
 
-    def _without_last(self, cache: LayerCache[V], values: V) -> None:
-        """Cleared of the last token: a product with a mask for keys and for values."""
-        ar, last = self.ar, self.chunk.distances - 1
-        if len(cache.keys) > 1 or ar.level(cache.keys[0]) < 2:
-            return
-        mask = constant((np.arange(self.shape.n) % self.shape.heads.t < last).astype(np.float64))
-        key, value = ar.mul_plain(cache.keys[0], mask), ar.mul_plain(values, mask)
-        self.before.append(LayerCache([key], [ar.drop(value, self.value_level)], cache.public))
+    def _raised(self, keys: V, level: int) -> V:
+        """Keys at the level of a chunk's: those of single steps are refreshed, small like everything else."""
+        ar = self.ar
+        if ar.level(keys) < level:
+            keys = ar.bootstrap(ar.mul_plain(keys, constant(np.full(self.shape.n, 1 / SHRINK))))
+            keys = ar.times(keys, SHRINK)
+        return ar.drop(keys, level)
 
     def _products(
         self, xs: Sequence[V], matrix: Matrix, outputs: int, scale: float = 1.0, biased: bool = True

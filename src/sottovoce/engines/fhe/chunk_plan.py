@@ -40,13 +40,13 @@ class Price:
 
 class ChunkPlan:
     """Chunks of a model beside single steps. step: the placement of a step; public: tokens of a prefix with
-    blocks of their own, for prices."""
+    blocks of their own, for prices; where it has blocks and their number is not known, one block."""
 
     def __init__(
         self, shape: Shape, degrees: Degrees, step: Placement, top: int, cost: Cost, public: int = 0
     ) -> None:
         self.shape, self.degrees, self.step, self.top, self.cost = shape, degrees, step, top, cost
-        self._public = public
+        self._public = public or (shape.heads.dim if shape.split else 0)
         count = min(_TYPICAL, shape.heads.t)
         ar = CountingSlots(shape.n, _ENDLESS)
         flow = RecordingFlow(ar)
