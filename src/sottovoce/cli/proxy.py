@@ -101,7 +101,10 @@ def _serve(console: Any, gateway: Any, insecure_host: str | None, port: int, tok
 
     web = WebServer(create_app(gateway, token=token), insecure_host or "127.0.0.1", port)
     if insecure_host is not None:
-        console.warn(f"listening on {insecure_host}: whoever reaches this port can read and ask in the clear")
+        console.warn(
+            f"listening on {insecure_host}: whoever reaches this port can read and ask in the clear"
+            + ("; --token-file keeps out who has no token" if token is None else ", with the token")
+        )
     console.note(f"OpenAI's interface at {web.url}/v1, a chat page at {web.url}/ (Ctrl-C ends)")
     # The web server ends on SIGTERM, then sends it once more to whoever handled it before: a clean end.
     signal.signal(signal.SIGTERM, lambda number, frame: None)
