@@ -18,6 +18,7 @@ from sottovoce.errors import (
     CorruptFileError,
     ParameterError,
     RefusedError,
+    StorageError,
     UsageError,
 )
 
@@ -121,7 +122,7 @@ def test_marks_are_on_the_disk_before_rows_are_read(pool, monkeypatch):
         raise OSError("unreadable")
 
     monkeypatch.setattr("sottovoce.correlations.pool.read_rows", broken)
-    with pytest.raises(OSError):
+    with pytest.raises(StorageError):
         pool.take({"a": 2})
     monkeypatch.undo()
     assert taken(pool, a=4) == {"a": list(rows(4)[2:])}
