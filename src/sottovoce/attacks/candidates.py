@@ -42,9 +42,11 @@ class Prefix:
         for token in tokens:
             self.append(token)
 
-    def states(self, candidates: npt.NDArray[np.int64], whole: bool = True) -> list[BlockStates]:
+    def states(
+        self, candidates: npt.NDArray[np.int64], whole: bool = True, residual: bool = False
+    ) -> list[BlockStates]:
         """Each candidate as the next token, none beside the others. whole: also of the last block what comes
-        behind q, k and v."""
+        behind q, k and v; residual: of that only what is behind its attention."""
         c = self.model.config
         out: list[BlockStates] = []
         x = self.model.weights.embedding[candidates]
@@ -59,11 +61,13 @@ class Prefix:
                 return [*out, BlockStates(q, k, v, {"qkv": h})]
             mixed = self._attended(i, q, k, v)
             x = x + ops.linear(mixed, layer.o, layer.o_bias)
-            residual = x
+            behind = x
+            if i == self._layers - 1 and residual:
+                return [*out, BlockStates(q, k, v, {"qkv": h, "o": mixed}, behind)]
             g = ops.norm(x, layer.norm2, layer.norm2_bias, c)
             middle = ops.mlp_middle(ops.mlp_input(g, layer), c)
             x = x + ops.linear(middle, layer.down, layer.down_bias)
-            out.append(BlockStates(q, k, v, {"qkv": h, "o": mixed, "mlp_in": g, "down": middle}, residual))
+            out.append(BlockStates(q, k, v, {"qkv": h, "o": mixed, "mlp_in": g, "down": middle}, behind))
         return out
 
     def append(self, token: int) -> None:

@@ -23,7 +23,7 @@ from sottovoce.attacks.vocabulary import Vocabulary, gram_features, nearest, uni
 
 _DEPTHS = (0, 1, 2, 4, 8, 16)
 _CANDIDATES = 64
-_KNOWN, _READ = 4, 2  # tokens of each prompt that are known, and read, at a depth
+_KNOWN, _READ = 4, 1  # tokens of each prompt that are known, and read, at a depth
 _SAFE = 0.05  # what may be read where attention is at the server
 
 

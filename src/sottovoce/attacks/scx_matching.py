@@ -142,7 +142,7 @@ def continue_from(
         tables = (vocabulary.at(len(prefix) + i).embedded for i in range(len(residuals)))
         ranked = [nearest(row[None], t, count)[0] for row, t in zip(residuals, tables, strict=True)]
     for row, few in zip(residuals, ranked, strict=True):
-        distances = np.linalg.norm(known.states(few)[0].residual - row, axis=1)
+        distances = np.linalg.norm(known.states(few, residual=True)[0].residual - row, axis=1)
         token = int(few[distances.argmin()])
         found.append(token)
         known.append(token)
