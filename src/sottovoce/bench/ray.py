@@ -32,7 +32,7 @@ from sottovoce.ring import set_threads, threads
 from sottovoce.ring.primes import P_FIELD
 
 _NODES = 2
-_MOST = 1 << 26  # weights of a matrix that is measured: 1.6 GB as plaintexts, here and at the workers
+_MOST = 1 << 25  # weights of a matrix that is measured: 0.8 GB as plaintexts, here and at the workers
 Int16 = npt.NDArray[np.int16]
 
 
