@@ -52,13 +52,9 @@ class ChunkProgram(Generic[V]):
         self.before: list[LayerCache[V]] = []
 
     def room(self) -> int:
-        """Tokens that a chunk may have now: up to the end of the first group of private tokens. Keys of
-        single steps in it are refreshed; in several lanes they are not kept as a group, and there is none."""
-        program, t = self.program, self.shape.heads.t
-        stepped = self._held() and self._upto != program.private
-        if program.private >= t or (stepped and program.blocks.classes > 1):
-            return 0
-        return min(t - program.private, self.shape.tokens - program.length)
+        """Tokens that a chunk may have now: up to the end of the first group of private tokens."""
+        program = self.program
+        return max(min(self.shape.heads.t - program.private, self.shape.tokens - program.length), 0)
 
     def resume(self, keys: list[V]) -> None:
         """Keys of the group's encrypted tokens, a value for each layer, as a chunk left them."""
@@ -73,8 +69,8 @@ class ChunkProgram(Generic[V]):
             raise UsageError(f"{count} tokens do not come in {len(one_hot)} ciphertexts")
         self.chunk = Chunk(self.shape.heads, program.private, count)
         keys: list[V | None] = [None] * self.shape.config.layers
-        if self._held():
-            keys = [*self._keys] if self._upto == program.private else [c.keys[0] for c in program.caches]
+        if self._held() and self._upto == program.private:
+            keys = [*self._keys]
         self._keys, self.before = [], []
         x = self.embed(one_hot)
         for layer in range(self.shape.config.layers):
@@ -99,13 +95,15 @@ class ChunkProgram(Generic[V]):
         return att.turn_right(ar, x, self.chunk.start)
 
     def attention(self, x: V, layer: int, held: V | None) -> V:
-        """held: keys of the tokens before the chunk in its group."""
+        """held: keys of the tokens before the chunk in its group, as a chunk left them."""
         ar, chunk, cache = self.ar, self.chunk, self.program.caches[layer]
         block = self.program.weights.blocks[layer]
         x = self.flow.single(ar, layer, "attention", x)
         query, key, value = self._qkv(x, layer)
+        if held is None and self._held():
+            held = self._gathered(cache.keys)
         without = self._append_keys(cache, key)
-        keys = key if held is None else ar.add(self._raised(held, ar.level(key)), key)
+        keys = key if held is None else ar.add(ar.drop(held, ar.level(key)), key)
         self._keys.append(keys)
         rows = Rows(self.program, self.chunk, layer)
         public = self._public(cache)
@@ -204,7 +202,12 @@ class ChunkProgram(Generic[V]):
             us = [ar.mul(u, over) for u in us]
             if i < f.rounds:
                 us = [ar.mul(u, u) for u in us]
-        return self.flow.several(ar, layer, "probabilities", us)
+        ps = self.flow.several(ar, layer, "probabilities", us)
+        for _ in range(f.polish):
+            rest = among.row_sums(ar, chunk, ps, -1 / factor)
+            rest = ar.add_plain(rest, constant(np.full(self.shape.n, 2.0)))
+            ps = [ar.mul(p, rest) for p in ps]
+        return ps
 
     def _norm(self, x: V, p: Chebyshev) -> V:
         """1/√ of each token's mean square, at all its slots."""
@@ -262,13 +265,18 @@ class ChunkProgram(Generic[V]):
         cache.values = [ar.drop(value, self.value_level)]
         return value
 
-    def _raised(self, keys: V, level: int) -> V:
-        """Keys at the level of a chunk's: those of single steps are refreshed, small like everything else."""
-        ar = self.ar
-        if ar.level(keys) < level:
-            keys = ar.bootstrap(ar.mul_plain(keys, constant(np.full(self.shape.n, 1 / SHRINK))))
-            keys = ar.times(keys, SHRINK)
-        return ar.drop(keys, level)
+    def _gathered(self, lanes: Sequence[V]) -> V:
+        """The group's keys out of the lanes of single steps, which have one level left: refreshed, small like
+        everything else."""
+        ar, heads, total = self.ar, self.shape.heads, None
+        mask = self.program.blocks.residue(0, 1 / SHRINK)
+        for lane in reversed(lanes):
+            part = ar.mul_plain(lane, mask)
+            if total is not None:  # one block to the right
+                part = ar.add(part, among.turn_left(ar, total, heads.dim - 1, heads.block))
+            total = part
+        assert total is not None
+        return ar.times(ar.bootstrap(total), SHRINK)
 
     def _products(
         self, xs: Sequence[V], matrix: Matrix, outputs: int, scale: float = 1.0, biased: bool = True

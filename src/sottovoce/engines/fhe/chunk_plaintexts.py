@@ -87,7 +87,7 @@ class Rows(Generic[V]):
         range where there is no token."""
         heads, f, p = self._shape.heads, self._functions, self._predictor
         log = np.log(self._first + 1.0 + np.arange(self._chunk.count))
-        rows = np.tile(log, (heads.count, 1))  # of padded heads, whose scores are 0
+        rows = np.tile(2.0**f.rounds * log, (heads.count, 1))  # of padded heads, whose scores are 0
         numbers = [heads.number(h) for h in range(heads.heads)]
         rows[numbers] = p.offset[:, None] + p.slope[:, None] * log
         bottom = f.exponential.low * f.shrink / f.scale
