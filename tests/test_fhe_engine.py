@@ -13,10 +13,12 @@ from sottovoce.ckks.parameters import refreshing
 from sottovoce.engines.base import EngineOptions
 from sottovoce.engines.fhe import FheDataParty, FheEngine, keyring, parties, state
 from sottovoce.engines.fhe import description as descriptions
+from sottovoce.engines.fhe.calibration import sample
 from sottovoce.errors import (
     CorruptFileError,
     ParameterMismatchError,
     PeerGoneError,
+    PromptTooLongError,
     RefusedError,
     SottovoceError,
     UnsupportedModelError,
@@ -85,6 +87,29 @@ def test_generates_what_the_plain_model_does(engine):
     assert np.abs(np.stack(logits) - plain).max() < 0.05
     for count in ("bytes_up", "bytes_down", "rounds"):
         assert total(up, count) == total(down, count)
+
+
+def test_a_private_tail_behind_a_long_public_prefix(engine):
+    """Public tokens fill three groups; private ones get the groups behind them, and no more."""
+    text = sample(engine.model, 1, 24, seed=3)[0]
+    heads = engine.shape.heads
+    assert (heads.t, engine.shape.split) == (8, 8)
+
+    def client(party):
+        first = party.prefill(text[:20], text[20:22])
+        return [first, party.decode(text[22])]
+
+    def server(party):
+        with pytest.raises(PromptTooLongError, match="room for 40"):
+            party._public = text[:20]
+            party._append_public()
+            party._program.check_room(41)
+        party._program = party._fresh()
+        party.prefill(text[:20], 2)
+        party.decode()
+
+    logits, _ = session(engine, client, server)
+    assert np.abs(np.stack(logits) - engine.model.forward(text[:23])[21:]).max() < 0.05
 
 
 def test_truncates_a_few_tokens_or_all_private_ones(engine):
@@ -224,7 +249,7 @@ def test_generate_is_unchanged_for_the_user(engine):
         assert plain[token] > plain.max() - 0.1
         text.append(token)
     assert done.usage.completion_tokens == len(done.token_ids)
-    assert client.context_length == engine.context == 8
+    assert client.context_length == engine.context == 64
 
 
 def test_models_that_do_not_fit_are_refused():

@@ -107,9 +107,9 @@ def calibrate(
         length = min(tokens, c.context_length)
         texts = sample(model, sequences, min(length, _SHORT))
         if length > _SHORT:
-            texts += sample(model, max(2, sequences // 6), length, seed=1)
+            texts += [_one(text) for text in sample(model, max(2, sequences // 6), length, seed=1)]
     seen = observe(model, texts)
-    predictors = [_predictor(model, rows) for rows in seen.rows]
+    predictors = [_predictor(model, rows, 2.0**degrees.rounds) for rows in seen.rows]
     shifted = np.concatenate(
         [
             _shifted(predictor, head, rows, tokens)
@@ -133,7 +133,14 @@ def calibrate(
         accurate,
         degrees.squarings,
         residual_scale(norms, norm_gain(c)),
+        degrees.polish,
     )
+
+
+def _one(text: list[int]) -> list[int]:
+    """Up to where another text begins: generation ends there."""
+    again = [i for i, token in enumerate(text) if i and token == text[0]]
+    return text[: max(again[0], 2)] if again else text
 
 
 def _first_token(model: Model) -> int:
@@ -164,11 +171,13 @@ def _features(rows: list[Row]) -> Array:
     return np.concatenate([queries, plain, np.ones_like(log), log], axis=1)
 
 
-def _predictor(model: Model, rows: list[list[Row]]) -> Predictor:
+def _predictor(model: Model, rows: list[list[Row]], heat: float) -> Predictor:
+    """Of heat·log Σ exp(scores/heat): what the first round divides by, which varies less than the log-sum and
+    is what its inverse needs near 1."""
     dim, found = model.config.head_dim, []
     for head in rows:
         features = _features(head)
-        target = np.array([_log_sum(row.scores) for row in head])
+        target = np.array([heat * _log_sum(row.scores / heat) for row in head])
         ridge = 1e-3 * np.sqrt(len(head)) * np.eye(features.shape[1])
         a = np.concatenate([features, ridge])
         found.append(np.linalg.lstsq(a, np.concatenate([target, np.zeros(len(ridge))]), rcond=None)[0])

@@ -4,9 +4,10 @@ A polynomial outside its range does not saturate, it explodes, and ruins every s
 every range is what the model showed on text that it wrote itself, widened by `Margins`; a run in the clear
 (`simulate`) reports arguments that leave them.
 
-Softmax: z is a score less a linear prediction of its row's log-sum. u = exp(z/2^rounds), from a polynomial
-of exp(z/2^(rounds + squarings)) and squarings; then `rounds` times: multiply by a coarse 1/Σu, square; then
-one accurate 1/Σ.
+Softmax: z is a score less a linear prediction of 2^rounds·log Σ exp(score/2^rounds). u = exp(z/2^rounds),
+from a polynomial of exp(z/2^(rounds + squarings)) and squarings; then `rounds` times: multiply by a coarse
+1/Σu, square; then one accurate 1/Σ; then `polish` times: multiply by 2 − Σ, a Newton step, which long
+contexts need: the sums of flat rows are small, and the inverse's range is wide.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ class Degrees:
     accurate: int = 63
     rounds: int = 2
     squarings: int = 4
+    polish: int = 0
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ class Functions:
     accurate: Chebyshev
     squarings: int
     residual: float
+    polish: int = 0
 
     @property
     def shrink(self) -> float:

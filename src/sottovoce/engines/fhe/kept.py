@@ -15,7 +15,7 @@ from sottovoce.models.calibrate import cache_directory
 from sottovoce.models.model import Model
 from sottovoce.packing.slots import Chebyshev
 
-_VERSION = 2
+_VERSION = 3
 
 
 def kept_functions(model: Model, tokens: int, directory: Path | None = None) -> Functions:

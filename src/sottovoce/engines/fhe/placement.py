@@ -117,6 +117,7 @@ def counted_functions(shape: Shape, degrees: Degrees) -> Functions:
         flat(degrees.accurate),
         degrees.squarings,
         1.0,
+        degrees.polish,
     )
 
 

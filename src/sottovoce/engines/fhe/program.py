@@ -86,7 +86,7 @@ class Program(Generic[V]):
 
     def step(self, one_hot: list[V], head: bool = True, progress: Any = None) -> list[V]:
         """Append a token; its logits in blocks (none without `head`), compact."""
-        self._room()
+        self.check_room(1)
         x = self.embed(one_hot, self.length)
         for layer in range(self.shape.config.layers):
             if progress is not None:
@@ -191,7 +191,12 @@ class Program(Generic[V]):
             us = [ar.mul(u, factor) for u in us]
             if i < f.rounds:
                 us = [ar.mul(u, u) for u in us]
-        return self.flow.several(ar, layer, "probabilities", us)
+        ps = self.flow.several(ar, layer, "probabilities", us)
+        for _ in range(f.polish):
+            rest = att.sum_tokens(ar, self.blocks, ps, -1 / twice)
+            rest = ar.add_plain(rest, constant(np.full(self.shape.n, 2.0)))
+            ps = [ar.mul(p, rest) for p in ps]
+        return ps
 
     def _mix(self, p: list[V], value: V, cache: LayerCache[V]) -> V:
         """Append the value at the level of the probabilities, then Σ p·v, free of junk."""
@@ -226,14 +231,14 @@ class Program(Generic[V]):
     def _biased(self, x: V, matrix: Matrix, plan: Interleaved) -> V:
         return x if matrix.bias is None else self.ar.add_plain(x, constant(place(matrix.bias, plan.n)))
 
-    def _room(self) -> None:
-        """For one more private token."""
+    def check_room(self, more: int) -> None:
+        """PromptTooLongError if so many more private tokens do not fit."""
         tokens = self.shape.tokens
-        if self.length >= tokens:
-            raise PromptTooLongError(f"{self.length + 1} tokens do not fit a session of {tokens}")
+        if self.length + more > tokens:
+            raise PromptTooLongError(f"{self.length + more} tokens do not fit a session of {tokens}")
         room = self.blocks.private * self.shape.heads.t
-        if self.private >= room:
+        if self.private + more > room:
             raise PromptTooLongError(
-                f"{self.private + 1} private tokens do not fit: behind {self._public} public ones there is "
+                f"{self.private + more} private tokens do not fit behind {self._public} public ones: there is "
                 f"room for {room}"
             )

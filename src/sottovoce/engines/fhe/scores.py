@@ -107,7 +107,7 @@ class ScoreShift:
     def _offsets(self, ciphertext: int) -> Vector:
         heads, f, p = self._shape.heads, self._functions, self._predictor
         log = np.log(self._before + 1.0)
-        shift = np.full(heads.count, log)  # of padded heads, whose scores are 0
+        shift = np.full(heads.count, 2.0**f.rounds * log)  # of padded heads, whose scores are 0
         numbers = [heads.number(h) for h in range(heads.heads)]
         shift[numbers] = p.offset + p.slope * log
         at = (np.arange(heads.n) // heads.t) % heads.count
