@@ -100,7 +100,7 @@ def test_a_private_tail_behind_a_long_public_prefix(engine):
         return [first, party.decode(text[22])]
 
     def server(party):
-        with pytest.raises(PromptTooLongError, match="room for 40"):
+        with pytest.raises(PromptTooLongError, match="public ones; 40 do"):
             party._public = text[:20]
             party._append_public()
             party._program.check_room(41)

@@ -239,6 +239,5 @@ class Program(Generic[V]):
         room = self.blocks.private * self.shape.heads.t
         if self.private + more > room:
             raise PromptTooLongError(
-                f"{self.private + more} private tokens do not fit behind {self._public} public ones: there is "
-                f"room for {room}"
+                f"{self.private + more} private tokens do not fit behind {self._public} public ones; {room} do"
             )
