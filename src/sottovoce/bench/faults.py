@@ -10,9 +10,13 @@ mask), if no row of a pool was handed out twice, and if both parties' files are 
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import random
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -20,7 +24,7 @@ from typing import Any
 
 from sottovoce.bench.driven import drive
 from sottovoce.bench.faulty import Fault, Plan
-from sottovoce.bench.faulty_point import PROMPT, PUBLIC, Point, prepare_pools
+from sottovoce.bench.faulty_point import PROMPT, PUBLIC, Course, Point, prepare_pools
 from sottovoce.bench.machine import header
 from sottovoce.engines.base import Engine, EngineOptions, Progress
 from sottovoce.engines.registry import make_engine
@@ -30,6 +34,14 @@ from sottovoce.net import Role
 _TOKENS = 4
 # A step that is done again takes fresh rows: a pool for so many answers runs dry in no point.
 _SPARE = 3
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Of a point. course: None if it did not come to an end."""
+
+    course: Course | None
+    failures: list[str]
 
 
 @dataclass
@@ -49,6 +61,14 @@ class Report:
     errors: Counter[str] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
 
+    def add(self, verdict: Verdict) -> None:
+        """One more point."""
+        self.failures += verdict.failures
+        if verdict.course is not None:
+            setattr(self, verdict.course.how, getattr(self, verdict.course.how) + 1)
+            self.resumed_connections += verdict.course.resumed
+            self.errors.update(verdict.course.errors)
+
     def to_json(self) -> dict[str, Any]:
         return {**vars(self), "faults": dict(self.faults), "errors": dict(self.errors)}
 
@@ -58,10 +78,12 @@ def run(
     seed: int = 0,
     kv: str = "clear",
     pool: bool = False,
+    jobs: int | None = None,
     progress: Progress = lambda done, total, what: None,
 ) -> dict[str, Any]:
-    """For `sottovoce bench faults`."""
-    return {**run_faults(points, seed, kv, pool, progress).to_json(), **header()}
+    """For `sottovoce bench faults`. jobs: points at the same time, None for one a processor."""
+    jobs = jobs or os.cpu_count() or 1
+    return {**run_faults(points, seed, kv, pool, jobs, progress).to_json(), **header()}
 
 
 def run_faults(
@@ -69,10 +91,11 @@ def run_faults(
     seed: int = 0,
     kv: str = "clear",
     pool: bool = False,
+    jobs: int = 1,
     progress: Progress = lambda done, total, what: None,
 ) -> Report:
     """kv: a strategy of the engine hybrid, or `clear` for the engine without cryptography. pool: sessions
-    spend what was prepared before. Cost: about a second a point with cryptography."""
+    spend what was prepared before. Cost: about a second of a processor for a point with cryptography."""
     rng, start = random.Random(seed), perf_counter()
     options = EngineOptions("clear") if kv == "clear" else EngineOptions("hybrid", kv)
     engine = make_engine(options, tiny_model())
@@ -85,14 +108,37 @@ def run_faults(
         if pool:
             prepare_pools(engine, Path(made), _SPARE * (len(PUBLIC) + len(PROMPT) + _TOKENS))
         expected, frames = _undisturbed(engine, pools)
-        for point in range(points):
+        plans = []
+        for _ in range(points):
             party = rng.choice(list(Role))
-            plan = Plan(rng.choice(list(Fault)), party, rng.randint(1, frames[party]), rng.random() * 0.005)
-            report.faults[f"{plan.fault} {party.name.lower()}"] += 1
-            _judge(report, engine, plan, pools, expected)
-            progress(point + 1, points, "faults")
+            kind, frame = rng.choice(list(Fault)), rng.randint(1, frames[party])
+            plans.append(Plan(kind, party, frame, rng.random() * 0.005))
+        judge = _Judge(engine, pools, expected, kv)
+        for done, (plan, verdict) in enumerate(zip(plans, _verdicts(judge, plans, jobs), strict=True), 1):
+            report.faults[f"{plan.fault} {plan.party.name.lower()}"] += 1
+            report.add(verdict)
+            progress(done, points, "faults")
     report.seconds = perf_counter() - start
     return report
+
+
+def _verdicts(judge: _Judge, plans: list[Plan], jobs: int) -> Iterator[Verdict]:
+    """In the order of the plans."""
+    if jobs == 1:
+        yield from map(judge, plans)
+        return
+    # Forked, so that they inherit engine and tables; handed over by inheritance, too.
+    _inherited[:] = [judge]
+    context = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(jobs, context) as executor:
+        yield from executor.map(_judge_inherited, plans)
+
+
+_inherited: list[_Judge] = []
+
+
+def _judge_inherited(plan: Plan) -> Verdict:
+    return _inherited[0](plan)
 
 
 def _undisturbed(engine: Engine, pools: Path | None) -> tuple[list[int], dict[Role, int]]:
@@ -102,25 +148,30 @@ def _undisturbed(engine: Engine, pools: Path | None) -> tuple[list[int], dict[Ro
         return point.run().tokens, point.board.frames
 
 
-def _judge(report: Report, engine: Engine, plan: Plan, pools: Path | None, expected: list[int]) -> None:
-    where = f"{plan.fault} by {plan.party.name.lower()} at frame {plan.frame}"
-    with tempfile.TemporaryDirectory(prefix="sottovoce-faults-") as directory:
-        point = Point(engine, Path(directory), plan, _TOKENS, pools)
-        try:
-            course = point.run()
-        except Exception as error:  # noqa: BLE001  (whatever it is, it is a finding)
-            report.failures.append(f"{where}: {type(error).__name__}: {error}")
-            return
-        setattr(report, course.how, getattr(report, course.how) + 1)
-        report.resumed_connections += course.resumed
-        report.errors.update(course.errors)
-        if course.tokens != expected:
-            report.failures.append(f"{where}: other tokens")
-        # A doubled frame is the fault itself.
-        repeated = point.board.repeated("frame")
-        if report.kv != "clear" and repeated > (plan.fault is Fault.DUPLICATE):
-            report.failures.append(f"{where}: {repeated} frames were sent twice")
-        if rows := point.board.repeated("row"):
-            report.failures.append(f"{where}: {rows} rows of a pool were handed out twice")
-        report.failures += [f"{where}: {finding}" for finding in point.damage()]
-        point.board.close()
+@dataclass
+class _Judge:
+    """Goes through a point and says what it found."""
+
+    engine: Engine
+    pools: Path | None
+    expected: list[int]
+    kv: str
+
+    def __call__(self, plan: Plan) -> Verdict:
+        where = f"{plan.fault} by {plan.party.name.lower()} at frame {plan.frame}"
+        with tempfile.TemporaryDirectory(prefix="sottovoce-faults-") as directory:
+            point = Point(self.engine, Path(directory), plan, _TOKENS, self.pools)
+            try:
+                course = point.run()
+            except Exception as error:  # noqa: BLE001  (whatever it is, it is a finding)
+                return Verdict(None, [f"{where}: {type(error).__name__}: {error}"])
+            found = [] if course.tokens == self.expected else ["other tokens"]
+            # A doubled frame is the fault itself.
+            repeated = point.board.repeated("frame")
+            if self.kv != "clear" and repeated > (plan.fault is Fault.DUPLICATE):
+                found.append(f"{repeated} frames were sent twice")
+            if rows := point.board.repeated("row"):
+                found.append(f"{rows} rows of a pool were handed out twice")
+            found += point.damage()
+            point.board.close()
+        return Verdict(course, [f"{where}: {finding}" for finding in found])

@@ -276,6 +276,7 @@ _engine_option = option(
 @option("--points", type=click.IntRange(1), default=1000, help="Sessions in which something goes wrong.")
 @option("--seed", type=int, default=0, help="Chooses the same points again.")
 @option("--pool", is_flag=True, help="Sessions spend prepared material.")
+@option("--jobs", type=click.IntRange(1), help="Points at the same time.  [default: one a processor]")
 @_engine_option
 @_common
 def faults(**settings: Any) -> None:
