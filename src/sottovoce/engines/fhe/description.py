@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from sottovoce.ckks import CONJUGATE, ENGINE16, Parameters
 from sottovoce.engines.fhe.chunk_plaintexts import fits
 from sottovoce.engines.fhe.shape import Shape
 from sottovoce.errors import CorruptFileError, ParameterMismatchError
 from sottovoce.models.config import Config
+from sottovoce.models.weights import Weights
 
 # The sets that a client agrees to. All of them have 128-bit security; tests add small ones.
 PARAMETERS: dict[str, Parameters] = {"engine16": ENGINE16}
-_ENTRIES = {"config", "parameters", "slots", "tokens", "entry", "steps", "chunk"}
+_ENTRIES = {"config", "parameters", "slots", "tokens", "entry", "steps", "chunk", "largest"}
 _MAX_KEYS = 512
+_LARGEST = 1e9
 
 
 @dataclass(frozen=True)
 class Description:
     """entry: the level of a token's one-hot ciphertexts. steps: rotation -> level of its key, CONJUGATE
-    included. chunk: as many private tokens and more come first in a chunk; 0: never."""
+    included. chunk: a prefill of as many private tokens or more is a chunk; 0: none is. largest: no logit of
+    the model is larger (`largest_logit`)."""
 
     name: str
     shape: Shape
     entry: int
     steps: Mapping[int, int]
     chunk: int = 0
+    largest: float = math.inf
 
     @property
     def parameters(self) -> Parameters:
@@ -55,6 +62,7 @@ class Description:
             "entry": self.entry,
             "steps": [[step, level] for step, level in sorted(self.steps.items())],
             "chunk": self.chunk,
+            "largest": self.largest,
         }
 
     @classmethod
@@ -79,7 +87,16 @@ class Description:
         chunk = _integer(data, "chunk", 0, tokens)
         if chunk and not fits(shape):
             raise CorruptFileError("model description: chunks do not fit this model")
-        return cls(name, shape, entry, _steps(data["steps"], slots, parameters), chunk)
+        largest = data["largest"]
+        if type(largest) is not float or not 0 < largest < _LARGEST:
+            raise CorruptFileError("model description: no logit can be that large")
+        return cls(name, shape, entry, _steps(data["steps"], slots, parameters), chunk, largest)
+
+
+def largest_logit(weights: Weights) -> float:
+    """Behind an RMSNorm a vector of width d has the norm √d before its gain g: |logit v| ≤ √d·‖g ⊙ W_v‖."""
+    rows = weights.output.astype(np.float64) * weights.norm
+    return float(math.sqrt(rows.shape[1]) * np.linalg.norm(rows, axis=1).max())
 
 
 def _integer(data: Mapping[str, Any], name: str, low: int, high: int) -> int:

@@ -1,4 +1,4 @@
-"""The two halves of the fhe engine: the client encrypts tokens and decrypts logits, the server does the rest.
+"""The server's half of the fhe engine, which does everything but encrypting tokens and decrypting logits.
 
 A step is one round: the one-hot vectors of its tokens go up, fresh under the client's key; a byte for every
 layer and the encrypted logits come down. The client may be away between steps, and where the session is saved
@@ -9,35 +9,31 @@ Nothing that was decrypted goes back to it (IND-CPA-D): the next token travels a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from sottovoce.ckks import Ciphertext, Decryptor, Encoder, Encryptor, KeyGenerator, SecretKey, load_fresh
+from sottovoce.ckks import Ciphertext, load_fresh
 from sottovoce.ckks.bootstrap import Bootstrapper, BootstrapSpec
 from sottovoce.engines.base import (
-    DataParty,
     Engine,
     EngineOptions,
-    Logits,
     ModelParty,
     Piece,
     Pieces,
     Progress,
 )
-from sottovoce.engines.fhe.answer import MAX_CIPHERTEXT, Answer, digest_of, receive_answer, send_answer
+from sottovoce.engines.fhe.answer import MAX_CIPHERTEXT, Answer, digest_of, send_answer
 from sottovoce.engines.fhe.chunk import ChunkProgram
-from sottovoce.engines.fhe.chunk_plaintexts import one_hot_ciphertexts, one_hots
+from sottovoce.engines.fhe.chunk_plaintexts import one_hot_ciphertexts
 from sottovoce.engines.fhe.chunk_plan import plan_chunks
 from sottovoce.engines.fhe.ciphertexts import CkksSlots, scales
 from sottovoce.engines.fhe.costs import CostModel
-from sottovoce.engines.fhe.description import PARAMETERS, Description
+from sottovoce.engines.fhe.data_party import IN_A_CHUNK
+from sottovoce.engines.fhe.description import PARAMETERS, Description, largest_logit
 from sottovoce.engines.fhe.flow import PlannedFlow
 from sottovoce.engines.fhe.functions import Degrees, Functions
 from sottovoce.engines.fhe.kept import kept_functions
-from sottovoce.engines.fhe.keyring import forget_others, receive_keys, send_keys
+from sottovoce.engines.fhe.keyring import forget_others, receive_keys
 from sottovoce.engines.fhe.placement import (
     EMBED_LEVELS,
     Placement,
@@ -59,17 +55,13 @@ from sottovoce.errors import (
     UsageError,
 )
 from sottovoce.net import Channel
-from sottovoce.packing.slots import Vector
 
 if TYPE_CHECKING:
     from sottovoce.models import Model
 
 _KEPT_CLIENTS = 2  # whose keys stay on the server's disk: gigabytes each
-_MAX_ANSWERS = 64  # positions whose logits one step gives
 _LEAST_TOKENS = 8  # of a context that is worth a session
 _KEPT_STATES = 4  # earlier caches that a session can go back to; 80 MB each for stories260K
-# The first byte of a prefill: how its tokens come.
-_ONE_BY_ONE, _IN_A_CHUNK = b"\x00", b"\x01"
 _ONLY_RECENT = (
     "the fhe engine keeps the keys of many tokens in one ciphertext; it can forget the last few tokens, or "
     "all private ones, and nothing between"
@@ -88,28 +80,25 @@ class FheEngine(Engine):
     def prepare(self, progress: Progress | None = None) -> None:
         """Calibrate and encode: seconds, and about a gigabyte for the maps of a refresh at N = 2^16."""
         report = progress if progress is not None else (lambda done, total, what: None)
-        parameters, shape = PARAMETERS[self.name], self.shape
-        degrees = Degrees(polish=int(shape.split > 0))
+        parameters, degrees = PARAMETERS[self.name], Degrees()
         report(0, 3, "measuring ranges")
-        functions = kept_functions(self.model, shape.tokens)
-        self.functions: Functions = replace(functions, polish=degrees.polish)
+        self.functions: Functions = kept_functions(self.model, self.shape.tokens)
         report(1, 3, "placing refreshes")
-        # Depth, so placement and keys, does not depend on how many tokens are public.
-        public, cost = shape.tokens - shape.heads.t if shape.split else 0, CostModel(3.0)
-        segments = record(shape, degrees, shape.tokens - 1, public)
+        segments, cost = record(self.shape, degrees, self.shape.tokens - 1), CostModel(3.0)
         self.placement: Placement = place_bootstraps(segments, parameters.working_top, cost)
         self.chunks = plan_chunks(self.shape, degrees, self.placement, parameters.working_top, cost)
         self.weights: SlotWeights = slot_weights(self.model.weights, self.shape, self.functions)
         report(2, 3, "encoding the maps of a refresh")
         self.bootstrapper = Bootstrapper(parameters, BootstrapSpec(self.shape.n))
-        steps = rotation_levels(shape, degrees, self.placement, parameters.working_top, public)
+        steps = rotation_levels(self.shape, degrees, self.placement, parameters.working_top)
         for more in (self.bootstrapper.steps, {} if self.chunks is None else self.chunks.steps()):
             for step, level in more.items():
                 steps[step] = max(steps.get(step, 0), level)
         entry, least = self.placement.entry + EMBED_LEVELS, 0
         if self.chunks is not None:
             entry, least = self.chunks.entry, self.chunks.least
-        self.description = Description(self.name, self.shape, entry, steps, least)
+        largest = largest_logit(self.model.weights)
+        self.description = Description(self.name, self.shape, entry, steps, least, largest)
         report(3, 3, "ready")
 
     def keep_in(self, directory: Path) -> None:
@@ -136,17 +125,17 @@ def _shape(model: Model, most: int) -> Shape:
             f"the fhe engine runs models of the Llama family, not {config.model_type}; "
             "`sottovoce estimate MODEL --engine fhe` says what one would cost"
         )
+    # Public tokens share the one group of keys with private ones, so a context ends with the group.
     n = slots_for(config, most)
-    heads = Shape(config, n, 1).heads
-    tokens = min(heads.capacity, config.context_length)
-    if min(heads.t, tokens) < _LEAST_TOKENS:
+    shape = Shape(config, n, 1)
+    tokens = min(shape.heads.t, config.context_length)
+    if tokens < _LEAST_TOKENS:
         raise UnsupportedModelError(
-            f"the fhe engine keeps keys of {n} slots (width 64 in groups of 64 tokens, for example); of width "
-            f"{config.width} that is {heads.t} tokens. `sottovoce estimate MODEL --engine fhe` says "
+            f"the fhe engine keeps keys of {n} slots (width 64 and a context of 64 tokens, for example); of "
+            f"width {config.width} that is {tokens} tokens. `sottovoce estimate MODEL --engine fhe` says "
             "what this model would cost"
         )
-    # One group of keys is shared by all tokens; more are cut so that any number of them may be public.
-    return Shape(config, n, tokens, heads.dim if tokens > heads.t else 0)
+    return Shape(config, n, tokens)
 
 
 class FheModelParty(ModelParty):
@@ -178,8 +167,7 @@ class FheModelParty(ModelParty):
             self._append_public()
         if not self._program.length:
             raise UsageError("the fhe engine takes sessions whose first token is public; it is a constant")
-        self._program.check_room(n_private)
-        if self._channel.recv(1) == _IN_A_CHUNK:
+        if self._channel.recv(1) == IN_A_CHUNK:
             self._chunk(n_private)
         else:
             self._step([i == n_private - 1 for i in range(n_private)])
@@ -340,135 +328,3 @@ class FheModelParty(ModelParty):
         right = x.level == level and x.slots == self._slots.n and x.key_id == self._key_id
         if not right or abs(x.scale / scales(x.parameters)[level] - 1) > 2.0**-40:
             raise IntegrityError("a token's ciphertext is of another level, scale or key than was agreed")
-
-
-class FheDataParty(DataParty):
-    """The client's half: holds the secret key. The server learns how many tokens there are."""
-
-    def __init__(self, options: EngineOptions, public: dict[str, Any]) -> None:
-        self.description = Description.from_json(public)
-        self._promised: tuple[tuple[int, ...], bool, list[bytes]] = ((), False, [])
-        # Public tokens, if they came through this party; and whether there are private ones.
-        self._public, self._held = 0, False
-
-    def setup(self, channel: Channel, progress: Progress | None = None) -> None:
-        self._channel, parameters = channel, self.description.parameters
-        secret = None if self.secret is None else SecretKey.from_bytes(parameters, self.secret)
-        keys = KeyGenerator(parameters, secret)
-        self._secret = keys.secret_key
-        with channel.ledger.operation("keys"):
-            send_keys(channel, self.description, keys, progress)
-        self._encryptor, self._encoder = Encryptor(parameters, self._secret), Encoder(parameters)
-        self._decryptor = Decryptor(parameters, self._secret)
-
-    def secret_key(self) -> bytes:
-        return self._secret.to_bytes()
-
-    def new_secret(self) -> bytes | None:
-        return KeyGenerator(self.description.parameters).secret_key.to_bytes()
-
-    @property
-    def keeps(self) -> bool:
-        return True
-
-    def changed(self, first: int) -> dict[str, Piece]:
-        """Nothing: the cache is the server's, encrypted."""
-        return {}
-
-    def restore(self, pieces: Pieces, length: int) -> None:
-        """The secret key is all."""
-        self._held = True
-
-    def prefill(
-        self, public_tokens: Sequence[int], private_tokens: Sequence[int], progress: Progress | None = None
-    ) -> Logits:
-        chunk = self._chunked(len(private_tokens))
-        self._channel.send(_IN_A_CHUNK if chunk else _ONE_BY_ONE)
-        self._public = len(public_tokens) or self._public
-        self._send(private_tokens, chunk)
-        self._wait(1 if chunk else len(private_tokens), progress)
-        logits: Logits = self._logits(1)[-1]
-        return logits
-
-    def decode(self, token: int, progress: Progress | None = None) -> Logits:
-        logits: Logits = self.verify([token], progress)[-1]
-        return logits
-
-    def verify(self, tokens: Sequence[int], progress: Progress | None = None) -> Logits:
-        self._send(tokens, False)
-        self._wait(len(tokens), progress)
-        return self._logits(len(tokens))
-
-    @property
-    def collects(self) -> bool:
-        return True
-
-    def promise(self, tokens: Sequence[int], prefill: bool) -> bytes:
-        chunk = prefill and self._chunked(len(tokens))
-        self._promised = tuple(tokens), chunk, self._encrypted(tokens, chunk)
-        return digest_of(self._promised[2])
-
-    def collect(self, digest: bytes | None) -> Logits | None:
-        blocks = self.description.shape.vocabulary_blocks
-        frames = receive_answer(self._channel, digest, _MAX_ANSWERS * blocks)
-        if frames is None or len(frames) % blocks:
-            return None
-        rows = [frames[i : i + blocks] for i in range(0, len(frames), blocks)]
-        return np.stack([self._decrypted(row) for row in rows])
-
-    def truncate(self, length: int) -> None:
-        """The server's cache forgets; there is nothing on this side."""
-        self._held = self._held and length > self._public
-
-    def _chunked(self, count: int) -> bool:
-        """Whether tokens go in a chunk: several, and the first private ones, where that is cheaper."""
-        return 0 < self.description.chunk <= count and not self._held
-
-    def _send(self, tokens: Sequence[int], chunk: bool) -> None:
-        *promised, frames = self._promised
-        if promised != [tuple(tokens), chunk]:
-            frames = self._encrypted(tokens, chunk)
-        self._promised, self._held = ((), False, []), True
-        for frame in frames:
-            self._channel.send(frame)
-
-    def _encrypted(self, tokens: Sequence[int], chunk: bool) -> list[bytes]:
-        """One-hot vectors, block by block; those of a chunk together."""
-        shape, level = self.description.shape, self.description.entry
-        scale = scales(self.description.parameters)[level]
-        with self._channel.ledger.operation("encrypt"):
-            vectors = one_hots(shape, tokens) if chunk else [v for t in tokens for v in self._one_hot(t)]
-            plaintexts = (self._encoder.encode(vector, level, scale) for vector in vectors)
-            return [self._encryptor.encrypt_bytes(plaintext) for plaintext in plaintexts]
-
-    def _one_hot(self, token: int) -> list[Vector]:
-        shape = self.description.shape
-        block, at = divmod(token, shape.vocabulary)
-        vectors = np.zeros((shape.vocabulary_blocks, shape.vocabulary))
-        vectors[block, at] = 1.0
-        return [shape.embed.place(vector) for vector in vectors]
-
-    def _wait(self, tokens: int, progress: Progress | None) -> None:
-        steps = tokens * self.description.shape.config.layers
-        for step in range(steps):
-            self._channel.recv(1)
-            if progress is not None:
-                progress(step, steps, "layers")
-
-    def _logits(self, count: int) -> Logits:
-        """(count, vocab), from the next frames."""
-        blocks = range(self.description.shape.vocabulary_blocks)
-        rows = [[self._channel.recv_message(MAX_CIPHERTEXT) for _ in blocks] for _ in range(count)]
-        return np.stack([self._decrypted(row) for row in rows])
-
-    def _decrypted(self, frames: Sequence[memoryview]) -> Logits:
-        """(vocab,), from the ciphertexts of one position."""
-        shape, found = self.description.shape, []
-        for raw in frames:
-            x = Ciphertext.from_bytes(self.description.parameters, raw)
-            with self._channel.ledger.operation("decrypt"):
-                found.append(shape.head.read(self._decryptor.decrypt_slots(x, shape.n)).real)
-        logits: Logits = np.concatenate(found)[: shape.config.vocab_size]
-        if not np.isfinite(logits).all():
-            raise IntegrityError("the server sent logits that are not finite")
-        return logits

@@ -27,6 +27,7 @@ import numpy.typing as npt
 
 from sottovoce.ckks import Ciphertext, Encoder, Encryptor, Evaluator, Parameters, PublicKey
 from sottovoce.engines.fhe.shape import Shape
+from sottovoce.errors import RangeError
 from sottovoce.ring import sampling
 
 LEVEL = 0  # at which logits go back, and the client's public key is
@@ -34,6 +35,9 @@ FLOOD = 2.0**-7
 # Standard deviation of a coefficient of the noise in other slots. A message's coefficients fit ±q_0/2Δ = ±64
 # beside it: what is left is more than ten standard deviations.
 WIDE = 4.0
+
+
+_BEYOND = 1.25  # of the largest logit: errors of polynomials inside their ranges are far smaller
 
 
 class Returned:
@@ -72,3 +76,17 @@ def gaussians(*shape: int) -> npt.NDArray[np.float64]:
     uniform = ((words >> np.uint64(11)).astype(np.float64) + 1.0) * 2.0**-53
     normal: npt.NDArray[np.float64] = np.sqrt(-2 * np.log(uniform[0])) * np.cos(2 * np.pi * uniform[1])
     return normal
+
+
+def check_range(logits: npt.NDArray[np.float64], largest: float) -> None:
+    """The client's look at what it decrypted. largest: that any text can give (`Description`).
+
+    RangeError for what cannot be. A value that leaves its range explodes and fills all slots with noise of
+    the modulus's size, which is far above any logit.
+    """
+    if not np.isfinite(logits).all() or np.abs(logits).max() > _BEYOND * largest:
+        raise RangeError(
+            "the answer decrypts to noise: a value left the range that the server's polynomials hold on, "
+            "as a text can make it that is far from what the model writes itself. Begin a new conversation, "
+            "or use the engine hybrid, where such a value garbles no more than its token"
+        )

@@ -1,0 +1,149 @@
+"""The client's half of the fhe engine: makes keys, encrypts tokens, decrypts logits. See `parties`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from sottovoce.ckks import Ciphertext, Decryptor, Encoder, Encryptor, KeyGenerator, SecretKey
+from sottovoce.engines.base import DataParty, EngineOptions, Logits, Piece, Pieces, Progress
+from sottovoce.engines.fhe.answer import MAX_CIPHERTEXT, digest_of, receive_answer
+from sottovoce.engines.fhe.chunk_plaintexts import one_hots
+from sottovoce.engines.fhe.ciphertexts import scales
+from sottovoce.engines.fhe.description import Description
+from sottovoce.engines.fhe.keyring import send_keys
+from sottovoce.engines.fhe.returned import check_range
+from sottovoce.net import Channel
+from sottovoce.packing.slots import Vector
+
+MAX_ANSWERS = 64  # positions whose logits one step gives
+# The first byte of a prefill: how its tokens come.
+ONE_BY_ONE, IN_A_CHUNK = b"\x00", b"\x01"
+
+
+class FheDataParty(DataParty):
+    """The client's half: holds the secret key. The server learns how many tokens there are."""
+
+    def __init__(self, options: EngineOptions, public: dict[str, Any]) -> None:
+        self.description = Description.from_json(public)
+        self._promised: tuple[tuple[int, ...], bool, list[bytes]] = ((), False, [])
+
+    def setup(self, channel: Channel, progress: Progress | None = None) -> None:
+        self._channel, parameters = channel, self.description.parameters
+        secret = None if self.secret is None else SecretKey.from_bytes(parameters, self.secret)
+        keys = KeyGenerator(parameters, secret)
+        self._secret = keys.secret_key
+        with channel.ledger.operation("keys"):
+            send_keys(channel, self.description, keys, progress)
+        self._encryptor, self._encoder = Encryptor(parameters, self._secret), Encoder(parameters)
+        self._decryptor = Decryptor(parameters, self._secret)
+
+    def secret_key(self) -> bytes:
+        return self._secret.to_bytes()
+
+    def new_secret(self) -> bytes | None:
+        return KeyGenerator(self.description.parameters).secret_key.to_bytes()
+
+    @property
+    def keeps(self) -> bool:
+        return True
+
+    def changed(self, first: int) -> dict[str, Piece]:
+        """Nothing: the cache is the server's, encrypted."""
+        return {}
+
+    def restore(self, pieces: Pieces, length: int) -> None:
+        """Nothing: the secret key is all."""
+
+    def prefill(
+        self, public_tokens: Sequence[int], private_tokens: Sequence[int], progress: Progress | None = None
+    ) -> Logits:
+        chunk = self._chunked(len(private_tokens))
+        self._channel.send(IN_A_CHUNK if chunk else ONE_BY_ONE)
+        self._send(private_tokens, chunk)
+        self._wait(1 if chunk else len(private_tokens), progress)
+        logits: Logits = self._logits(1)[-1]
+        return logits
+
+    def decode(self, token: int, progress: Progress | None = None) -> Logits:
+        logits: Logits = self.verify([token], progress)[-1]
+        return logits
+
+    def verify(self, tokens: Sequence[int], progress: Progress | None = None) -> Logits:
+        self._send(tokens, False)
+        self._wait(len(tokens), progress)
+        return self._logits(len(tokens))
+
+    @property
+    def collects(self) -> bool:
+        return True
+
+    def promise(self, tokens: Sequence[int], prefill: bool) -> bytes:
+        chunk = prefill and self._chunked(len(tokens))
+        self._promised = tuple(tokens), chunk, self._encrypted(tokens, chunk)
+        return digest_of(self._promised[2])
+
+    def collect(self, digest: bytes | None) -> Logits | None:
+        blocks = self.description.shape.vocabulary_blocks
+        frames = receive_answer(self._channel, digest, MAX_ANSWERS * blocks)
+        if frames is None or len(frames) % blocks:
+            return None
+        rows = [frames[i : i + blocks] for i in range(0, len(frames), blocks)]
+        return np.stack([self._decrypted(row) for row in rows])
+
+    def truncate(self, length: int) -> None:
+        """The server's cache forgets; there is nothing on this side."""
+
+    def _chunked(self, count: int) -> bool:
+        """Whether the tokens of a prefill go in a chunk: as many as make it cheaper than single steps."""
+        return 0 < self.description.chunk <= count
+
+    def _send(self, tokens: Sequence[int], chunk: bool) -> None:
+        *promised, frames = self._promised
+        if promised != [tuple(tokens), chunk]:
+            frames = self._encrypted(tokens, chunk)
+        self._promised = (), False, []
+        for frame in frames:
+            self._channel.send(frame)
+
+    def _encrypted(self, tokens: Sequence[int], chunk: bool) -> list[bytes]:
+        """One-hot vectors, block by block; those of a chunk together."""
+        shape, level = self.description.shape, self.description.entry
+        scale = scales(self.description.parameters)[level]
+        with self._channel.ledger.operation("encrypt"):
+            vectors = one_hots(shape, tokens) if chunk else [v for t in tokens for v in self._one_hot(t)]
+            plaintexts = (self._encoder.encode(vector, level, scale) for vector in vectors)
+            return [self._encryptor.encrypt_bytes(plaintext) for plaintext in plaintexts]
+
+    def _one_hot(self, token: int) -> list[Vector]:
+        shape = self.description.shape
+        block, at = divmod(token, shape.vocabulary)
+        vectors = np.zeros((shape.vocabulary_blocks, shape.vocabulary))
+        vectors[block, at] = 1.0
+        return [shape.embed.place(vector) for vector in vectors]
+
+    def _wait(self, tokens: int, progress: Progress | None) -> None:
+        steps = tokens * self.description.shape.config.layers
+        for step in range(steps):
+            self._channel.recv(1)
+            if progress is not None:
+                progress(step, steps, "layers")
+
+    def _logits(self, count: int) -> Logits:
+        """(count, vocab), from the next frames."""
+        blocks = range(self.description.shape.vocabulary_blocks)
+        rows = [[self._channel.recv_message(MAX_CIPHERTEXT) for _ in blocks] for _ in range(count)]
+        return np.stack([self._decrypted(row) for row in rows])
+
+    def _decrypted(self, frames: Sequence[memoryview]) -> Logits:
+        """(vocab,), from the ciphertexts of one position."""
+        shape, found = self.description.shape, []
+        for raw in frames:
+            x = Ciphertext.from_bytes(self.description.parameters, raw)
+            with self._channel.ledger.operation("decrypt"):
+                found.append(shape.head.read(self._decryptor.decrypt_slots(x, shape.n)).real)
+        logits: Logits = np.concatenate(found)[: shape.config.vocab_size]
+        check_range(logits, self.description.largest)
+        return logits
