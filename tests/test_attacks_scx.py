@@ -31,6 +31,8 @@ def outcome(model, name, profile, samples=6):
 def test_the_published_scheme_is_read(model, name):
     found = outcome(model, name, "paper")
     assert found.success_rate >= 0.95 and min(c.success_rate for c in found.controls) >= 0.95
+    if name == "vocabulary-matching":
+        assert found.details["from_queries"] >= 0.95 and found.details["from_keys"] >= 0.95
 
 
 @pytest.mark.parametrize("name", ["vocabulary-matching", "greedy-matching", "kv-inversion"])

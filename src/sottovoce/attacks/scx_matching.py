@@ -1,7 +1,8 @@
 """Reading tokens one by one from what the server of scx computes with.
 
-- `vocabulary-matching`: values of the first block are permuted inside a head and carry no noise. Each is a
-  function of one token, so the sorted features are compared with those of the whole vocabulary.
+- `vocabulary-matching`: queries, keys and values of the first block are permuted inside a head and carry no
+  noise. Each is a function of one token (and its position, which is known), so the sorted features are
+  compared with those of the whole vocabulary. The rate is of the values; details have the others.
 - `greedy-matching`: behind the first block's attention un-noised activations reach the server for every
   generated token. With the prefix known, each candidate predicts them exactly.
 - `kv-inversion`: after key sharing the server holds plain values of the middle blocks; candidates are tried
@@ -42,6 +43,16 @@ def read_values(vocabulary: Vocabulary, values: Floats) -> list[int]:
     return [int(nearest_l1(rows[i : i + 1], vocabulary.at(i).sorted_values)[0]) for i in range(len(rows))]
 
 
+def read_rotated(vocabulary: Vocabulary, name: str, rows: Floats) -> npt.NDArray[np.int64]:
+    """Tokens (P, T) of P prompts' queries or keys (P, T, heads, head_dim) with permuted features: positions
+    are known, so the vocabulary's are rotated to each of them before both are sorted."""
+    found = []
+    for position in range(rows.shape[1]):
+        table = features_sorted(vocabulary.at(position).rotated(name, position))
+        found.append(nearest_l1(features_sorted(rows[:, position]), table))
+    return np.stack(found, axis=1)
+
+
 def values_under_masks(model: Model, layer: int, seen: Floats) -> Floats:
     """What the server makes of masked inputs: W_v·(x + mask), (T, kv_heads, head_dim)."""
     weight = model.weights.blocks[layer].v
@@ -77,12 +88,21 @@ class VocabularyMatching:
     def run(self, setting: Setting) -> Outcome:
         model = shortened(setting.model, 2)
         vocabulary = Vocabulary(model)
+        details: dict[str, Any] = {}
         if setting.profile == "paper":
+            rows: dict[str, list[Floats]] = {"queries": [], "keys": []}
+
+            def read_seen(seen: Seen, _: Sequence[int]) -> list[int]:
+                for name, kept in rows.items():
+                    kept.append(seen.first(name, 0))
+                return read_values(vocabulary, seen.first("values", 0))
+
             with CuriousServer(model, "paper") as server:
-                rate, rouge = over_prompts(
-                    setting, server, lambda seen, _: read_values(vocabulary, seen.first("values", 0))
-                )
+                rate, rouge = over_prompts(setting, server, read_seen)
             truth = setting.prompts.tokens
+            for name, kept in rows.items():
+                found = read_rotated(vocabulary, name, np.stack(kept))
+                details[f"from_{name}"] = float(np.mean(found == np.array(truth)))
             bare = [read_values(vocabulary, vocabulary.values[list(p)]) for p in truth]
             open_rate = float(np.mean([recovered(a, b) for a, b in zip(bare, truth, strict=True)]))
             controls: tuple[Control, ...] = (Control("values in the clear", open_rate),)
@@ -94,9 +114,8 @@ class VocabularyMatching:
                 return [int(t) for t in nearest_l1(rows, table)]
 
             rate, rouge, controls = masked_rates(setting, model, read)
-        return Outcome(
-            rate, controls, len(setting.prompts.tokens), {"rouge_l": rouge, "text": setting.prompts.source}
-        )
+        details |= {"rouge_l": rouge, "text": setting.prompts.source}
+        return Outcome(rate, controls, len(setting.prompts.tokens), details)
 
 
 class GreedyMatching:
