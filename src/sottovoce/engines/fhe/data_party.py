@@ -29,6 +29,8 @@ class FheDataParty(DataParty):
     def __init__(self, options: EngineOptions, public: dict[str, Any]) -> None:
         self.description = Description.from_json(public)
         self._promised: tuple[tuple[int, ...], bool, list[bytes]] = ((), False, [])
+        # Public tokens, if they came through this party; and whether there are private ones.
+        self._public, self._held = 0, False
 
     def setup(self, channel: Channel, progress: Progress | None = None) -> None:
         self._channel, parameters = channel, self.description.parameters
@@ -55,13 +57,15 @@ class FheDataParty(DataParty):
         return {}
 
     def restore(self, pieces: Pieces, length: int) -> None:
-        """Nothing: the secret key is all."""
+        """The secret key is all."""
+        self._held = True
 
     def prefill(
         self, public_tokens: Sequence[int], private_tokens: Sequence[int], progress: Progress | None = None
     ) -> Logits:
         chunk = self._chunked(len(private_tokens))
         self._channel.send(IN_A_CHUNK if chunk else ONE_BY_ONE)
+        self._public = len(public_tokens) or self._public
         self._send(private_tokens, chunk)
         self._wait(1 if chunk else len(private_tokens), progress)
         logits: Logits = self._logits(1)[-1]
@@ -95,16 +99,17 @@ class FheDataParty(DataParty):
 
     def truncate(self, length: int) -> None:
         """The server's cache forgets; there is nothing on this side."""
+        self._held = self._held and length > self._public
 
     def _chunked(self, count: int) -> bool:
-        """Whether the tokens of a prefill go in a chunk: as many as make it cheaper than single steps."""
-        return 0 < self.description.chunk <= count
+        """Whether tokens go in a chunk: several, and the first private ones, where that is cheaper."""
+        return 0 < self.description.chunk <= count and not self._held
 
     def _send(self, tokens: Sequence[int], chunk: bool) -> None:
         *promised, frames = self._promised
         if promised != [tuple(tokens), chunk]:
             frames = self._encrypted(tokens, chunk)
-        self._promised = (), False, []
+        self._promised, self._held = ((), False, []), True
         for frame in frames:
             self._channel.send(frame)
 

@@ -9,6 +9,7 @@ Nothing that was decrypted goes back to it (IND-CPA-D): the next token travels a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,17 +81,21 @@ class FheEngine(Engine):
     def prepare(self, progress: Progress | None = None) -> None:
         """Calibrate and encode: seconds, and about a gigabyte for the maps of a refresh at N = 2^16."""
         report = progress if progress is not None else (lambda done, total, what: None)
-        parameters, degrees = PARAMETERS[self.name], Degrees()
+        parameters, shape = PARAMETERS[self.name], self.shape
+        degrees = Degrees(polish=int(shape.split > 0))
         report(0, 3, "measuring ranges")
-        self.functions: Functions = kept_functions(self.model, self.shape.tokens)
+        functions = kept_functions(self.model, shape.tokens)
+        self.functions: Functions = replace(functions, polish=degrees.polish)
         report(1, 3, "placing refreshes")
-        segments, cost = record(self.shape, degrees, self.shape.tokens - 1), CostModel(3.0)
+        # Depth, so placement and keys, does not depend on how many tokens are public.
+        public, cost = shape.tokens - shape.heads.t if shape.split else 0, CostModel(3.0)
+        segments = record(shape, degrees, shape.tokens - 1, public)
         self.placement: Placement = place_bootstraps(segments, parameters.working_top, cost)
         self.chunks = plan_chunks(self.shape, degrees, self.placement, parameters.working_top, cost)
         self.weights: SlotWeights = slot_weights(self.model.weights, self.shape, self.functions)
         report(2, 3, "encoding the maps of a refresh")
         self.bootstrapper = Bootstrapper(parameters, BootstrapSpec(self.shape.n))
-        steps = rotation_levels(self.shape, degrees, self.placement, parameters.working_top)
+        steps = rotation_levels(shape, degrees, self.placement, parameters.working_top, public)
         for more in (self.bootstrapper.steps, {} if self.chunks is None else self.chunks.steps()):
             for step, level in more.items():
                 steps[step] = max(steps.get(step, 0), level)
@@ -125,17 +130,17 @@ def _shape(model: Model, most: int) -> Shape:
             f"the fhe engine runs models of the Llama family, not {config.model_type}; "
             "`sottovoce estimate MODEL --engine fhe` says what one would cost"
         )
-    # Public tokens share the one group of keys with private ones, so a context ends with the group.
     n = slots_for(config, most)
-    shape = Shape(config, n, 1)
-    tokens = min(shape.heads.t, config.context_length)
-    if tokens < _LEAST_TOKENS:
+    heads = Shape(config, n, 1).heads
+    tokens = min(heads.capacity, config.context_length)
+    if min(heads.t, tokens) < _LEAST_TOKENS:
         raise UnsupportedModelError(
-            f"the fhe engine keeps keys of {n} slots (width 64 and a context of 64 tokens, for example); of "
-            f"width {config.width} that is {tokens} tokens. `sottovoce estimate MODEL --engine fhe` says "
+            f"the fhe engine keeps keys of {n} slots (width 64 in groups of 64 tokens, for example); of width "
+            f"{config.width} that is {heads.t} tokens. `sottovoce estimate MODEL --engine fhe` says "
             "what this model would cost"
         )
-    return Shape(config, n, tokens)
+    # One group of keys is shared by all tokens; more are cut so that any number of them may be public.
+    return Shape(config, n, tokens, heads.dim if tokens > heads.t else 0)
 
 
 class FheModelParty(ModelParty):
@@ -167,6 +172,7 @@ class FheModelParty(ModelParty):
             self._append_public()
         if not self._program.length:
             raise UsageError("the fhe engine takes sessions whose first token is public; it is a constant")
+        self._program.check_room(n_private)
         if self._channel.recv(1) == IN_A_CHUNK:
             self._chunk(n_private)
         else:
