@@ -3,7 +3,7 @@
 Random weights in the model's shapes (one layer, a vocabulary of 512 to skip embedding and head), 32,768
 slots, the parameters that `estimate` takes. The cache is filled with the plain model's keys and values:
 private tokens encrypted, public ones in the clear; one token more is timed, and the plain model checks the
-result. With a public prefix the same private tokens alone come first, under the same keys and ranges.
+result. With a public prefix the same private tokens alone come first, under the same keys.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from sottovoce.engines.fhe.calibration import calibrate
 from sottovoce.engines.fhe.ciphertexts import CkksSlots, scales
 from sottovoce.engines.fhe.estimate import Plan, plan_model
 from sottovoce.engines.fhe.flow import PlannedFlow
-from sottovoce.engines.fhe.functions import Degrees, Functions
+from sottovoce.engines.fhe.functions import Functions, degrees_for
 from sottovoce.engines.fhe.placement import EMBED_LEVELS, cache_levels, rotation_levels
 from sottovoce.engines.fhe.program import Program
 from sottovoce.engines.fhe.scores import PublicTokens
@@ -68,15 +68,17 @@ def measure(
     """Each plan's layer, with the same keys. The last plan has all tokens, the others the last of them."""
     rng, tokens = np.random.default_rng(1), plans[-1].shape.tokens
     model = random_model(config)
-    few = tokens <= 64  # ranges need rows of scores: from many short texts or a few long ones
-    texts = rng.integers(0, config.vocab_size, (48 if few else 4, max(tokens, 4))).tolist()
-    functions = calibrate(model, tokens, texts=texts)
+    # Ranges need rows of scores: of many short texts or of a few long ones.
+    texts = rng.integers(0, config.vocab_size, (48 if tokens <= 64 else 24, max(tokens, 4))).tolist()
     progress(0, 2 + len(plans), "maps of a refresh, keys")
     ring = Ring(plans)
     cases = []
     for i, plan in enumerate(plans):
         progress(1 + i, 2 + len(plans), f"a layer behind {plan.shape.tokens - 1} tokens")
-        cases.append(ring.case(model, functions, plan, texts[0][-plan.shape.tokens :]))
+        size = plan.shape.tokens
+        ends = [text[-max(size, 4) :] for text in texts[: 48 if size <= 64 else 4]]
+        functions = calibrate(model, size, degrees=degrees_for(size), texts=ends)
+        cases.append(ring.case(model, functions, plan, texts[0][-size:]))
     progress(2 + len(plans), 2 + len(plans), "layers")
     first, last = cases[0]["seconds"], cases[-1]["seconds"]
     return {
@@ -101,9 +103,8 @@ class Ring:
         self._bootstrapper = Bootstrapper(self.parameters, BootstrapSpec(self.n))
         steps = dict(self._bootstrapper.steps)
         for plan in plans:
-            needed = rotation_levels(
-                plan.shape, Degrees(), plan.placement, self.parameters.working_top, plan.public
-            )
+            top, degrees = self.parameters.working_top, degrees_for(plan.shape.tokens)
+            needed = rotation_levels(plan.shape, degrees, plan.placement, top, plan.public)
             for step, level in needed.items():
                 steps[step] = max(steps.get(step, 0), level)
         keys = KeyGenerator(self.parameters)
@@ -165,7 +166,7 @@ class Ring:
         rows = PublicTokens(shape, k[public:], v[public:])
         blocks, t = program.blocks, shape.heads.t
         key_level, value_level = cache_levels(
-            shape, Degrees(), plan.placement, self.parameters.working_top, public
+            shape, degrees_for(shape.tokens), plan.placement, self.parameters.working_top, public
         )
         keys = rows.keys * program.functions.key_scale(model.config.head_dim)
         lanes = [np.zeros(self.n) for _ in range(blocks.classes)]

@@ -18,7 +18,7 @@ from sottovoce.engines.fhe.chunk_plaintexts import one_hot_ciphertexts
 from sottovoce.engines.fhe.chunk_plan import plan_chunks
 from sottovoce.engines.fhe.costs import CostModel
 from sottovoce.engines.fhe.flow import Segment
-from sottovoce.engines.fhe.functions import Degrees
+from sottovoce.engines.fhe.functions import degrees_for
 from sottovoce.engines.fhe.placement import (
     EMBED_LEVELS,
     Placement,
@@ -116,7 +116,7 @@ def plan_model(config: Config, tokens: int, factor: float = 1.0, public: int = 0
             f"{tokens} tokens do not fit the {shape.heads.capacity} positions of one score ciphertext; "
             "ask for fewer"
         )
-    degrees, top, apart = Degrees(), parameters.working_top, public if shape.split else 0
+    degrees, top, apart = degrees_for(tokens), parameters.working_top, public if shape.split else 0
     cost = CostModel(factor * _REFRESH_SECONDS[_SMALL if fits else _FULL], factor=factor)
     segments = record(shape, degrees, tokens - 1, apart)
     placement = place_bootstraps(segments, top, cost)
@@ -200,7 +200,7 @@ def _prefill(plan: Plan, public: int, private: int, up: int, down: int) -> Phase
     shape, top = plan.shape, plan.parameters.working_top
     chunks = None
     if shape.heads.t >= _CHUNKED:
-        chunks = plan_chunks(shape, Degrees(), plan.placement, top, plan.cost, plan.public)
+        chunks = plan_chunks(shape, degrees_for(shape.tokens), plan.placement, top, plan.cost, plan.public)
     start = 0 if shape.split else public
     count = min(private, shape.heads.t - start)
     if chunks is None or not 0 < chunks.least <= count:

@@ -22,6 +22,7 @@ from sottovoce.packing.slots import Chebyshev
 from sottovoce.packing.slots import polynomial as polynomials
 
 Array = npt.NDArray[np.float64]
+_SHORT = 64  # tokens of a context whose sums one inverse is accurate for
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,11 @@ class Degrees:
     rounds: int = 2
     squarings: int = 4
     polish: int = 0
+
+
+def degrees_for(tokens: int) -> Degrees:
+    """For contexts of up to `tokens`: the sums of a softmax spread over as wide a range as rows are long."""
+    return Degrees(polish=int(tokens > _SHORT))
 
 
 @dataclass(frozen=True)

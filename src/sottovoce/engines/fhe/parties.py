@@ -32,7 +32,7 @@ from sottovoce.engines.fhe.costs import CostModel
 from sottovoce.engines.fhe.data_party import IN_A_CHUNK
 from sottovoce.engines.fhe.description import PARAMETERS, Description, largest_logit
 from sottovoce.engines.fhe.flow import PlannedFlow
-from sottovoce.engines.fhe.functions import Degrees, Functions
+from sottovoce.engines.fhe.functions import Functions, degrees_for
 from sottovoce.engines.fhe.kept import kept_functions
 from sottovoce.engines.fhe.keyring import forget_others, receive_keys
 from sottovoce.engines.fhe.placement import (
@@ -82,7 +82,7 @@ class FheEngine(Engine):
         """Calibrate and encode: seconds, and about a gigabyte for the maps of a refresh at N = 2^16."""
         report = progress if progress is not None else (lambda done, total, what: None)
         parameters, shape = PARAMETERS[self.name], self.shape
-        degrees = Degrees(polish=int(shape.split > 0))
+        degrees = degrees_for(shape.tokens)
         report(0, 3, "measuring ranges")
         functions = kept_functions(self.model, shape.tokens)
         self.functions: Functions = replace(functions, polish=degrees.polish)
@@ -135,9 +135,9 @@ def _shape(model: Model, most: int) -> Shape:
     tokens = min(heads.capacity, config.context_length)
     if min(heads.t, tokens) < _LEAST_TOKENS:
         raise UnsupportedModelError(
-            f"the fhe engine keeps keys of {n} slots (width 64 in groups of 64 tokens, for example); of width "
-            f"{config.width} that is {heads.t} tokens. `sottovoce estimate MODEL --engine fhe` says "
-            "what this model would cost"
+            f"the fhe engine keeps keys in groups of {n} slots (64 tokens of width 64, for example); of width "
+            f"{config.width} that is {heads.t}. `sottovoce estimate MODEL --engine fhe` says what this model "
+            "would cost"
         )
     # One group of keys is shared by all tokens; more are cut so that any number of them may be public.
     return Shape(config, n, tokens, heads.dim if tokens > heads.t else 0)

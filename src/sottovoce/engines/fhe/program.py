@@ -238,6 +238,7 @@ class Program(Generic[V]):
             raise PromptTooLongError(f"{self.length + more} tokens do not fit a session of {tokens}")
         room = self.blocks.private * self.shape.heads.t
         if self.private + more > room:
+            found = self.private + more
             raise PromptTooLongError(
-                f"{self.private + more} private tokens do not fit behind {self._public} public ones; {room} do"
+                f"{found} private tokens do not fit behind {self._public} public ones; {room} do"
             )
