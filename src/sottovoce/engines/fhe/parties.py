@@ -135,9 +135,9 @@ def _shape(model: Model, most: int) -> Shape:
     tokens = min(heads.capacity, config.context_length)
     if min(heads.t, tokens) < _LEAST_TOKENS:
         raise UnsupportedModelError(
-            f"the fhe engine keeps keys in groups of {n} slots (64 tokens of width 64, for example); of width "
-            f"{config.width} that is {heads.t}. `sottovoce estimate MODEL --engine fhe` says what this model "
-            "would cost"
+            f"the fhe engine keeps keys in groups of {n} slots (64 tokens of width 64, for example); of "
+            f"width {config.width} that is {heads.t}. `sottovoce estimate MODEL --engine fhe` says what this "
+            "model would cost"
         )
     # One group of keys is shared by all tokens; more are cut so that any number of them may be public.
     return Shape(config, n, tokens, heads.dim if tokens > heads.t else 0)
