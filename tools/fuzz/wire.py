@@ -138,7 +138,7 @@ def _descriptions() -> list[bytes]:
         "score_range_bits": 8,
         "norms": [norm] * (2 * config.layers + 1),
     }
-    fhe = Description("engine16", Shape(SHAPES["gpt2"], 1 << 15, 8), 9, {1: 3, 2: 3}).to_json()
+    fhe = Description("engine16", Shape(SHAPES["gpt2"], 1 << 15, 8), 9, {1: 3}, largest=50.0).to_json()
     return [json.dumps(hybrid).encode(), json.dumps(fhe).encode()]
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from sottovoce.errors import CorruptFileError, UnsupportedModelError
+from sottovoce.models.mapped import mapped
 from sottovoce.models.weights import Array
 
 _MAX_STRING = 1 << 24
@@ -95,10 +96,7 @@ class GgufFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            self._data = np.memmap(path, dtype=np.uint8, mode="r")
-        except ValueError as error:
-            raise CorruptFileError(f"{path.name}: the file is empty") from error
+        self._data = mapped(path)
         cursor = _Cursor(self._data, path.name)
         if bytes(cursor.take(4)) != b"GGUF":
             raise CorruptFileError(f"{path.name}: not a GGUF file (wrong magic)")

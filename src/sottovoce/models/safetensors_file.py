@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from sottovoce.errors import CorruptFileError, UnsupportedModelError
+from sottovoce.models.mapped import mapped
 from sottovoce.models.weights import Array
 
 _ITEM_SIZES = {"F32": 4, "F16": 2, "BF16": 2}
@@ -38,10 +39,7 @@ class SafetensorsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            self._data = np.memmap(path, dtype=np.uint8, mode="r")
-        except ValueError as error:
-            raise CorruptFileError(f"{path.name}: the file is empty") from error
+        self._data = mapped(path)
         self._entries, self._start = _parse_header(self._data, path.name)
 
     def __iter__(self) -> Iterator[str]:
