@@ -1,9 +1,12 @@
 """A server gives back what sessions took, and survives that there is no more to take."""
 
+import contextlib
 import gc
 import multiprocessing
 import os
 import resource
+import socket
+import sys
 import threading
 import time
 from pathlib import Path
@@ -15,7 +18,7 @@ from kept_sessions import Host, greedy_tokens
 from sottovoce.engines.base import EngineOptions
 from sottovoce.engines.clear.parties import ClearEngine
 from sottovoce.errors import PeerConnectionError, ServerBusyError
-from sottovoce.net import Channel
+from sottovoce.net import Channel, Role, SocketChannel
 from sottovoce.parties import Address, Client, Server, ServerSession, Welcome, Wish
 from tiny_model import tiny_model
 
@@ -131,6 +134,36 @@ def test_a_server_that_runs_out_of_memory_ends_one_session_and_says_why():
     finally:
         process.kill()
         process.join()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="has the whole of 127.0.0.0/8 on its loopback interface")
+def test_one_client_cannot_take_every_connection(engine, tmp_path):
+    """Even where it only connects, says nothing, and connects again."""
+    with Host(engine, tiny_model(), tmp_path, max_sessions=2) as host:
+        address = ("127.0.0.1", host.server.port)
+        with contextlib.ExitStack() as held:
+            silent = [held.enter_context(socket.create_connection(address)) for _ in range(20)]
+            while sum(host.server._from.values()) < 6 or any(not closed(sock) for sock in silent[6:]):
+                time.sleep(0.01)
+            assert not any(closed(sock) for sock in silent[:6])
+            sock = socket.create_connection(address, source_address=("127.0.0.2", 0))
+            client = Client(SocketChannel(Role.CLIENT, sock), CLEAR)
+            client.setup()
+            assert len(greedy_tokens(client, PROMPT, 3)) == 3
+            client.close()
+        ended(host, 7)
+        assert not host.server._from
+
+
+def closed(sock):
+    """Whether the other side has hung up."""
+    sock.setblocking(False)
+    try:
+        return sock.recv(1) == b""
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        return True
 
 
 def test_no_thread_for_another_connection(engine, tmp_path, monkeypatch):

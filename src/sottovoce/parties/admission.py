@@ -83,7 +83,8 @@ def _parse(fields: list[str], where: str) -> tuple[bytes, Account]:
     return digest, Account(fields[0], quotas.get("sessions"), quotas.get("context"), fields[0])
 
 
-def _network(address: str) -> str:
+def network_of(address: str) -> str:
+    """An address, or of IPv6 the network of 64 bits: what one client has many of counts once."""
     try:
         parsed = ip_address(address.partition("%")[0])
     except ValueError:
@@ -124,7 +125,7 @@ class Admission:
         server asks for one, else by its address: of IPv6 the 64 bits that one customer has."""
         if self.keys is not None:
             return self.keys.account(api_key)
-        return Account(_network(address) if certificate is None else certificate)
+        return Account(network_of(address) if certificate is None else certificate)
 
     def context_for(self, account: Account, limit: int) -> int:
         """Tokens that a session of this client may hold, of the model's `limit`."""

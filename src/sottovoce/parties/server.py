@@ -4,6 +4,7 @@ import math
 import socket
 import ssl
 import time
+from collections import Counter
 from collections.abc import Callable
 from threading import Event, Lock, Thread
 
@@ -12,7 +13,7 @@ from ..errors import PeerConnectionError, UsageError
 from ..net import Channel, Role, SocketChannel
 from ..net.sockets import HANDSHAKE_EARLY
 from ..net.tls import client_fingerprint, wrap_server
-from .admission import Admission
+from .admission import Admission, network_of
 from .fair import FairGate
 from .kept import KeptSessions
 from .observer import Observer
@@ -65,6 +66,7 @@ class Server:
         self._stopping = Event()
         self._lock = Lock()
         self._channels: dict[Thread, Channel | None] = {}
+        self._from: Counter[str] = Counter()  # connections of every network
         self._accepting: Thread | None = None
         try:
             self._listener = socket.create_server((host, port), backlog=64)
@@ -90,20 +92,32 @@ class Server:
                     # others.
                     time.sleep(_POLL)
                     continue
-                if self.sessions >= 4 * (self.admission.places + self.admission.waiting):
-                    # Not even a handshake: connections that never get to one must not pile up threads.
-                    sock.close()
-                    continue
-                peer = f"{address[0]}:{address[1]}"
-                thread = Thread(target=self._serve, args=(sock, peer), name=f"session-{peer}", daemon=True)
-                with self._lock:
-                    self._channels[thread] = None
-                try:
-                    thread.start()
-                except (RuntimeError, MemoryError):  # no memory for another one: the others go on
-                    with self._lock:
-                        del self._channels[thread]
-                    sock.close()
+                self._accepted(sock, f"{address[0]}:{address[1]}", network_of(address[0]))
+
+    def _accepted(self, sock: socket.socket, peer: str, network: str) -> None:
+        """Give a connection a thread, if there may be one more."""
+        most = 4 * (self.admission.places + self.admission.waiting)
+        with self._lock:
+            # Not even a handshake: connections that never get to one must not pile up threads, and those of
+            # one client must leave room for the others'.
+            full = len(self._channels) >= most or self._from[network] >= most * 3 // 4
+        if full:
+            return sock.close()
+        thread = Thread(target=self._serve, args=(sock, peer, network), name=f"session-{peer}", daemon=True)
+        with self._lock:
+            self._channels[thread] = None
+            self._from[network] += 1
+        try:
+            thread.start()
+        except (RuntimeError, MemoryError):  # no memory for another one: the others go on
+            self._left(thread, network)
+            sock.close()
+
+    def _left(self, thread: Thread, network: str) -> None:
+        with self._lock:
+            del self._channels[thread]
+            self._from[network] -= 1
+            self._from += Counter()  # forget networks without connections
 
     def stop(self) -> None:
         """Accept nothing more; idle sessions end at once, busy ones after the token they are at."""
@@ -147,7 +161,7 @@ class Server:
         self.stop()
         self.wait(5.0)
 
-    def _serve(self, sock: socket.socket, peer: str) -> None:
+    def _serve(self, sock: socket.socket, peer: str, network: str) -> None:
         from threading import current_thread
 
         me = current_thread()
@@ -164,8 +178,7 @@ class Server:
         except PeerConnectionError as error:
             self._closed(SessionReport(id="-", peer=peer, ended=str(error)))
         finally:
-            with self._lock:
-                del self._channels[me]
+            self._left(me, network)
 
     def _run(self, channel: SocketChannel, peer: str, certificate: str | None) -> None:
         session = ServerSession(
