@@ -7,7 +7,7 @@ does not break, the attack proves nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -37,6 +37,11 @@ class Setting:
     @cached_property
     def model(self) -> Model:
         return self.loaded if self.loaded is not None else load_model(self.model_name)
+
+    def for_control(self) -> Setting:
+        """The same with a quarter of the samples, at least eight: enough to see that an attack can break."""
+        fewer = min(self.samples, max(8, self.samples // 4))
+        return replace(self, samples=fewer, loaded=self.model)
 
     @cached_property
     def prompts(self) -> Prompts:

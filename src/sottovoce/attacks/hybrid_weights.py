@@ -27,7 +27,7 @@ class WeightExtraction:
     def run(self, setting: Setting) -> Outcome:
         recognised = _rate(setting, Return.RECIPE_Z, setting.samples)
         controls = [
-            Control(how.value, _rate(setting, how, setting.samples))
+            Control(how.value, _rate(setting, how, setting.for_control().samples))
             for how in (Return.NO_ENCRYPTION_OF_ZERO, Return.MASK_MODULO_P)
         ]
         weights = np.random.default_rng(1).integers(0, P_FIELD, SIMD.degree, dtype=np.uint64)

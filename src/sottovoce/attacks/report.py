@@ -43,7 +43,8 @@ def render(folder: Path) -> None:
         "out:"
     ]
     lines += [
-        "where it does not break, the attack proves nothing. Each row was made by `sottovoce attack`.",
+        "where it does not break, the attack proves nothing; it runs on a quarter of the samples or more. "
+        "Each row was made by `sottovoce attack`.",
         "",
     ]
     lines += ["| engine | profile | attack | recovered | controls | samples |", "|---|---|---|---:|---|---:|"]

@@ -23,7 +23,7 @@ from sottovoce.attacks.vocabulary import Vocabulary, gram_features, nearest, uni
 
 _DEPTHS = (0, 1, 2, 4, 8, 16)
 _CANDIDATES = 64
-_KNOWN, _READ = 4, 1  # tokens of each prompt that are known, and read, at a depth
+_KNOWN, _READ = 4, 4  # tokens of each prompt that are known, and read, at a depth
 _SAFE = 0.05  # what may be read where attention is at the server
 
 
@@ -93,7 +93,7 @@ def read_mixed(setting: Setting, depth: int) -> float:
     model = shortened(setting.model, depth + 1)
     rng = np.random.default_rng(depth)  # stands for the user's keys, which do not matter
     rates = []
-    prompts = setting.prompts.tokens
+    prompts = setting.for_control().prompts.tokens
     for number, prompt in enumerate(prompts):
         setting.progress(number, len(prompts), f"prompts at depth {depth}")
         known, found = Prefix(model, depth + 1, prompt[:_KNOWN]), []

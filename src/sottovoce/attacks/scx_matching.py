@@ -139,7 +139,7 @@ class GreedyMatching:
             with CuriousServer(model, "paper") as server:
                 rate, rouge = over_prompts(setting, server, read, _DECODED)
                 told_rate, _ = over_prompts(
-                    setting, server, lambda s, p: read(s, p, p[: len(p) - _DECODED]), _DECODED
+                    setting.for_control(), server, lambda s, p: read(s, p, p[: len(p) - _DECODED]), _DECODED
                 )
             controls, details = (
                 (Control("prefix known instead of recovered", told_rate),),
@@ -184,7 +184,7 @@ class KvInversion:
             with CuriousServer(model, "paper") as server:
                 rate, rouge = over_prompts(setting, server, read)
                 told, _ = over_prompts(
-                    setting, server, lambda s, p: guesses.invert(s.first("values", 1), [], p)
+                    setting.for_control(), server, lambda s, p: guesses.invert(s.first("values", 1), [], p)
                 )
             controls: tuple[Control, ...] = (Control("prefix known instead of recovered", told),)
         else:
@@ -253,7 +253,7 @@ def masked_rates(
     with CuriousServer(model, "hardened") as server:
         rate, rouge = over_prompts(setting, server, read, decoded)
     with CuriousServer(model, "hardened", weak=True) as server:
-        weak, _ = over_prompts(setting, server, read, decoded)
+        weak, _ = over_prompts(setting.for_control(), server, read, decoded)
     return rate, rouge, (Control("masks a tenth of what they hide", weak),)
 
 

@@ -66,7 +66,7 @@ class TwoLayerFitting:
         reader = fitted(vocabulary, setting.profile, 1.0)
         rate = rates(setting, model, setting.profile, reader)
         weak = rates(
-            setting,
+            setting.for_control(),
             model,
             setting.profile,
             fitted(vocabulary, setting.profile, WEAK_NOISE),
@@ -117,7 +117,9 @@ class DpAccounting:
                 return [int(t) for t in nearest_l1(rows, table)]
 
             rate = rates(setting, model, "paper", read)
-            control = Control("a tenth of the noise", rates(setting, model, "paper", read, weak=True))
+            control = Control(
+                "a tenth of the noise", rates(setting.for_control(), model, "paper", read, weak=True)
+            )
             details = accounting(vocabulary, setting.length)
         else:
 
@@ -126,7 +128,8 @@ class DpAccounting:
 
             rate = rates(setting, model, "hardened", read)
             control = Control(
-                "masks a tenth of what they hide", rates(setting, model, "hardened", read, weak=True)
+                "masks a tenth of what they hide",
+                rates(setting.for_control(), model, "hardened", read, weak=True),
             )
             details = masked_accounting(setting.model)
         details["text"] = setting.prompts.source

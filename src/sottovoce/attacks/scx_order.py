@@ -139,7 +139,7 @@ class LmReordering:
         with CuriousServer(model, profile) as server:
             rate, rouge = over_prompts(setting, server, reordered)
         with CuriousServer(model, profile, weak=profile == "hardened") as server:
-            ordered, _ = over_prompts(setting, server, in_order)
+            ordered, _ = over_prompts(setting.for_control(), server, in_order)
         name = "rows in order, as queries, keys and values travel"
         name = name if profile == "paper" else "rows in order, masks a tenth of what they hide"
         details["rouge_l"] = rouge
