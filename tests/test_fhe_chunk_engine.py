@@ -20,8 +20,8 @@ def test_a_prefill_goes_in_one_chunk(engine):  # noqa: F811
 
     def client(party):
         shape = engine.shape
-        assert len(party._encrypted(text[1:], True)) == one_hot_ciphertexts(shape, 4)
-        assert len(party._encrypted(text[1:], False)) == 4 * shape.vocabulary_blocks
+        assert len(party._encrypted(text[1:], 4)) == one_hot_ciphertexts(shape, 4)
+        assert len(party._encrypted(text[1:], 0)) == 4 * shape.vocabulary_blocks
         first, again = party.prefill(text[:1], text[1:]), party.decode(111)
         party.truncate(1)
         return [first, again, party.prefill([], [104, 101])]
@@ -37,38 +37,58 @@ def test_a_prefill_goes_in_one_chunk(engine):  # noqa: F811
 
     logits, (up, down) = session(engine, client, server)
     for found, tokens in zip(logits, (text, text, text[:3]), strict=True):
-        assert np.abs(found - engine.model.forward(tokens)[-1]).max() < 0.05
+        assert np.abs(found - engine.model.forward(tokens)[-1]).max() < 0.1
     assert total(up, "bytes_up") == total(down, "bytes_up")
 
 
-def test_a_chunk_out_of_place_is_refused(engine):  # noqa: F811
+def test_a_later_prompt_goes_in_a_chunk(engine):  # noqa: F811
+    """Behind tokens that were computed one by one."""
+    text = [256, 104, 101, 108, 111]
+
     def client(party):
-        party.prefill([256], [104])
-        party._held = False
-        party.prefill([], [101, 108])
+        party.prefill(text[:1], text[1:2])
+        return party.prefill([], text[2:])
 
     def server(party):
-        party.prefill([256], 1)
-        party.prefill([], 2)
+        party.prefill(text[:1], 1)
+        party.prefill([], 3)
 
-    with pytest.raises(ProtocolError, match="comes first"):
-        session(engine, client, server)
+    logits, _ = session(engine, client, server)
+    assert np.abs(logits - engine.model.forward(text)[-1]).max() < 0.1
 
 
-def test_a_client_that_came_back_sends_tokens_one_by_one(engine):  # noqa: F811
+def test_what_goes_together(engine):  # noqa: F811
     party = FheDataParty(OPTIONS, engine.public())
-    assert party._chunked(2) and not party._chunked(1)
+    assert [party._together(count) for count in (1, 2, 8, 9)] == [0, 2, 8, 8]
     party.restore([], 3)
-    assert not party._chunked(2)
-    party.truncate(0)
-    assert party._chunked(2)
+    assert [party._together(count) for count in (1, 5, 6)] == [0, 5, 5]
+    party.restore([], 20)
+    assert not party._together(9)
+    party.truncate(2)
+    assert party._together(9) == 6
+
+
+@pytest.mark.parametrize(("together", "told"), [(8, "does not fit"), (300, "cannot come")])
+def test_a_chunk_that_is_too_long_is_refused(engine, together, told):  # noqa: F811
+    def client(party):
+        party._private = 1
+        party._together = lambda count: together
+        party.prefill([], [104] * 8)
+
+    def server(party):
+        party._program.length = 1  # a token is there
+        party._program.caches[0].public = None
+        party.prefill([], 8)
+
+    with pytest.raises(ProtocolError, match=told):
+        session(engine, client, server)
 
 
 def test_chunks_in_descriptions_are_checked(engine):  # noqa: F811
     good = engine.public()
     assert good["chunk"] == 2
     config = good["config"] | {"heads": 3, "kv_heads": 3}
-    for bad in ({"chunk": -1}, {"chunk": 9}, {"chunk": True}, {"config": config}):
+    for bad in ({"chunk": -1}, {"chunk": good["tokens"] + 1}, {"chunk": True}, {"config": config}):
         with pytest.raises(CorruptFileError):
             FheDataParty(OPTIONS, good | bad)
 
@@ -78,8 +98,8 @@ def test_the_benchmark_on_a_small_ring(engine, monkeypatch):  # noqa: F811
     monkeypatch.setattr(bench, "load_model", lambda name: tiny_model())
     result = bench.run("tiny", (3,), "small")
     assert [row["tokens"] for row in result["rows"]] == [1, 3] and result["layers"] == 2
-    assert all(row["largest_error"] < 0.05 and row["seconds"] > 0 for row in result["rows"])
+    assert all(row["largest_error"] < 0.1 and row["seconds"] > 0 for row in result["rows"])
     assert "| tiny | 3 |" in "\n".join(fhe_tables.chunk([result]))
     json.dumps(result)
-    with pytest.raises(UsageError, match="room for 7"):
-        bench.run("tiny", (8,), "small")
+    with pytest.raises(UsageError, match="room for 8"):
+        bench.run("tiny", (9,), "small")

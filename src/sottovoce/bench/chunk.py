@@ -39,8 +39,9 @@ def run(
 ) -> dict[str, Any]:
     """Seconds of a layer for one token and for chunks of so many, by operation, and what was estimated."""
     engine = FheEngine(EngineOptions(engine="fhe"), _one_layer(load_model(model)), parameters)
-    if max(tokens) >= engine.shape.tokens:
-        raise UsageError(f"behind a public token there is room for {engine.shape.tokens - 1}")
+    room = min(engine.shape.heads.t, engine.shape.tokens - 1)
+    if max(tokens) > room:
+        raise UsageError(f"behind a public token there is room for {room}")
     engine.prepare()
     if engine.chunks is None:
         raise UsageError("this model takes private tokens one by one")
@@ -132,7 +133,7 @@ class _Bench:
             chunks = _Chunks(program, PlannedFlow(plan.placement.decisions), plan.value_level)
             fresh = [self._fresh(vector) for vector in one_hots(shape, text[1:])]
             chunks.ended = ended
-            out, price = chunks.run(fresh, count, progress=begun), plan.chunk(1, count)
+            out, price = chunks.run(fresh, count, progress=begun), plan.chunk(0 if shape.split else 1, count)
         found = [shape.head.read(self._decryptor.decrypt_slots(x, shape.n)).real for x in out]
         logits, plain = np.concatenate(found)[: shape.config.vocab_size], engine.model.forward(text)[-1]
         return {

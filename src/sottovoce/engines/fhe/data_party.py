@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,8 +20,8 @@ from sottovoce.net import Channel
 from sottovoce.packing.slots import Vector
 
 MAX_ANSWERS = 64  # positions whose logits one step gives
-# The first byte of a prefill: how its tokens come.
-ONE_BY_ONE, IN_A_CHUNK = b"\x00", b"\x01"
+# A prefill begins with how many of its tokens come first, in a chunk; the others come one by one.
+TOGETHER = struct.Struct("<H")
 
 
 class FheDataParty(DataParty):
@@ -28,9 +29,9 @@ class FheDataParty(DataParty):
 
     def __init__(self, options: EngineOptions, public: dict[str, Any]) -> None:
         self.description = Description.from_json(public)
-        self._promised: tuple[tuple[int, ...], bool, list[bytes]] = ((), False, [])
-        # Public tokens, if they came through this party; and whether there are private ones.
-        self._public, self._held = 0, False
+        self._promised: tuple[tuple[int, ...], int, list[bytes]] = ((), 0, [])
+        # Tokens: public ones that came through this party, private ones at most.
+        self._public, self._private = 0, 0
 
     def setup(self, channel: Channel, progress: Progress | None = None) -> None:
         self._channel, parameters = channel, self.description.parameters
@@ -57,17 +58,17 @@ class FheDataParty(DataParty):
         return {}
 
     def restore(self, pieces: Pieces, length: int) -> None:
-        """The secret key is all."""
-        self._held = True
+        """The secret key is all. How many of the tokens are public is the server's to know."""
+        self._public, self._private = 0, length
 
     def prefill(
         self, public_tokens: Sequence[int], private_tokens: Sequence[int], progress: Progress | None = None
     ) -> Logits:
-        chunk = self._chunked(len(private_tokens))
-        self._channel.send(IN_A_CHUNK if chunk else ONE_BY_ONE)
+        together = self._together(len(private_tokens))
+        self._channel.send(TOGETHER.pack(together))
         self._public = len(public_tokens) or self._public
-        self._send(private_tokens, chunk)
-        self._wait(1 if chunk else len(private_tokens), progress)
+        self._send(private_tokens, together)
+        self._wait(len(private_tokens) - together + (together > 0), progress)
         logits: Logits = self._logits(1)[-1]
         return logits
 
@@ -76,7 +77,7 @@ class FheDataParty(DataParty):
         return logits
 
     def verify(self, tokens: Sequence[int], progress: Progress | None = None) -> Logits:
-        self._send(tokens, False)
+        self._send(tokens, 0)
         self._wait(len(tokens), progress)
         return self._logits(len(tokens))
 
@@ -85,8 +86,8 @@ class FheDataParty(DataParty):
         return True
 
     def promise(self, tokens: Sequence[int], prefill: bool) -> bytes:
-        chunk = prefill and self._chunked(len(tokens))
-        self._promised = tuple(tokens), chunk, self._encrypted(tokens, chunk)
+        together = self._together(len(tokens)) if prefill else 0
+        self._promised = tuple(tokens), together, self._encrypted(tokens, together)
         return digest_of(self._promised[2])
 
     def collect(self, digest: bytes | None) -> Logits | None:
@@ -99,26 +100,31 @@ class FheDataParty(DataParty):
 
     def truncate(self, length: int) -> None:
         """The server's cache forgets; there is nothing on this side."""
-        self._held = self._held and length > self._public
+        self._public = min(self._public, length)
+        self._private = min(self._private, length - self._public)
 
-    def _chunked(self, count: int) -> bool:
-        """Whether tokens go in a chunk: several, and the first private ones, where that is cheaper."""
-        return 0 < self.description.chunk <= count and not self._held
+    def _together(self, count: int) -> int:
+        """How many of the first tokens of a prefill go in a chunk: as many as its group of keys has room for,
+        or none if steps are cheaper."""
+        room = min(count, self.description.shape.heads.t - self._private)
+        return room if 0 < self.description.chunk <= room else 0
 
-    def _send(self, tokens: Sequence[int], chunk: bool) -> None:
+    def _send(self, tokens: Sequence[int], together: int) -> None:
         *promised, frames = self._promised
-        if promised != [tuple(tokens), chunk]:
-            frames = self._encrypted(tokens, chunk)
-        self._promised, self._held = ((), False, []), True
+        if promised != [tuple(tokens), together]:
+            frames = self._encrypted(tokens, together)
+        self._promised = (), 0, []
+        self._private += len(tokens)
         for frame in frames:
             self._channel.send(frame)
 
-    def _encrypted(self, tokens: Sequence[int], chunk: bool) -> list[bytes]:
-        """One-hot vectors, block by block; those of a chunk together."""
+    def _encrypted(self, tokens: Sequence[int], together: int) -> list[bytes]:
+        """One-hot vectors: those of a chunk, then the others' block by block."""
         shape, level = self.description.shape, self.description.entry
         scale = scales(self.description.parameters)[level]
         with self._channel.ledger.operation("encrypt"):
-            vectors = one_hots(shape, tokens) if chunk else [v for t in tokens for v in self._one_hot(t)]
+            vectors = one_hots(shape, tokens[:together]) if together else []
+            vectors += [vector for token in tokens[together:] for vector in self._one_hot(token)]
             plaintexts = (self._encoder.encode(vector, level, scale) for vector in vectors)
             return [self._encryptor.encrypt_bytes(plaintext) for plaintext in plaintexts]
 

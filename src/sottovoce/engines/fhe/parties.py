@@ -29,7 +29,7 @@ from sottovoce.engines.fhe.chunk_plaintexts import one_hot_ciphertexts
 from sottovoce.engines.fhe.chunk_plan import plan_chunks
 from sottovoce.engines.fhe.ciphertexts import CkksSlots, scales
 from sottovoce.engines.fhe.costs import CostModel
-from sottovoce.engines.fhe.data_party import IN_A_CHUNK
+from sottovoce.engines.fhe.data_party import TOGETHER
 from sottovoce.engines.fhe.description import PARAMETERS, Description, largest_logit
 from sottovoce.engines.fhe.flow import PlannedFlow
 from sottovoce.engines.fhe.functions import Functions, degrees_for
@@ -173,10 +173,10 @@ class FheModelParty(ModelParty):
         if not self._program.length:
             raise UsageError("the fhe engine takes sessions whose first token is public; it is a constant")
         self._program.check_room(n_private)
-        if self._channel.recv(1) == IN_A_CHUNK:
-            self._chunk(n_private)
-        else:
-            self._step([i == n_private - 1 for i in range(n_private)])
+        (together,) = TOGETHER.unpack(self._channel.recv(TOGETHER.size))
+        if together > n_private:
+            raise ProtocolError(f"{together} of {n_private} tokens cannot come in a chunk")
+        self._step([i == n_private - 1 for i in range(n_private)], together)
 
     def decode(self) -> None:
         self._step([True])
@@ -260,60 +260,54 @@ class FheModelParty(ModelParty):
         model.hidden(self._public, cache)
         self._program.append_public([cache.k(i) for i in layers], [cache.v(i) for i in layers])
 
-    def _step(self, heads: Sequence[bool]) -> None:
-        """Append as many tokens; those whose logits are wanted are marked. What the client sends for all of
-        them is there before the first is computed, so that it may leave."""
-        channel, blocks = self._channel, self.engine.shape.vocabulary_blocks
-        raw = [[channel.recv_message(MAX_CIPHERTEXT) for _ in range(blocks)] for _ in heads]
+    def _step(self, heads: Sequence[bool], together: int = 0) -> None:
+        """Append as many tokens; those whose logits are wanted are marked. The first come in a chunk,
+        `together`. What the client sends for all of them is there before the first is computed, so that it
+        may leave."""
+        shape, layers = self.engine.shape, self.engine.shape.config.layers
+        chunks = self._chunks(together) if together else None
+        sizes = [one_hot_ciphertexts(shape, together)] if together else []
+        sizes += [shape.vocabulary_blocks] * (len(heads) - together)
+        raw = [[self._channel.recv_message(MAX_CIPHERTEXT) for _ in range(size)] for size in sizes]
         digest = digest_of(frame for token in raw for frame in token)
-        layers, frames = self.engine.shape.config.layers, list[bytes]()
-        self.attendance.progress(0, len(heads) * layers)
-        for i, head in enumerate(heads):
+        wanted = [any(heads[:together]), *heads[together:]] if together else list(heads)
+        frames = list[bytes]()
+        self.attendance.progress(0, len(raw) * layers)
+        for i, head in enumerate(wanted):
             one_hot = [self._token(frame) for frame in raw[i]]
             raw[i] = []
 
             def progress(layer: int, before: int = i * layers) -> None:
-                self.attendance.progress(before + layer, len(heads) * layers)
+                self.attendance.progress(before + layer, len(raw) * layers)
                 self._tell(b"\x01")
 
-            frames += self._protected(self._program.step(one_hot, head, progress))
+            if i == 0 and chunks is not None:
+                logits = chunks.run(one_hot, together, head, progress)
+                if together > 1 and chunks.before:
+                    self._history[self._program.length - 1] = chunks.before
+            else:
+                logits = self._program.step(one_hot, head, progress)
+            frames += self._protected(logits)
             self._remember()
-        self._reply(digest, frames)
+        self._answer = Answer(self._program.length, digest, tuple(frames))
+        for frame in frames:
+            self._tell(frame)
 
-    def _chunk(self, count: int) -> None:
-        """Append as many tokens at once; the logits behind the last one."""
-        engine, channel, layers = self.engine, self._channel, self.engine.shape.config.layers
-        plan = engine.chunks
+    def _chunks(self, count: int) -> ChunkProgram[Ciphertext]:
+        """For as many tokens. ProtocolError if they cannot come in a chunk."""
+        plan = self.engine.chunks
         if plan is None:
             raise ProtocolError("this model takes private tokens one by one")
         flow = PlannedFlow[Ciphertext](plan.placement.decisions)
         chunks = ChunkProgram(self._program, flow, plan.value_level)
         if count > chunks.room():
-            raise ProtocolError("a chunk of private tokens comes first behind the public ones")
-        raw = [channel.recv_message(MAX_CIPHERTEXT) for _ in range(one_hot_ciphertexts(engine.shape, count))]
-        digest = digest_of(raw)
-        self.attendance.progress(0, layers)
-
-        def progress(layer: int) -> None:
-            self.attendance.progress(layer, layers)
-            self._tell(b"\x01")
-
-        one_hot = [self._token(frame) for frame in raw]
-        frames = self._protected(chunks.run(one_hot, count, True, progress))
-        if count > 1 and chunks.before:
-            self._history[self._program.length - 1] = chunks.before
-        self._remember()
-        self._reply(digest, frames)
+            raise ProtocolError(f"a chunk of {count} private tokens does not fit behind what is there")
+        return chunks
 
     def _protected(self, logits: Sequence[Ciphertext]) -> list[bytes]:
         """As they go back, block by block of the vocabulary."""
         with self._channel.ledger.operation("answer"):
             return [self._returned(x, block).to_bytes() for block, x in enumerate(logits)]
-
-    def _reply(self, digest: bytes, frames: Sequence[bytes]) -> None:
-        self._answer = Answer(self._program.length, digest, tuple(frames))
-        for frame in frames:
-            self._tell(frame)
 
     def _tell(self, payload: bytes) -> None:
         """Unless the client has left, and the step goes on without it."""
