@@ -20,6 +20,7 @@ from sottovoce.engines.clear.parties import ClearEngine
 from sottovoce.errors import PeerConnectionError, ServerBusyError
 from sottovoce.net import Channel, Role, SocketChannel
 from sottovoce.parties import Address, Client, Server, ServerSession, Welcome, Wish
+from sottovoce.parties import server as server_module
 from tiny_model import tiny_model
 
 PROMPT = [3, 31, 8, 12]
@@ -137,8 +138,9 @@ def test_a_server_that_runs_out_of_memory_ends_one_session_and_says_why():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="has the whole of 127.0.0.0/8 on its loopback interface")
-def test_one_client_cannot_take_every_connection(engine, tmp_path):
+def test_one_client_cannot_take_every_connection(engine, tmp_path, monkeypatch):
     """Even where it only connects, says nothing, and connects again."""
+    monkeypatch.setattr(server_module, "_HANDSHAKE_TIMEOUT", 600.0)
     with Host(engine, tiny_model(), tmp_path, max_sessions=2) as host:
         address = ("127.0.0.1", host.server.port)
         with contextlib.ExitStack() as held:
