@@ -76,7 +76,7 @@ def _frame(data: bytes) -> None:
 
 def _card_text(data: bytes) -> None:
     """A card's text, behind the checks of its compression."""
-    ModelCard.from_bytes(struct.pack("<4sHI", b"SVMC", 1, len(data)) + zlib.compress(data, 1))
+    ModelCard.from_bytes(struct.pack("<4sHI", b"SVMC", 1, len(data)) + zlib.compress(data, 0))
 
 
 @cache
