@@ -61,16 +61,17 @@ def test_evaluation_order(isa: str) -> None:
             assert int(values[limb, i]) == sum(int(c) * pow(point, e, q) for e, c in enumerate(x[limb])) % q
 
 
-@pytest.mark.parametrize("n", [16, 2048, 16384, 65536])
+@pytest.mark.parametrize("n", [16, 64, 2048, 4096, 8192, 16384, 65536])
 def test_transform_round_trip_and_isas_agree(isa: str, n: int) -> None:
     # Lazy bounds and the factors' companion words depend on the bit length.
     vector = [q for bits in (50, 49, 47, 46, 41) for q in ntt_primes(bits, 1 << 17, 1)]
     ring = context(n, (*vector, *ntt_primes(50, 1 << 17, 3)[1:], *WIDE[:1]))
     x = random_polynomials(ring, 2)
     x[1] = np.array(ring.primes, np.uint64)[:, None] - np.uint64(1)
-    values = ring.ntt(x.copy())
+    values, back = ring.ntt(x.copy()), ring.intt(x.copy())
     _native.set_isa("portable")
     assert np.array_equal(values, ring.ntt(x.copy()))
+    assert np.array_equal(back, ring.intt(x.copy()))
     _native.set_isa(isa)
     assert np.array_equal(ring.intt(values), x)
 
