@@ -1,5 +1,6 @@
 # demo   watch a private answer being generated     test   run the test suite
 # check  format, lint, types                        bench  the benchmarks behind docs/benchmarks
+# dist   a source archive and a wheel in dist/, tried out in an environment of their own
 # Each target sets up .venv by itself; it needs Python >= 3.11, make and a C++ compiler.
 PYTHON ?= python3
 VENV   := .venv
@@ -7,7 +8,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 NATIVE := $(wildcard native/*) CMakeLists.txt pyproject.toml
 
-.PHONY: demo test check bench build clean format
+.PHONY: demo test check bench build dist clean format
 
 demo: $(VENV)/.built $(VENV)/.model
 	$(BIN)/sottovoce demo
@@ -24,6 +25,9 @@ bench: $(VENV)/.built $(VENV)/.test $(VENV)/.model
 	$(BIN)/sottovoce bench all --output docs/benchmarks
 
 build: $(VENV)/.built
+
+dist: $(VENV)/.built
+	$(BIN)/python tools/check_install.py
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format src tests
@@ -56,4 +60,4 @@ $(VENV)/.dev: $(VENV)/.tools pyproject.toml
 	touch $@
 
 clean:
-	rm -rf build $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist $(VENV) .pytest_cache .mypy_cache .ruff_cache
