@@ -1,6 +1,7 @@
 """Chunks of private tokens on slots in NumPy: logits against the plain model, keys and values against single
 steps, every length, public prefixes, prices."""
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from sottovoce.engines.fhe.chunk_plaintexts import fits, one_hots
 from sottovoce.engines.fhe.chunk_plan import ChunkPlan
 from sottovoce.engines.fhe.costs import CostModel
 from sottovoce.engines.fhe.flow import PlannedFlow
-from sottovoce.engines.fhe.functions import Degrees
+from sottovoce.engines.fhe.functions import Degrees, degrees_for
 from sottovoce.engines.fhe.placement import EMBED_LEVELS, place_bootstraps, record, rotation_levels
 from sottovoce.engines.fhe.program import Program
 from sottovoce.engines.fhe.shape import Shape
@@ -46,11 +47,12 @@ class Simulation:
 
     def __init__(self, model, shape, noise=0.0, refresh_noise=0.0, sequences=8, functions=None, public=0):
         self.model, self.shape = model, shape
-        self.functions = functions or calibrate(model, min(shape.tokens, 64), sequences)
-        last = shape.tokens - 1
-        segments = record(shape, Degrees(), last, public)
+        degrees = degrees_for(shape.tokens)
+        functions = functions or calibrate(model, min(shape.tokens, 64), sequences)
+        self.functions = replace(functions, polish=degrees.polish)
+        segments = record(shape, degrees, shape.tokens - 1, public)
         self.placement = place_bootstraps(segments, TOP, COST)
-        self.plan = ChunkPlan(shape, Degrees(), self.placement, TOP, COST, public)
+        self.plan = ChunkPlan(shape, degrees, self.placement, TOP, COST, public)
         self.weights = slot_weights(model.weights, shape, self.functions)
         self.ar = MeasuredSlots(shape.n, TOP, noise, refresh_noise, np.random.default_rng(1))
         self.reset()
@@ -232,11 +234,14 @@ def test_prices_of_stories260k():
     assert set(plan.steps()) <= set(rotation_levels(shape, Degrees(), step, TOP))
 
 
-def test_stories260k():
-    """The real model with the noise that a refresh has at N = 2^16, a step behind every chunk."""
+@pytest.mark.parametrize("shared", [True, False])
+def test_stories260k(shared):
+    """The real model with the noise that a refresh has at N = 2^16, a step behind every chunk: a public token
+    in the group of the private ones, and in a block of its own as in sessions of 512 tokens."""
     model = models_common.stories()
-    shape = Shape(model.config, 4096, 64)
-    run = Simulation(model, shape, 2.0**-28, 2.0**-20.6, sequences=16)
+    shape = Shape(model.config, 4096, 64) if shared else Shape(model.config, 4096, 512, 8)
+    public = 0 if shared else 512 - 64
+    run = Simulation(model, shape, 2.0**-28, 2.0**-20.6, sequences=16, public=public)
     text = sample(model, 1, 34, seed=77)[0]
     plain = model.forward(text)
     for sizes in ((15,), (8, 24)):
@@ -247,3 +252,5 @@ def test_stories260k():
             assert divergence(plain[end - 1], run.chunk(text[end - size : end])) < 1e-3
         assert divergence(plain[end], run.step(text[end])) < 1e-3
     assert run.ar.largest_refresh < 0.25
+    keys = rotation_levels(shape, degrees_for(shape.tokens), run.placement, TOP, public)
+    assert set(run.ar.steps) <= set(keys)
