@@ -84,7 +84,7 @@ def check(engine, tokens, prompt):  # noqa: F811
     text = list(prompt)
     for token in tokens:
         plain = engine.model.forward(text)[-1]
-        assert plain[token] > plain.max() - 0.1
+        assert plain[token] > plain.max() - 0.2
         text.append(token)
 
 
@@ -175,7 +175,7 @@ def test_an_answer_to_something_else_is_not_taken(engine, host, cutter):  # noqa
     client.decode(101)
     client.truncate(2)
     assert cutter.computed == 3
-    assert np.abs(client.last() - engine.model.forward([256, 104])[-1]).max() < 0.05
+    assert np.abs(client.last() - engine.model.forward([256, 104])[-1]).max() < 0.1
     assert cutter.computed == 4
     client.close()
 

@@ -96,7 +96,7 @@ def test_an_upload_goes_on_where_it_broke(engine, host, made):  # noqa: F811
     assert sorted(set(made)) == list(range(number)) and len(made) <= number + len(said)
     assert seen[-1][:2] == (number, number) and {entry[1] for entry in seen} == {number}
     logits = client.prefill([256], [104])
-    assert np.abs(logits - engine.model.forward([256, 104])[-1]).max() < 0.05
+    assert np.abs(logits - engine.model.forward([256, 104])[-1]).max() < 0.1
     client.close()
 
 

@@ -19,7 +19,7 @@ from sottovoce.ckks import Ciphertext, Evaluator, Parameters, Plaintext
 from sottovoce.ckks.bootstrap import Bootstrapper
 from sottovoce.ckks.chebyshev import Polynomial
 from sottovoce.ckks.paterson_stockmeyer import Plan, evaluate, plan
-from sottovoce.errors import ParameterError
+from sottovoce.errors import LevelError, ParameterError
 from sottovoce.packing.slots import Chebyshev, Plain, SlotArithmetic
 
 Operation = Callable[[str], AbstractContextManager[object]]
@@ -122,7 +122,9 @@ class CkksSlots(SlotArithmetic[Ciphertext]):
 
     def _factor_scale(self, level: int) -> float:
         """Of a plaintext that a value at this level is multiplied by."""
-        below = self._scales[max(level - 1, 0)]
+        if not level:
+            raise LevelError("a product takes a level; a value at level 0 has none left: refresh it first")
+        below = self._scales[level - 1]
         return self._primes[level] * below / self._scales[level]
 
     def _settled(self, x: Ciphertext) -> Ciphertext:

@@ -15,6 +15,7 @@ from sottovoce.engines.fhe.chunk_plaintexts import one_hots
 from sottovoce.engines.fhe.ciphertexts import scales
 from sottovoce.engines.fhe.description import Description
 from sottovoce.engines.fhe.keyring import send_keys
+from sottovoce.engines.fhe.memory import available_memory, check_client
 from sottovoce.engines.fhe.returned import check_range
 from sottovoce.net import Channel
 from sottovoce.packing.slots import Vector
@@ -35,6 +36,7 @@ class FheDataParty(DataParty):
 
     def setup(self, channel: Channel, progress: Progress | None = None) -> None:
         self._channel, parameters = channel, self.description.parameters
+        check_client(parameters.degree, available_memory())
         secret = None if self.secret is None else SecretKey.from_bytes(parameters, self.secret)
         keys = KeyGenerator(parameters, secret)
         self._secret = keys.secret_key

@@ -33,13 +33,12 @@ from sottovoce.ckks.secret import KEY_ID_BYTES
 from sottovoce.engines.base import Progress
 from sottovoce.engines.fhe.description import Description
 from sottovoce.engines.fhe.returned import LEVEL
-from sottovoce.errors import CorruptFileError, IntegrityError, RefusedError, SottovoceError
+from sottovoce.errors import CorruptFileError, IntegrityError, SottovoceError
 from sottovoce.net import Channel
 
 _MAX_KEY = 1 << 29
 _DIGEST = 16
 _FIRST_STEP = 3  # keys before those of rotations
-_WORKING = 23_000  # bytes of a refresh for each coefficient: 1.5 GB at N = 2^16
 
 
 def send_keys(
@@ -80,7 +79,6 @@ def receive_keys(
 
     directory: where keys are kept beyond the session, None to keep none.
     """
-    check_memory(description.key_bytes, description.parameters.degree, available_memory())
     key_id = bytes(channel.recv(KEY_ID_BYTES))
     store = None if directory is None else KeyStore(directory / key_id.hex())
     parameters, steps = description.parameters, sorted(description.steps.items())
@@ -138,25 +136,6 @@ def _parse(
         if rotations.steps == (step,) and rotations.keys[step].level >= level:
             return rotations
     raise IntegrityError("an evaluation key is not the one that was announced")
-
-
-def available_memory() -> int | None:
-    """Bytes that a process can still get, where the system says so."""
-    try:
-        text = Path("/proc/meminfo").read_text()
-        return int(text.split("MemAvailable:")[1].split()[0]) * 1024
-    except (OSError, IndexError, ValueError):
-        return None
-
-
-def check_memory(keys: int, degree: int, available: int | None) -> None:
-    """Refuse a session before its keys are uploaded, rather than run out of memory in its middle."""
-    work = _WORKING * degree
-    if available is not None and keys + work > available:
-        raise RefusedError(
-            f"this session's evaluation keys take {keys / 1e9:.1f} GB and its work {work / 1e9:.1f} GB, "
-            f"the server has {available / 1e9:.1f} GB left; try again later, or on a larger machine"
-        )
 
 
 class KeyStore:

@@ -35,6 +35,7 @@ from sottovoce.engines.fhe.flow import PlannedFlow
 from sottovoce.engines.fhe.functions import Functions, degrees_for
 from sottovoce.engines.fhe.kept import kept_functions
 from sottovoce.engines.fhe.keyring import forget_others, receive_keys
+from sottovoce.engines.fhe.memory import Uploads, available_memory, check_engine
 from sottovoce.engines.fhe.placement import (
     EMBED_LEVELS,
     Placement,
@@ -75,6 +76,7 @@ class FheEngine(Engine):
     def __init__(self, options: EngineOptions, model: Model, parameters: str = "engine16") -> None:
         self.options, self.model, self.name = options, model, parameters
         self.directory: Path | None = None
+        self.uploads = Uploads()
         self.description: Description | None = None
         self.shape = _shape(model, PARAMETERS[parameters].slots // 8)
 
@@ -82,6 +84,7 @@ class FheEngine(Engine):
         """Calibrate and encode: seconds, and about a gigabyte for the maps of a refresh at N = 2^16."""
         report = progress if progress is not None else (lambda done, total, what: None)
         parameters, shape = PARAMETERS[self.name], self.shape
+        check_engine(parameters.degree, available_memory())
         degrees = degrees_for(shape.tokens)
         report(0, 3, "measuring ranges")
         functions = kept_functions(self.model, shape.tokens)
@@ -155,9 +158,11 @@ class FheModelParty(ModelParty):
     def setup(self, channel: Channel, progress: Progress | None = None) -> None:
         engine, self._channel = self.engine, channel
         assert engine.description is not None
-        with channel.ledger.operation("keys"):
+        described = engine.description
+        uploading = engine.uploads.one(described.key_bytes, described.parameters.degree)
+        with channel.ledger.operation("keys"), uploading:
             try:
-                evaluator, answers = receive_keys(channel, engine.description, engine.directory)
+                evaluator, answers = receive_keys(channel, described, engine.directory)
             finally:  # also after uploads that broke off: gigabytes under any name a client likes
                 if engine.directory is not None and engine.directory.is_dir():
                     forget_others(engine.directory, _KEPT_CLIENTS)
@@ -325,6 +330,9 @@ class FheModelParty(ModelParty):
     def _check(self, x: Ciphertext) -> None:
         assert self.engine.description is not None
         level = self.engine.description.entry
-        right = x.level == level and x.slots == self._slots.n and x.key_id == self._key_id
-        if not right or abs(x.scale / scales(x.parameters)[level] - 1) > 2.0**-40:
-            raise IntegrityError("a token's ciphertext is of another level, scale or key than was agreed")
+        if x.key_id != self._key_id:
+            raise IntegrityError("a token's ciphertext belongs to another key, or to another session")
+        if x.level != level:
+            raise IntegrityError(f"a token's ciphertext has level {x.level}; {level} was agreed")
+        if x.slots != self._slots.n or abs(x.scale / scales(x.parameters)[level] - 1) > 2.0**-40:
+            raise IntegrityError("a token's ciphertext has another period or scale than was agreed")
