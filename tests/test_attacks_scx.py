@@ -3,11 +3,15 @@ break."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
+from models_common import tiny
 from sottovoce.attacks.base import Setting, to_json
+from sottovoce.attacks.candidates import Sequences
 from sottovoce.attacks.registry import attack_named
 from sottovoce.attacks.scx_gram import blocks_to_keep
+from sottovoce.attacks.scx_order import likely_orders
 from sottovoce.engines.scx import PROFILES
 from tiny_model import tiny_model
 
@@ -77,3 +81,24 @@ def test_orders_are_checked_exactly_but_there_are_too_many(model):
 def test_the_other_attacks_run(model, name, profile):
     found = outcome(model, name, profile, samples=4)
     assert 0.0 <= found.success_rate <= 1.0 and found.controls
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_sequences_side_by_side_are_those_one_by_one(name):
+    model = tiny(name)
+    tokens = np.random.default_rng(0).integers(0, 256, (3, 5))
+    many = Sequences(model, len(tokens))
+    for place in range(tokens.shape[1]):
+        hidden = many.append(tokens[:, place])
+        for row, sequence in zip(hidden, tokens, strict=True):
+            alone = model.hidden(sequence[: place + 1])[-1]
+            assert np.abs(row - alone).max() < 1e-5 * np.abs(alone).max()
+
+
+def test_the_likeliest_order_is_one_of_the_tokens(model):
+    tokens = np.random.default_rng(0).integers(0, 256, (3, 6))
+    found = likely_orders(model, tokens)
+    assert (np.sort(found, axis=1) == np.sort(tokens, axis=1)).all()
+    public = list(model.card.plain("a").public)
+    first = model.forward([*public])[-1][tokens[0]]
+    assert found[0, 0] == tokens[0][first.argmax()]

@@ -20,9 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from sottovoce.attacks.base import Control, Outcome, Setting
-from sottovoce.attacks.candidates import Floats
+from sottovoce.attacks.candidates import Floats, Sequences
 from sottovoce.attacks.scx_matching import over_prompts, read_values
-from sottovoce.attacks.scx_session import CuriousServer, Seen, recovered, shortened
+from sottovoce.attacks.scx_session import CuriousServer, Seen, recovered, rouge_l, shortened
 from sottovoce.attacks.vocabulary import Vocabulary, nearest, unit_rows
 from sottovoce.engines.scx import PROFILES, Arrays, ops
 from sottovoce.models import Model
@@ -131,29 +131,32 @@ class LmReordering:
                 return read_values(vocabulary, seen.first("values", 0))
             return [int(t) for t in known_tokens(vocabulary, profile, seen, prompt)]
 
-        def reordered(seen: Seen, prompt: Sequence[int]) -> Sequence[int]:
-            known = known_tokens(vocabulary, profile, seen, prompt)
-            return likely_order(setting.model, rng.permutation(known))
-
-        rng = np.random.default_rng(0)
+        rng, prompts = np.random.default_rng(0), setting.prompts.tokens
         with CuriousServer(model, profile) as server:
-            rate, rouge = over_prompts(setting, server, reordered)
+            known = [rng.permutation(known_tokens(vocabulary, profile, server.watch(p), p)) for p in prompts]
+        found = list(zip(likely_orders(setting.model, np.stack(known)).tolist(), prompts, strict=True))
+        rate = float(np.mean([recovered(order, prompt) for order, prompt in found]))
+        details["rouge_l"] = float(np.mean([rouge_l(order, prompt) for order, prompt in found]))
         with CuriousServer(model, profile, weak=profile == "hardened") as server:
             ordered, _ = over_prompts(setting.for_control(), server, in_order)
         name = "rows in order, as queries, keys and values travel"
         name = name if profile == "paper" else "rows in order, masks a tenth of what they hide"
-        details["rouge_l"] = rouge
         return Outcome(rate, (Control(name, ordered),), len(setting.prompts.tokens), details)
 
 
-def likely_order(model: Model, tokens: npt.NDArray[np.int64]) -> list[int]:
-    """Always the most likely of the tokens that are left, behind the model's public first token."""
-    left, out = [int(t) for t in tokens], []
-    cache = model.new_cache()
-    last = list(model.card.plain("a").public) or [left[0]]
-    while left:
-        logits = model.weights.output[left] @ model.hidden(last, cache)[-1]
-        best = int(logits.argmax())
-        out.append(left.pop(best))
-        last = out[-1:]
+def likely_orders(model: Model, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Tokens (P, T) of P prompts in another order: always the most likely of those that are left, behind the
+    model's public first token."""
+    count, length = tokens.shape
+    left, out = np.ones((count, length), bool), np.empty((count, length), np.int64)
+    sequences = Sequences(model, count)
+    for token in list(model.card.plain("a").public) or [int(tokens[0, 0])]:
+        hidden = sequences.append(np.full(count, token))
+    for place in range(length):
+        logits = np.einsum("ptd,pd->pt", model.weights.output[tokens], hidden)
+        best = np.where(left, logits, -np.inf).argmax(axis=1)
+        left[np.arange(count), best] = False
+        out[:, place] = tokens[np.arange(count), best]
+        if place + 1 < length:
+            hidden = sequences.append(out[:, place])
     return out

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sottovoce.engines.scx import Arrays, ops
+from sottovoce.attacks.candidates import rotated
+from sottovoce.engines.scx import ops
 from sottovoce.models import Model
 
 Floats = npt.NDArray[Any]
@@ -57,9 +58,7 @@ class Vocabulary:
     def rotated(self, name: str, position: int) -> Floats:
         """(vocab, heads, head_dim): `queries` or `keys` of every token, were it at that position."""
         c = self.model.config
-        rows = self._heads(name[0], c.heads if name == "queries" else c.kv_heads)
-        flat = ops.rotate(rows.reshape(1, -1, c.head_dim), c, position, Arrays(np))
-        return np.asarray(flat.reshape(rows.shape))
+        return rotated(self._heads(name[0], c.heads if name == "queries" else c.kv_heads), c, position)
 
     @cached_property
     def sorted_values(self) -> Floats:
