@@ -4,7 +4,8 @@
 
 Builds a source distribution, from it a wheel, installs the wheel into a fresh environment elsewhere, and
 there asks a private question: native kernels, page, package data and entry point must all have come along.
-Takes as long as the native module takes to compile, a minute or two. The two files stay in dist/.
+Takes as long as the native module takes to compile, a minute or two. The files stay in dist/. With --quick
+the wheel is made of the checkout, where most is compiled already.
 """
 
 from __future__ import annotations
@@ -25,22 +26,23 @@ NEEDED = ("sottovoce/proxy/page/app.js", "sottovoce/proxy/page/index.html", "sot
 def main() -> None:
     with tempfile.TemporaryDirectory(prefix="sottovoce-install-") as name:
         place = Path(name)
-        wheel = build(ROOT / "dist")
+        wheel = build(ROOT / "dist", "--quick" in sys.argv[1:])
         look_into(wheel)
         python = install(wheel, place / "venv")
         use(python, place)
     print(f"good: {wheel.relative_to(ROOT)} works on its own")
 
 
-def build(target: Path) -> Path:
-    """A wheel, made of nothing but the source distribution."""
+def build(target: Path, quick: bool) -> Path:
+    """A wheel, made of nothing but the source distribution unless `quick`."""
     target.mkdir(exist_ok=True)
     for old in target.glob("sottovoce-*"):
         old.unlink()
     hook = "import sys, scikit_build_core.build as b; print(b.build_sdist(sys.argv[1]))"
     run(sys.executable, "-c", hook, target, where=ROOT)
     (source,) = target.glob("sottovoce-*.tar.gz")
-    run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", target, source)
+    make = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", target]
+    run(*make, ROOT if quick else source)
     (wheel,) = target.glob("sottovoce-*.whl")
     print(f"{source.name}: {source.stat().st_size >> 10} KiB, {wheel.name}: {wheel.stat().st_size >> 10} KiB")
     return wheel
