@@ -16,7 +16,7 @@ import numpy.typing as npt
 from sottovoce.ckks import Ciphertext, Parameters
 from sottovoce.engines.base import Piece, Pieces
 from sottovoce.engines.fhe.program import Program
-from sottovoce.errors import CorruptFileError
+from sottovoce.errors import CorruptFileError, SottovoceError
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -61,7 +61,12 @@ def load_cache(
                 raw = piece.get(f"{kind}.{layer}.{i}")
                 if raw is None or raw.dtype != np.uint8 or raw.ndim != 1:
                     raise CorruptFileError("the saved session's cache is incomplete")
-                x = Ciphertext.from_bytes(parameters, raw.tobytes())
+                try:
+                    x = Ciphertext.from_bytes(parameters, raw.tobytes())
+                except SottovoceError:
+                    raise CorruptFileError(
+                        "the saved session's cache was made with other parameters, or is damaged"
+                    ) from None
                 if x.key_id != key_id or x.slots != program.shape.n:
                     raise CorruptFileError("the saved session's cache belongs to another key or model")
                 entries.append(x)
