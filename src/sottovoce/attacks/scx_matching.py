@@ -194,7 +194,8 @@ class KvInversion:
                 return guesses.invert(rows, [], prompt, directions=True)
 
             rate, rouge, controls = masked_rates(setting, model, read_masked)
-        details = {"rouge_l": rouge, "text": setting.prompts.source, "block": 1, "candidates": _Guesses.most}
+        most = guesses.most if setting.profile == "paper" else guesses.masked
+        details = {"rouge_l": rouge, "text": setting.prompts.source, "block": 1, "candidates": most}
         if collisions:
             details["candidates_that_fit"] = float(np.mean(collisions))
         return Outcome(rate, controls, len(setting.prompts.tokens), details)
@@ -203,7 +204,8 @@ class KvInversion:
 class _Guesses:
     """Values of the second block for every token without its context, to choose candidates from."""
 
-    first, most = 32, 256  # candidates that are computed exactly: more if none fits
+    # Candidates that are computed exactly: more if none fits. Under masks none ever fits exactly.
+    first, most, masked = 32, 256, 64
 
     def __init__(self, model: Model) -> None:
         self._model = model
@@ -231,7 +233,7 @@ class _Guesses:
         best = nearest(rows, table, min(self.most, len(table)))
         for i, (row, ranked) in enumerate(zip(rows, best, strict=True)):
             close = _SAME * np.linalg.norm(row)
-            for few in (ranked[: self.first], ranked):
+            for few in (ranked[: self.masked],) if directions else (ranked[: self.first], ranked):
                 exact = known.states(few, whole=False)[1].v.reshape(len(few), -1)
                 exact = unit_rows(exact) if directions else exact
                 distances = np.linalg.norm(exact - row, axis=1)
