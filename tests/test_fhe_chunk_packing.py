@@ -99,6 +99,43 @@ def test_scores_and_sums_by_distance(start, count, public):
         assert np.array_equal(c.read(mixed.values, 16)[i], flat(row[None])[0])
 
 
+@pytest.mark.parametrize(
+    "heads", [HEADS, Heads(128, 2, 2, 16)]
+)  # T = 16; T = 4, fewer tokens than dimensions
+@pytest.mark.parametrize(("start", "count"), [(0, 4), (1, 2)])
+def test_a_full_group_before(heads, start, count):
+    ar, c = PlainSlots(heads.n, 8), Chunk(heads, start, count)
+    whole, (t, h, dim) = Chunk(heads, 0, heads.t), (heads.t, heads.count, heads.dim)
+    q, k, v, shift = (
+        integers(count, h, dim),
+        integers(t, h, dim),
+        integers(t, h, dim),
+        integers(count, h, dim),
+    )
+    shifts = np.zeros((t, h, dim))
+    shifts[start : start + count] = shift
+    known = partial(chunk_attention.PlainKeys, np.full((t, h, dim), np.nan), shifts)
+    queries = chunk_attention.turned_queries(ar, c, ar.fresh(c.tokens(flat(q))))
+    keys, values = ar.fresh(whole.tokens(flat(k))), ar.fresh(whole.tokens(flat(v)))
+    found = chunk_attention.scores(ar, c, queries, keys, known, 0.5, whole=True)
+    valid = chunk_attention.exists(c, 0, 1)[c.own :]
+    assert len(found) == len(valid) == chunk_attention.all_distances(c) and found[0].level == 6
+    mixed = chunk_attention.mix_group(ar, c, found, values, 2.0)
+    for i in range(count):
+        row, s = np.zeros((h, dim)), start + i
+        for g, x in enumerate(found):
+            blocks = x.values.reshape(dim, h, t)[:, :, s]
+            for block in range(dim):
+                distance = g * dim + block
+                expected = np.zeros(h)
+                if distance < t:
+                    expected = 0.5 * np.einsum("hi,hi->h", q[i], k[(s - distance) % t] - shift[i])
+                    row += 2 * expected[:, None] * v[(s - distance) % t]
+                assert np.array_equal(blocks[block], expected)
+                assert valid[g, block, i] == (distance < t)
+        assert np.array_equal(c.read(mixed.values, heads.width)[i], flat(row[None])[0])
+
+
 def test_a_chunk_fits_its_group():
     for start, count in ((0, 0), (0, 17), (10, 7), (-1, 2)):
         with pytest.raises(UsageError, match="do not fit"):

@@ -52,9 +52,12 @@ class ChunkProgram(Generic[V]):
         self.before: list[LayerCache[V]] = []
 
     def room(self) -> int:
-        """Tokens that a chunk may have now: up to the end of the first group of private tokens."""
-        program = self.program
-        return max(min(self.shape.heads.t - program.private, self.shape.tokens - program.length), 0)
+        """Tokens that a chunk may have now: up to the end of a group of private tokens."""
+        program, t = self.program, self.shape.heads.t
+        group = t - program.private % t
+        return max(
+            min(group, program.blocks.private * t - program.private, self.shape.tokens - program.length), 0
+        )
 
     def resume(self, keys: list[V]) -> None:
         """Keys of the group's encrypted tokens, a value for each layer, as a chunk left them."""
@@ -67,7 +70,8 @@ class ChunkProgram(Generic[V]):
             raise PromptTooLongError(f"a chunk of {count} private tokens does not fit the cache")
         if len(one_hot) != one_hot_ciphertexts(self.shape, count):
             raise UsageError(f"{count} tokens do not come in {len(one_hot)} ciphertexts")
-        self.chunk = Chunk(self.shape.heads, program.private, count)
+        self.group, start = divmod(program.private, self.shape.heads.t)
+        self.chunk = Chunk(self.shape.heads, start, count)
         keys: list[V | None] = [None] * self.shape.config.layers
         if self._held() and self._upto == program.private:
             keys = [*self._keys]
@@ -100,8 +104,9 @@ class ChunkProgram(Generic[V]):
         block = self.program.weights.blocks[layer]
         x = self.flow.single(ar, layer, "attention", x)
         query, key, value = self._qkv(x, layer)
+        earlier = [self._gathered(cache.keys, group) for group in range(self.group)]
         if held is None and self._held():
-            held = self._gathered(cache.keys)
+            held = self._gathered(cache.keys, self.group)
         without = self._append_keys(cache, key)
         keys = key if held is None else ar.add(ar.drop(held, ar.level(key)), key)
         self._keys.append(keys)
@@ -109,6 +114,9 @@ class ChunkProgram(Generic[V]):
         public = self._public(cache)
         queries = among.turned_queries(ar, chunk, query)
         scores = among.scores(ar, chunk, queries, keys, rows.known, 1 / SHRINK)
+        for group in earlier:
+            group = ar.drop(group, ar.level(key))
+            scores += among.scores(ar, chunk, queries, group, rows.known, 1 / SHRINK, whole=True)
         outside = 0
         if public is not None:
             outside = len(public[0])
@@ -116,19 +124,24 @@ class ChunkProgram(Generic[V]):
         packed = chunk.pack(ar, scores)
         *packed, value = self.flow.several(ar, layer, "scores", packed, [value])
         packed, value = [ar.times(x, SHRINK) for x in packed], ar.times(value, SHRINK)
-        probabilities = self._softmax(packed, among.exists(chunk, outside), rows, layer)
+        probabilities = self._softmax(packed, among.exists(chunk, outside, self.group), rows, layer)
         values = self._append_values(cache, value)
         if without:
             kept = ar.drop(ar.mul_plain(values, self._before_last()), self.value_level)
-            self.before.append(LayerCache(without, [kept], cache.public))
+            self.before.append(LayerCache(without, [*cache.values[:-1], kept], cache.public))
         factor = 0.5 if len(probabilities) > 1 else 1.0
         # Lanes of values take a level, and values can be no higher than probabilities: these follow.
         level = ar.level(probabilities[0])
         parts = chunk.unpack(ar, [ar.drop(p, level - 1) for p in probabilities], len(scores))
         lanes = among.value_lanes(ar, chunk, ar.drop(values, level), factor)
         mixed = among.mix(ar, chunk, parts[: chunk.own], lanes)
+        at, size = chunk.own, among.all_distances(chunk)
+        for group in cache.values[: self.group]:
+            group = ar.drop(group, level)
+            mixed = ar.add(mixed, among.mix_group(ar, chunk, parts[at : at + size], group, factor))
+            at += size
         if public is not None:
-            mixed = ar.add(mixed, among.mix_public(ar, chunk, parts[chunk.own :], public[1], factor))
+            mixed = ar.add(mixed, among.mix_public(ar, chunk, parts[at:], public[1], factor))
         return ar.add(x, self._products([mixed], block.o, self.shape.width)[0])
 
     def mlp(self, x: V, layer: int) -> V:
@@ -232,8 +245,8 @@ class ChunkProgram(Generic[V]):
 
     def _held(self) -> int:
         """Encrypted tokens of the group."""
-        public = self.program.caches[0].public
-        return self.program.private - (0 if public is None or self.shape.split else public.tokens)
+        public, start = self.program.caches[0].public, self.program.private % self.shape.heads.t
+        return start - (0 if public is None or self.shape.split else public.tokens)
 
     def _append_keys(self, cache: LayerCache[V], key: V) -> list[V]:
         """Into the lanes of the cache; returns the lanes without the last token, where a level is left."""
@@ -243,7 +256,7 @@ class ChunkProgram(Generic[V]):
             cache.keys = att.append(ar, cache.keys, [key])
             # Whoever goes back goes on with a step, which takes one level of keys.
             return [ar.mul_plain(cache.keys[0], earlier)] if ar.level(cache.keys[0]) > 1 else []
-        mask = blocks.residue(0)
+        mask = blocks.residue(self.group)
         turned = ar.rotate_many(key, [m * heads.block for m in range(blocks.classes)])
         without = [ar.mul_plain(x, lambda: mask() * earlier()) for x in turned]
         without = att.append(ar, cache.keys, without)
@@ -258,18 +271,18 @@ class ChunkProgram(Generic[V]):
     def _append_values(self, cache: LayerCache[V], value: V) -> V:
         """The group's values with the chunk's, encrypted and public ones."""
         ar = self.ar
-        if cache.values:
-            value = ar.add(cache.values[0], value)
+        if self.group < len(cache.values):
+            value = ar.add(cache.values[self.group], value)
         elif cache.public is not None and not self.shape.split:
             value = ar.add_plain(value, cache.public.shared_values)
-        cache.values = [ar.drop(value, self.value_level)]
+        cache.values = [*cache.values[: self.group], ar.drop(value, self.value_level)]
         return value
 
-    def _gathered(self, lanes: Sequence[V]) -> V:
-        """The group's keys out of the lanes of single steps, which have one level left: refreshed, small like
+    def _gathered(self, lanes: Sequence[V], group: int) -> V:
+        """A group's keys out of the lanes of single steps, which have one level left: refreshed, small like
         everything else."""
         ar, heads, total = self.ar, self.shape.heads, None
-        mask = self.program.blocks.residue(0, 1 / SHRINK)
+        mask = self.program.blocks.residue(group, 1 / SHRINK)
         for lane in reversed(lanes):
             part = ar.mul_plain(lane, mask)
             if total is not None:  # one block to the right

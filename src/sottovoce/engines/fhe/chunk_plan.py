@@ -70,8 +70,9 @@ class ChunkPlan:
         """The rotations of chunks of any length, and the highest level at which each happens."""
         found: dict[int, int] = {}
         window, t = 1, self.shape.heads.t
+        later = t * (self.shape.blocks(self._public).private > 1)  # behind a full group, where there may be one
         while window <= t:
-            for step, level in self.rotations(t - window, window).items():
+            for step, level in self.rotations(later + t - window, window).items():
                 found[step] = max(found.get(step, 0), level)
             window *= 2
         return found
@@ -83,7 +84,7 @@ class ChunkPlan:
         return ar.steps
 
     def chunk(self, start: int, count: int) -> Price:
-        """`count` tokens in one chunk behind `start` others of their group, without logits."""
+        """`count` tokens in one chunk behind `start` other private ones, without logits."""
         if (start, count) not in self._prices:
             self._prices[start, count] = self._price(start, count)
         return self._prices[start, count]
@@ -107,7 +108,7 @@ class ChunkPlan:
         return next(paying, 0)
 
     def split(self, start: int, count: int) -> tuple[int, ...]:
-        """The cheapest cut into chunks of `count` private tokens that fill the group at most."""
+        """The cheapest cut into chunks of `count` private tokens behind `start` others."""
         return self._best(start, count, {})[1]
 
     def _best(
@@ -117,7 +118,9 @@ class ChunkPlan:
             return 0.0, ()
         if count not in known:
             ways = []
-            for size in {count, *(1 << i for i in range(count.bit_length()))}:
+            room = self.shape.heads.t - start % self.shape.heads.t
+            most = min(room, count)
+            for size in {most, *(1 << i for i in range(most.bit_length()))}:
                 seconds, rest = self._best(start + size, count - size, known)
                 ways.append((seconds + self.chunk(start, size).seconds, (size, *rest)))
             known[count] = min(ways)
@@ -156,7 +159,7 @@ class ChunkPlan:
     ) -> ChunkProgram[Slots]:
         """As if `start` tokens came in a chunk before."""
         c = shape.config
-        shape = replace(shape, tokens=max(shape.tokens, shape.heads.t + self._public))
+        shape = replace(shape, tokens=max(shape.tokens, start + shape.heads.t + self._public))
         program = Program(ar, shape, counted(shape), counted_functions(shape, self.degrees), flow)
         if self._public:
             nothing = np.zeros((self._public, c.kv_heads, c.head_dim))
@@ -166,7 +169,7 @@ class ChunkPlan:
             level = 2 if value_level < _ENDLESS else value_level
             for cache in program.caches:
                 cache.keys = [ar.fresh(level=level)] * program.blocks.classes
-                cache.values = [ar.fresh(level=value_level)]
+                cache.values = [ar.fresh(level=value_level)] * -(-start // shape.heads.t)
             program.length += start
             chunks.resume([ar.fresh(level=level)] * c.layers)
         return chunks

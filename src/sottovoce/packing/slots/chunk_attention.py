@@ -10,7 +10,7 @@ is zero: the masks of the lanes see to it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -42,26 +42,30 @@ def scores(
     keys: V,
     known: Callable[[], PlainKeys],
     scale: float = 1.0,
+    whole: bool = False,
 ) -> list[V]:
-    """scale·q·(k − shift) for every token and every one up to it in its group: `chunk.own` values.
+    """scale·q·(k − shift) for every token and every one up to it in its group, `chunk.own` values; `whole`:
+    for every token of another, full group, `all_distances` values.
 
     keys: the whole group, encrypted tokens only; spends two of its levels, one of the queries'. For each
-    value d_h² plaintexts, about 2.5·d_h rotations, d_h products, one relinearisation.
+    value d_h² plaintexts (twice as many of a full group), about 2.5·d_h rotations, d_h products, one
+    relinearisation.
     """
     heads, found = chunk.heads, []
-    dim = heads.dim
-    for g in range(chunk.own):
-        if g:
-            keys = ar.rotate(keys, -dim)
-        shifted = turns(ar, keys, -1, min(dim, chunk.distances - g * dim))
+    for g, sources in enumerate(_turned(ar, chunk, keys, whole)):
         terms = []
-        for m in range(dim):
-            masks = [partial(_key_mask, chunk, g, c, m, scale) for c in range(len(shifted))]
-            lane = ar.sum_plain(list(zip(shifted, masks, strict=True)))
-            lane = ar.add_plain(lane, partial(_key_plain, chunk, g, m, known, scale))
+        for m in range(heads.dim):
+            masks = [partial(_key_mask, chunk, at, m, scale) for at, _ in sources]
+            lane = ar.sum_plain([(x, mask) for (_, x), mask in zip(sources, masks, strict=True)])
+            lane = ar.add_plain(lane, partial(_key_plain, chunk, g, m, known, scale, whole))
             terms.append((queries[m], turn_left(ar, lane, m, heads.block)))
         found.append(ar.sum_products(terms))
     return found
+
+
+def all_distances(chunk: Chunk) -> int:
+    """Values of scores that hold a full group."""
+    return -(-chunk.heads.t // chunk.heads.dim)
 
 
 def public_scores(
@@ -82,13 +86,15 @@ def public_scores(
     return found
 
 
-def exists(chunk: Chunk, public: int = 0) -> Vector:
-    """(values, d_h, count): whether value v, block c, token i is the score of a token; those of the group
-    first, then those of `public` tokens."""
+def exists(chunk: Chunk, public: int = 0, groups: int = 0) -> Vector:
+    """(values, d_h, count): whether value v, block c, token i is the score of a token: first those of its
+    group, then of as many full groups, then of `public` tokens."""
     dim = chunk.heads.dim
     own = np.arange(chunk.own * dim).reshape(-1, dim, 1) <= chunk.start + np.arange(chunk.count)
+    full = np.arange(all_distances(chunk) * dim).reshape(-1, dim, 1) < chunk.heads.t
     others = np.arange(-(-public // dim) * dim).reshape(-1, dim, 1) < public
-    return np.concatenate([own, np.broadcast_to(others, (*others.shape[:2], chunk.count))])
+    outside = np.concatenate([*[full] * groups, others])
+    return np.concatenate([own, np.broadcast_to(outside, (*outside.shape[:2], chunk.count))])
 
 
 def offsets(chunk: Chunk, valid: Vector, pack: int, rows: Vector, nothing: float) -> Vector:
@@ -133,6 +139,20 @@ def mix(ar: SlotArithmetic[V], chunk: Chunk, probabilities: Sequence[V], lanes: 
     return ar.sum_products(terms)
 
 
+def mix_group(
+    ar: SlotArithmetic[V], chunk: Chunk, probabilities: Sequence[V], values: V, scale: float = 1.0
+) -> V:
+    """scale·Σ p·v over another, full group. Two levels of values, one of probabilities; 2·d_h² plaintexts to
+    d_h distances."""
+    heads, terms = chunk.heads, list[tuple[V, V]]()
+    for p, sources in zip(probabilities, _turned(ar, chunk, values, True), strict=True):
+        for m, turned in enumerate(turns(ar, p, heads.block, heads.dim)):
+            masks = [partial(_value_mask, chunk, at, m, scale) for at, _ in sources]
+            lane = ar.sum_plain([(x, mask) for (_, x), mask in zip(sources, masks, strict=True)])
+            terms.append((turned, lane))
+    return ar.sum_products(terms)
+
+
 def mix_public(
     ar: SlotArithmetic[V], chunk: Chunk, probabilities: Sequence[V], values: Vector, scale: float = 1.0
 ) -> V:
@@ -155,29 +175,68 @@ def _block(chunk: Chunk, block: int, value: float) -> Vector:
     return out.reshape(-1)
 
 
-def _reached(chunk: Chunk, g: int, c: int) -> Vector:
-    """(T,): the chunk's sub-slots that have a token g·d_h + c before them in the group."""
-    s = np.arange(chunk.heads.t)
-    return (s >= max(chunk.start, g * chunk.heads.dim + c)) & (s < chunk.start + chunk.count)
+@dataclass(frozen=True)
+class _At:
+    """A group turned right by a distance. over: and left by t, which serves the sub-slots below the distance
+    with the group's last tokens."""
+
+    distance: int
+    over: bool = False
+
+    def slots(self, t: int) -> Vector:
+        """(T,) bool: the sub-slots that it serves."""
+        s = np.arange(t)
+        return s < self.distance if self.over else s >= self.distance
 
 
-def _key_mask(chunk: Chunk, g: int, c: int, m: int, scale: float) -> Vector:
-    heads = chunk.heads
+def _turned(ar: SlotArithmetic[V], chunk: Chunk, group: V, whole: bool) -> Iterator[list[tuple[_At, V]]]:
+    """For each value of scores, the group at its distances. One rotation to a distance, two of a full
+    group."""
+    heads, reach = chunk.heads, chunk.heads.t if whole else chunk.distances
+    for first in range(0, reach, heads.dim):
+        if first:
+            group = ar.rotate(group, -heads.dim)
+        near = turns(ar, group, -1, min(heads.dim, reach - first))
+        out = [(_At(first + c), x) for c, x in enumerate(near)]
+        if whole:
+            out += [(_At(first + c, True), ar.rotate(x, heads.t)) for c, x in enumerate(near)]
+        yield out
+
+
+def _key_mask(chunk: Chunk, at: _At, m: int, scale: float) -> Vector:
+    heads, live = chunk.heads, _live(chunk)
     out = np.zeros((heads.dim, heads.count, heads.t))
-    out[(c + m) % heads.dim] = scale * _reached(chunk, g, c)
+    out[(at.distance + m) % heads.dim] = scale * (live & at.slots(heads.t))
     return out.reshape(-1)
 
 
-def _key_plain(chunk: Chunk, g: int, m: int, known: Callable[[], PlainKeys], scale: float) -> Vector:
+def _value_mask(chunk: Chunk, at: _At, m: int, scale: float) -> Vector:
+    heads = chunk.heads
+    out = np.zeros((heads.dim, heads.count, heads.t))
+    out[(at.distance - m) % heads.dim] = scale * at.slots(heads.t)
+    return out.reshape(-1)
+
+
+def _live(chunk: Chunk) -> Vector:
+    s = np.arange(chunk.heads.t)
+    return (s >= chunk.start) & (s < chunk.start + chunk.count)
+
+
+def _key_plain(
+    chunk: Chunk, g: int, m: int, known: Callable[[], PlainKeys], scale: float, whole: bool
+) -> Vector:
     """Public keys of the group less the shifts, where lane m of value g has keys."""
-    heads, plain = chunk.heads, known()
+    heads, plain, live = chunk.heads, known(), _live(chunk)
     out = np.zeros((heads.dim, heads.count, heads.t))
     for i in range(heads.dim):
-        c = (i - m) % heads.dim
-        s = np.flatnonzero(_reached(chunk, g, c))
-        if len(s):
-            keys = plain.group[s - g * heads.dim - c, :, i] - plain.shifts[s, :, i]
-            out[i][:, s] = scale * keys.T
+        distance = g * heads.dim + (i - m) % heads.dim
+        if whole and distance >= heads.t:
+            continue
+        s = np.flatnonzero(live if whole else live & _At(distance).slots(heads.t))
+        keys = -plain.shifts[s, :, i]
+        if not whole:
+            keys = keys + plain.group[s - distance, :, i]
+        out[i][:, s] = scale * keys.T
     return out.reshape(-1)
 
 
