@@ -10,8 +10,15 @@ from sottovoce.cli.estimate import estimate as command
 from sottovoce.engines.base import EngineOptions
 from sottovoce.engines.estimates import NAMED, Network, Phase
 from sottovoce.engines.registry import make_engine
-from sottovoce.errors import PromptTooLongError, UnknownModelError, UnsupportedModelError, UsageError
+from sottovoce.errors import (
+    CorruptFileError,
+    PromptTooLongError,
+    UnknownModelError,
+    UnsupportedModelError,
+    UsageError,
+)
 from sottovoce.models.describe import describe_model
+from sottovoce.models.nearest import nearest_model
 from sottovoce.models.shapes import SHAPES
 from sottovoce.net import run_pair, socket_pair
 from sottovoce.parties import Client, Welcome, Wish
@@ -166,3 +173,50 @@ def test_many_machines_on_the_command_line(config_file):
     assert any("3 nodes of 2 cores" in line for line in answer["advice"])
     with pytest.raises(UsageError, match="between nodes"):
         run(*arguments, "--nodes", 3, "--cluster-net", "fast")
+
+
+SHAPE = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 300}
+
+
+@pytest.mark.parametrize(
+    ("entries", "expected"),
+    [
+        ({"model_type": "mistral", "intermediate_size": 96, "num_key_value_heads": 2}, ("swiglu", 96, 2)),
+        ({"model_type": "gemma", "intermediate_size": 96, "hidden_act": "gelu"}, ("geglu", 96, 4)),
+        ({"model_type": "gpt_neox", "hidden_act": "gelu"}, ("gelu", 256, 4)),
+        (
+            {
+                "model_type": "llama",
+                "intermediate_size": 96,
+                "max_position_embeddings": 128,
+                "rope_scaling": {"rope_type": "llama3"},
+            },
+            ("swiglu", 96, 4),
+        ),
+        (
+            {"model_type": "paligemma", "text_config": SHAPE | {"hidden_activation": "gelu"}},
+            ("geglu", 256, 4),
+        ),
+    ],
+)
+def test_models_that_no_engine_runs_have_estimates(tmp_path, entries, expected):
+    file = tmp_path / "config.json"
+    outer = {} if "text_config" in entries else SHAPE
+    file.write_text(json.dumps(outer | entries))
+    shapes, assumed = nearest_model(file)
+    assert (shapes.mlp, shapes.ffn_width, shapes.kv_heads) == expected
+    assert entries["model_type"] in assumed
+
+
+def test_what_is_assumed_is_said(tmp_path):
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(SHAPE | {"model_type": "mistral"}))
+    done = run(file, "--prompt-tokens", 4, "-n", 2, "--no-calibration", "-q", "--json")
+    answer = json.loads(done.stdout)
+    assert not any(one["exact"] for one in answer["estimates"]) and "mistral" in answer["advice"][0]
+    file.write_text(json.dumps(SHAPE | {"model_type": "mixtral", "num_local_experts": 8}))
+    with pytest.raises(UnsupportedModelError, match="experts"):
+        nearest_model(file)
+    file.write_text("[")
+    with pytest.raises(CorruptFileError):
+        nearest_model(file)

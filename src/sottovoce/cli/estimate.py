@@ -1,6 +1,7 @@
 """`sottovoce estimate`: what an answer would cost, before there is a server."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -79,7 +80,7 @@ def estimate(
     console = Console(quiet)
     console.note(f"counting what {model} would send …")
     from ..engines.estimates import Network
-    from ..models.describe import describe_model
+    from ..models.nearest import nearest_model
     from ..parties.estimate import typical
     from ..parties.forecast import Course
     from ..parties.machine import MachineSpeed
@@ -87,7 +88,8 @@ def estimate(
 
     cluster = None if nodes is None else Nodes.parse(nodes, cores_per_node, cluster_net)
     network = Network.parse(net)
-    public = _from_weights(model) if from_weights else typical(describe_model(model))
+    shapes, assumed = (None, None) if from_weights else nearest_model(model)
+    public = _from_weights(model) if shapes is None else typical(shapes)
     _check_room(public.config.context_length, public_tokens + prompt_tokens + new_tokens)
     speed = MachineSpeed() if no_calibration else MachineSpeed.measured()
     course = Course(public_tokens, prompt_tokens, new_tokens)
@@ -97,6 +99,8 @@ def estimate(
         if (estimate := _one(public, name, cache, course, prepared, speed, cluster, engine == _ALL))
         is not None
     ]
+    if assumed is not None:
+        found = [replace(one, exact=False, notes=(assumed, *one.notes)) for one in found]
     advice = _advise(found, network, server_cores)
     if as_json:
         answer: dict[str, Any] = {
@@ -130,8 +134,6 @@ def _one(
     cluster: Any,
     optional: bool,
 ) -> Any:
-    from dataclasses import replace
-
     from ..errors import UnsupportedModelError
     from ..parties.estimate import estimate as run
     from ..parties.spread import spread
