@@ -21,7 +21,7 @@ from sottovoce.engines.fhe.weights import Block, Matrix, SlotWeights
 from sottovoce.errors import PromptTooLongError
 from sottovoce.packing.slots import Chebyshev, Interleaved, Plain, SlotArithmetic, constant, place
 from sottovoce.packing.slots import attention as att
-from sottovoce.packing.slots.arithmetic import V
+from sottovoce.packing.slots.arithmetic import MEAN_BOUND, V
 
 
 @dataclass
@@ -108,8 +108,9 @@ class Program(Generic[V]):
         lanes = [ar.add_plain(lane, shift.lane(m)) for m, lane in enumerate(cache.keys)]
         scores = att.scores(ar, self.blocks, query, lanes, shift.public_lanes())
         *scores, value = self.flow.several(ar, layer, "scores", scores, [value])
-        p = self._softmax([ar.add_plain(s, shift.offsets(z)) for z, s in enumerate(scores)], layer)
-        mixed = self._mix(p, value, cache)
+        scores = [ar.add_plain(s, shift.offsets(z)) for z, s in enumerate(scores)]
+        p, times = self._softmax(scores, layer)
+        mixed = self._mix(p, times, value, cache)
         return ar.add(x, self._apply(self.shape.out, mixed, block.o))
 
     def mlp(self, x: V, layer: int) -> V:
@@ -177,28 +178,38 @@ class Program(Generic[V]):
             lanes = [ar.add_plain(x, constant(p)) for x, p in zip(lanes, biases, strict=True)]
         return query, lanes, value
 
-    def _softmax(self, scores: list[V], layer: int) -> list[V]:
-        """Shifted scores -> probabilities; 0 where there is no token. By ciphertext; several come doubled."""
+    def _softmax(self, scores: list[V], layer: int) -> tuple[list[V], float]:
+        """Shifted scores -> probabilities, 0 where there is no token, by ciphertext; and what they are times.
+
+        Before a refresh they are multiplied as far as its bound allows: rows of many tokens are small, and
+        its error is the same for all.
+        """
         ar, f = self.ar, self.functions
         twice = 2.0 if len(scores) > 1 else 1.0  # what sharing a refresh multiplies values by
         us = [ar.polynomial(s, f.exponential.stretched(f.shrink / f.scale)) for s in scores]
         for _ in range(f.squarings):
             us = [ar.mul(u, u) for u in us]
         for i, inverse in enumerate((*f.coarse, f.accurate)):
-            us = self.flow.several(ar, layer, f"round {i}", us)
-            total = att.sum_tokens(ar, self.blocks, us, 1 / (twice * inverse.radius))
-            factor = ar.polynomial(total, inverse.stretched(1 / inverse.radius).scaled(1 / twice))
-            us = [ar.mul(u, factor) for u in us]
+            k = self._whole(inverse.high * twice)
+            us = self.flow.several(ar, layer, f"round {i}", [ar.times(u, k) for u in us])
+            total = att.sum_tokens(ar, self.blocks, us, 1 / (k * twice * inverse.radius))
+            over = ar.polynomial(total, inverse.stretched(1 / inverse.radius).scaled(1 / (k * twice)))
+            us = [ar.mul(u, over) for u in us]
             if i < f.rounds:
                 us = [ar.mul(u, u) for u in us]
-        ps = self.flow.several(ar, layer, "probabilities", us)
+        k = self._whole(twice)
+        ps = self.flow.several(ar, layer, "probabilities", [ar.times(u, k) for u in us])
         for _ in range(f.polish):
-            rest = att.sum_tokens(ar, self.blocks, ps, -1 / twice)
+            rest = att.sum_tokens(ar, self.blocks, ps, -1 / (k * twice))
             rest = ar.add_plain(rest, constant(np.full(self.shape.n, 2.0)))
             ps = [ar.mul(p, rest) for p in ps]
-        return ps
+        return ps, k * twice
 
-    def _mix(self, p: list[V], value: V, cache: LayerCache[V]) -> V:
+    def _whole(self, most: float) -> int:
+        """A factor for rows that add up to `most` at most: half of what a refresh bears."""
+        return max(1, int(MEAN_BOUND / 2 * self.shape.heads.t * self.blocks.classes / most))
+
+    def _mix(self, p: list[V], times: float, value: V, cache: LayerCache[V]) -> V:
         """Append the value at the level of the probabilities, then Σ p·v, free of junk."""
         ar, heads, blocks, public = self.ar, self.shape.heads, self.blocks, cache.public
         value = ar.drop(value, ar.level(p[0]) - (blocks.classes > 1))
@@ -209,8 +220,7 @@ class Program(Generic[V]):
             lanes = public.value_lanes(blocks)
         elif public is not None and first:
             cache.values = [ar.add_plain(cache.values[0], public.shared_values)]
-        mixed = att.mix(ar, blocks, p, cache.values, lanes)
-        return ar.mul_plain(mixed, att.clean(heads, 1.0 if len(p) == 1 else 0.5))
+        return ar.mul_plain(att.mix(ar, blocks, p, cache.values, lanes), att.clean(heads, 1 / times))
 
     def _norm(self, x: V, p: Chebyshev) -> V:
         """1/√ of the mean square (of the variance), in all slots."""

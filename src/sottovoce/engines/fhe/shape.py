@@ -103,15 +103,20 @@ def slots_for(config: Config, most: int) -> int:
     return min(most, max(width * width, power_of_two(config.ffn_width), power_of_two(config.vocab_size)))
 
 
+# Residues at least: a score stands in d_h/C blocks, and the fewer, the larger a refresh may take rows.
+_CLASSES = 8
+
+
 def classes_for(heads: Heads, public: int, private: int) -> int:
     """The fewest residues (`Blocks`) with room for so many groups of private tokens, and for the public ones
-    in the same ciphertext of scores if both fit one. UnsupportedModelError if the private ones do not."""
+    in the same ciphertext of scores if both fit one; `_CLASSES` at least. UnsupportedModelError if the
+    private ones do not fit."""
     if private > heads.dim:
         raise UnsupportedModelError(
             f"{private * heads.t} private tokens do not fit the {heads.capacity} positions of one score "
             "ciphertext; ask for fewer"
         )
-    classes = power_of_two(private)
+    classes = max(power_of_two(private), min(_CLASSES, heads.dim))
     if public + private > heads.dim:
         return classes
     while Blocks(heads, classes, public).private < private or Blocks(heads, classes, public).ciphertexts > 1:
