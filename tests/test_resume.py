@@ -30,8 +30,6 @@ from sottovoce.parties import (
     server_shelf,
 )
 from sottovoce.parties import kept as kept_module
-from sottovoce.parties.admission import Account, Admission
-from sottovoce.parties.kept import KeptSessions
 from sottovoce.parties.protocol import Command, Verb
 from sottovoce.parties.resume import Stamps, Ticket, ask_to_keep, common, parse_stamps
 from sottovoce.parties.saved import SavedSession, exclusive
@@ -232,16 +230,6 @@ def test_names(host):
     other.close()
 
 
-def test_servers_that_keep_nothing(engine, tmp_path):
-    with Host(engine, tiny_model(), tmp_path) as host:
-        host.server._kept = None
-        client = host.client()
-        with pytest.raises(RefusedError, match="keeps no sessions"):
-            client.keep(host.mine, "mine")
-        assert host.mine.entries() == [] and len(greedy_tokens(client, PROMPT, 3)) == 3
-        client.close()
-
-
 def test_a_full_disk_at_the_server_costs_only_the_resumption(host, expected, monkeypatch):
     client = host.client()
     client.keep(host.mine, "mine")
@@ -352,18 +340,6 @@ def test_heads_that_are_none(host):
     assert SavedSession.open(store, "good").tokens == []
 
 
-def test_quotas_hold_for_those_who_come_back(engine, tmp_path):
-    with Host(engine, tiny_model(), tmp_path, admission=Admission(1)) as host:
-        client = host.client()
-        client.keep(host.mine, "mine")
-        with pytest.raises(ServerBusyError):
-            host.client("mine")
-        client.close()
-        while host.server.admission.running:
-            pass
-        host.client("mine").close()
-
-
 def test_idle_sessions_go_to_disk(engine, tmp_path, expected):
     sessions = []
     with Host(engine, tiny_model(), tmp_path, on_open=sessions.append, evict_after=600) as host:
@@ -396,15 +372,6 @@ def test_hybrid_sessions(kv, tmp_path):
             assert go_on(again, 2) == wanted[2:4]
         assert tokens == wanted[:3]
         again.close()
-
-
-def test_limits_of_saved_sessions(tmp_path):
-    store = SessionStore(tmp_path)
-    kept = KeptSessions(store, limit=0)
-    ticket = Ticket.new()
-    kept.keep(ticket, Account("ann"), 1)
-    store.checkpoint(ticket.id.hex(), b"{}", {"tokens.0": {"k": np.zeros(100)}}, {"client": "ann"})
-    assert len(kept) == 1 and kept.evict() == 1 and len(kept) == 0
 
 
 def test_a_server_without_memory_says_so(host, monkeypatch):

@@ -8,6 +8,7 @@ import pytest
 from kept_sessions import Host, go_on, greedy_tokens
 from sottovoce.engines.base import EngineOptions
 from sottovoce.engines.registry import make_engine
+from sottovoce.errors import RefusedError, ServerBusyError
 from sottovoce.models.model import greedy
 from sottovoce.net import socket_pair
 from sottovoce.net.tls import Certificate
@@ -141,7 +142,6 @@ def test_clients_are_known_by_key_then_certificate_then_address(tmp_path):
 
 def test_certificates_have_quotas_of_their_own(engine, tmp_path):
     """Two clients behind one address, each with its certificate."""
-    from sottovoce.errors import ServerBusyError
     from sottovoce.net.tls import fingerprint, self_signed
     from sottovoce.parties import Address, Client, Server, Welcome, Wish
 
@@ -171,3 +171,34 @@ def test_certificates_have_quotas_of_their_own(engine, tmp_path):
                 connect("ann")
     assert len({report.account for report in reports}) == 2
     assert all(report.account.startswith(fingerprint(b"")[:7]) for report in reports)
+
+
+def test_quotas_hold_for_those_who_come_back(engine, tmp_path):
+    with Host(engine, tiny_model(), tmp_path, admission=Admission(1)) as host:
+        client = host.client()
+        client.keep(host.mine, "mine")
+        with pytest.raises(ServerBusyError):
+            host.client("mine")
+        client.close()
+        while host.server.admission.running:
+            pass
+        host.client("mine").close()
+
+
+def test_limits_of_saved_sessions(tmp_path):
+    store = SessionStore(tmp_path)
+    kept = KeptSessions(store, limit=0)
+    ticket = Ticket.new()
+    kept.keep(ticket, Account("ann"), 1)
+    store.checkpoint(ticket.id.hex(), b"{}", {"tokens.0": {"k": np.zeros(100)}}, {"client": "ann"})
+    assert len(kept) == 1 and kept.evict() == 1 and len(kept) == 0
+
+
+def test_servers_that_keep_nothing(engine, tmp_path):
+    with Host(engine, tiny_model(), tmp_path) as host:
+        host.server._kept = None
+        client = host.client()
+        with pytest.raises(RefusedError, match="keeps no sessions"):
+            client.keep(host.mine, "mine")
+        assert host.mine.entries() == [] and len(greedy_tokens(client, PROMPT, 3)) == 3
+        client.close()
