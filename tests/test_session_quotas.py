@@ -13,6 +13,7 @@ from sottovoce.models.model import greedy
 from sottovoce.net import socket_pair
 from sottovoce.net.tls import Certificate
 from sottovoce.parties.admission import Account, Admission, ApiKeys
+from sottovoce.parties.connected import Connected
 from sottovoce.parties.kept import KeptSessions
 from sottovoce.parties.resume import Ticket
 from sottovoce.parties.saved import SavedSession
@@ -109,7 +110,7 @@ def test_a_session_that_is_removed_in_use_goes_on_unsaved(engine, tmp_path):
         client.close()
 
 
-def test_another_server_learns_nothing_of_a_ticket(engine, tmp_path):
+def test_another_server_learns_nothing_of_a_ticket(engine, tmp_path, monkeypatch):
     """A session that is offered to the wrong server: it goes on there, and at the first one as before."""
     wanted = greedy(tiny_model(), PROMPT, 7)
     with Host(engine, tiny_model(), tmp_path / "a") as first:
@@ -124,6 +125,11 @@ def test_another_server_learns_nothing_of_a_ticket(engine, tmp_path):
         assert ticket.at("").id.hex() == at_first != ticket.id.hex()
         for one, other in ((ticket.at(""), ticket.at("x")), (ticket.at(""), ticket)):
             assert one.id != other.id and one.key != other.key
+        with monkeypatch.context() as elsewhere:
+            elsewhere.setattr(Connected, "_server", "sha256:00")
+            stray = first.client("mine")  # who asks hears of nothing, and begins to keep another one
+            assert stray.length == 0 and stray.is_kept and len(first.kept) == 2
+            stray.close()
         again = first.client("mine")
         assert again.length == 6 and go_on(again, 3) == wanted[2:5]
         again.close()
