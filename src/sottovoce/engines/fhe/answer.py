@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from sottovoce.engines.base import Piece, Pieces
-from sottovoce.errors import CorruptFileError, IntegrityError
+from sottovoce.errors import CorruptFileError, IntegrityError, ProtocolError
 from sottovoce.net import Channel
 
 DIGEST_BYTES = 32
@@ -21,6 +21,22 @@ MAX_CIPHERTEXT = 1 << 27
 # Found, ciphertexts, digest of the tokens' ciphertexts.
 _HEADER = struct.Struct(f"<?H{DIGEST_BYTES}s")
 _NAME = "answer"
+_SIZES = 1 << 10  # bytes
+
+
+def send_sizes(channel: Channel, sizes: Sequence[int]) -> None:
+    """How a prefill's first tokens come together, chunk by chunk: what it begins with."""
+    channel.send(struct.pack(f"<H{len(sizes)}H", len(sizes), *sizes))
+
+
+def receive_sizes(channel: Channel, tokens: int) -> tuple[int, ...]:
+    """The server's side. ProtocolError for chunks of nothing, or of more than `tokens`."""
+    raw = channel.recv_message(_SIZES)
+    words = struct.unpack(f"<{len(raw) // 2}H", raw[: len(raw) // 2 * 2])
+    sizes = words[1:]
+    if len(raw) % 2 or not words or len(sizes) != words[0] or 0 in sizes or sum(sizes) > tokens:
+        raise ProtocolError(f"the {tokens} tokens of a prefill cannot come in these chunks")
+    return sizes
 
 
 def digest_of(frames: Iterable[bytes | memoryview]) -> bytes:

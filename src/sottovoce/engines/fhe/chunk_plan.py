@@ -70,7 +70,8 @@ class ChunkPlan:
         """The rotations of chunks of any length, and the highest level at which each happens."""
         found: dict[int, int] = {}
         window, t = 1, self.shape.heads.t
-        later = t * (self.shape.blocks(self._public).private > 1)  # behind a full group, where there may be one
+        # Behind a full group, where there may be one.
+        later = t * (self.shape.blocks(self._public).private > 1)
         while window <= t:
             for step, level in self.rotations(later + t - window, window).items():
                 found[step] = max(found.get(step, 0), level)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from sottovoce.ckks import Ciphertext, Decryptor, Encoder, Encryptor, KeyGenerator, SecretKey
 from sottovoce.engines.base import DataParty, EngineOptions, Logits, Piece, Pieces, Progress
-from sottovoce.engines.fhe.answer import MAX_CIPHERTEXT, digest_of, receive_answer
+from sottovoce.engines.fhe.answer import MAX_CIPHERTEXT, digest_of, receive_answer, send_sizes
 from sottovoce.engines.fhe.chunk_plaintexts import one_hots
 from sottovoce.engines.fhe.ciphertexts import scales
 from sottovoce.engines.fhe.description import Description
@@ -21,8 +20,6 @@ from sottovoce.net import Channel
 from sottovoce.packing.slots import Vector
 
 MAX_ANSWERS = 64  # positions whose logits one step gives
-# A prefill begins with how many of its tokens come first, in a chunk; the others come one by one.
-TOGETHER = struct.Struct("<H")
 
 
 class FheDataParty(DataParty):
@@ -30,9 +27,9 @@ class FheDataParty(DataParty):
 
     def __init__(self, options: EngineOptions, public: dict[str, Any]) -> None:
         self.description = Description.from_json(public)
-        self._promised: tuple[tuple[int, ...], int, list[bytes]] = ((), 0, [])
-        # Tokens: public ones that came through this party, private ones at most.
-        self._public, self._private = 0, 0
+        self._promised: tuple[tuple[int, ...], tuple[int, ...], list[bytes]] = ((), (), [])
+        # Tokens. In a session that was restored it is not known how many are public: then none.
+        self._public, self._private, self._restored = 0, 0, False
 
     def setup(self, channel: Channel, progress: Progress | None = None) -> None:
         self._channel, parameters = channel, self.description.parameters
@@ -61,16 +58,16 @@ class FheDataParty(DataParty):
 
     def restore(self, pieces: Pieces, length: int) -> None:
         """The secret key is all. How many of the tokens are public is the server's to know."""
-        self._public, self._private = 0, length
+        self._public, self._private, self._restored = 0, length, True
 
     def prefill(
         self, public_tokens: Sequence[int], private_tokens: Sequence[int], progress: Progress | None = None
     ) -> Logits:
         together = self._together(len(private_tokens))
-        self._channel.send(TOGETHER.pack(together))
+        send_sizes(self._channel, together)
         self._public = len(public_tokens) or self._public
         self._send(private_tokens, together)
-        self._wait(len(private_tokens) - together + (together > 0), progress)
+        self._wait(len(private_tokens) - sum(together) + len(together), progress)
         logits: Logits = self._logits(1)[-1]
         return logits
 
@@ -79,7 +76,7 @@ class FheDataParty(DataParty):
         return logits
 
     def verify(self, tokens: Sequence[int], progress: Progress | None = None) -> Logits:
-        self._send(tokens, 0)
+        self._send(tokens, ())
         self._wait(len(tokens), progress)
         return self._logits(len(tokens))
 
@@ -88,7 +85,7 @@ class FheDataParty(DataParty):
         return True
 
     def promise(self, tokens: Sequence[int], prefill: bool) -> bytes:
-        together = self._together(len(tokens)) if prefill else 0
+        together = self._together(len(tokens)) if prefill else ()
         self._promised = tuple(tokens), together, self._encrypted(tokens, together)
         return digest_of(self._promised[2])
 
@@ -105,28 +102,34 @@ class FheDataParty(DataParty):
         self._public = min(self._public, length)
         self._private = min(self._private, length - self._public)
 
-    def _together(self, count: int) -> int:
-        """How many of the first tokens of a prefill go in a chunk: as many as its group of keys has room for,
-        or none if steps are cheaper."""
-        room = min(count, self.description.shape.heads.t - self._private)
-        return room if 0 < self.description.chunk <= room else 0
+    def _together(self, count: int) -> tuple[int, ...]:
+        """The chunks in which the first tokens of a prefill come: up to the ends of groups of keys, while
+        that is cheaper than steps. Every full group before a chunk costs a refresh a layer more."""
+        least, t, private = self.description.chunk, self.description.shape.heads.t, self._private
+        sizes: list[int] = []
+        while least and count >= least + private // t and not (self._restored and (sizes or private >= t)):
+            sizes.append(min(count, t - private % t))
+            count, private = count - sizes[-1], private + sizes[-1]
+        return tuple(sizes)
 
-    def _send(self, tokens: Sequence[int], together: int) -> None:
+    def _send(self, tokens: Sequence[int], together: tuple[int, ...]) -> None:
         *promised, frames = self._promised
         if promised != [tuple(tokens), together]:
             frames = self._encrypted(tokens, together)
-        self._promised = (), 0, []
+        self._promised = (), (), []
         self._private += len(tokens)
         for frame in frames:
             self._channel.send(frame)
 
-    def _encrypted(self, tokens: Sequence[int], together: int) -> list[bytes]:
-        """One-hot vectors: those of a chunk, then the others' block by block."""
+    def _encrypted(self, tokens: Sequence[int], together: tuple[int, ...]) -> list[bytes]:
+        """One-hot vectors: those of chunks, then the others' block by block."""
         shape, level = self.description.shape, self.description.entry
-        scale = scales(self.description.parameters)[level]
+        scale, vectors, at = scales(self.description.parameters)[level], list[Vector](), 0
         with self._channel.ledger.operation("encrypt"):
-            vectors = one_hots(shape, tokens[:together]) if together else []
-            vectors += [vector for token in tokens[together:] for vector in self._one_hot(token)]
+            for size in together:
+                vectors += one_hots(shape, tokens[at : at + size])
+                at += size
+            vectors += [vector for token in tokens[at:] for vector in self._one_hot(token)]
             plaintexts = (self._encoder.encode(vector, level, scale) for vector in vectors)
             return [self._encryptor.encrypt_bytes(plaintext) for plaintext in plaintexts]
 

@@ -23,13 +23,12 @@ from sottovoce.engines.base import (
     Pieces,
     Progress,
 )
-from sottovoce.engines.fhe.answer import MAX_CIPHERTEXT, Answer, digest_of, send_answer
+from sottovoce.engines.fhe.answer import MAX_CIPHERTEXT, Answer, digest_of, receive_sizes, send_answer
 from sottovoce.engines.fhe.chunk import ChunkProgram
 from sottovoce.engines.fhe.chunk_plaintexts import one_hot_ciphertexts
 from sottovoce.engines.fhe.chunk_plan import plan_chunks
 from sottovoce.engines.fhe.ciphertexts import CkksSlots, scales
 from sottovoce.engines.fhe.costs import CostModel
-from sottovoce.engines.fhe.data_party import TOGETHER
 from sottovoce.engines.fhe.description import PARAMETERS, Description, largest_logit
 from sottovoce.engines.fhe.flow import PlannedFlow
 from sottovoce.engines.fhe.functions import Functions, degrees_for
@@ -178,9 +177,7 @@ class FheModelParty(ModelParty):
         if not self._program.length:
             raise UsageError("the fhe engine takes sessions whose first token is public; it is a constant")
         self._program.check_room(n_private)
-        (together,) = TOGETHER.unpack(self._channel.recv(TOGETHER.size))
-        if together > n_private:
-            raise ProtocolError(f"{together} of {n_private} tokens cannot come in a chunk")
+        together = receive_sizes(self._channel, n_private)
         self._step([i == n_private - 1 for i in range(n_private)], together)
 
     def decode(self) -> None:
@@ -265,30 +262,30 @@ class FheModelParty(ModelParty):
         model.hidden(self._public, cache)
         self._program.append_public([cache.k(i) for i in layers], [cache.v(i) for i in layers])
 
-    def _step(self, heads: Sequence[bool], together: int = 0) -> None:
-        """Append as many tokens; those whose logits are wanted are marked. The first come in a chunk,
+    def _step(self, heads: Sequence[bool], together: Sequence[int] = ()) -> None:
+        """Append as many tokens; those whose logits are wanted are marked. The first come in chunks,
         `together`. What the client sends for all of them is there before the first is computed, so that it
         may leave."""
         shape, layers = self.engine.shape, self.engine.shape.config.layers
         chunks = self._chunks(together) if together else None
-        sizes = [one_hot_ciphertexts(shape, together)] if together else []
-        sizes += [shape.vocabulary_blocks] * (len(heads) - together)
-        raw = [[self._channel.recv_message(MAX_CIPHERTEXT) for _ in range(size)] for size in sizes]
-        digest = digest_of(frame for token in raw for frame in token)
-        wanted = [any(heads[:together]), *heads[together:]] if together else list(heads)
-        frames = list[bytes]()
-        self.attendance.progress(0, len(raw) * layers)
-        for i, head in enumerate(wanted):
+        sizes = [*together, *[0] * (len(heads) - sum(together))]  # 0: a step
+        blocks = [one_hot_ciphertexts(shape, size) if size else shape.vocabulary_blocks for size in sizes]
+        raw = [[self._channel.recv_message(MAX_CIPHERTEXT) for _ in range(count)] for count in blocks]
+        digest = digest_of(frame for unit in raw for frame in unit)
+        frames, left = list[bytes](), list(heads)
+        self.attendance.progress(0, len(sizes) * layers)
+        for i, size in enumerate(sizes):
             one_hot = [self._token(frame) for frame in raw[i]]
             raw[i] = []
+            head, left = any(left[: size or 1]), left[size or 1 :]
 
             def progress(layer: int, before: int = i * layers) -> None:
-                self.attendance.progress(before + layer, len(raw) * layers)
+                self.attendance.progress(before + layer, len(sizes) * layers)
                 self._tell(b"\x01")
 
-            if i == 0 and chunks is not None:
-                logits = chunks.run(one_hot, together, head, progress)
-                if together > 1 and chunks.before:
+            if size and chunks is not None:
+                logits = chunks.run(one_hot, size, head, progress)
+                if size > 1 and chunks.before:
                     self._history[self._program.length - 1] = chunks.before
             else:
                 logits = self._program.step(one_hot, head, progress)
@@ -298,16 +295,17 @@ class FheModelParty(ModelParty):
         for frame in frames:
             self._tell(frame)
 
-    def _chunks(self, count: int) -> ChunkProgram[Ciphertext]:
-        """For as many tokens. ProtocolError if they cannot come in a chunk."""
-        plan = self.engine.chunks
+    def _chunks(self, sizes: Sequence[int]) -> ChunkProgram[Ciphertext]:
+        """For chunks of as many tokens. ProtocolError if they do not end with groups of keys."""
+        plan, private, t = self.engine.chunks, self._program.private, self.engine.shape.heads.t
         if plan is None:
             raise ProtocolError("this model takes private tokens one by one")
+        for size in sizes:
+            if size > t - private % t:
+                raise ProtocolError(f"a chunk of {size} private tokens does not fit behind {private} others")
+            private += size
         flow = PlannedFlow[Ciphertext](plan.placement.decisions)
-        chunks = ChunkProgram(self._program, flow, plan.value_level)
-        if count > chunks.room():
-            raise ProtocolError(f"a chunk of {count} private tokens does not fit behind what is there")
-        return chunks
+        return ChunkProgram(self._program, flow, plan.value_level)
 
     def _protected(self, logits: Sequence[Ciphertext]) -> list[bytes]:
         """As they go back, block by block of the vocabulary."""
