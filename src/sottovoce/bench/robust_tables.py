@@ -92,4 +92,4 @@ def proxy(runs: Sequence[Run]) -> list[str]:
     ]
     answers = [[run["model"], number(run["models_ms"]), number(run["models_ms_worst"])] for run in runs]
     below = table(["model", "median, ms", "slowest of all, ms"], answers, left=1)
-    return [*table(headers, rows, left=2), "", "`/v1/models` while the server is down:", "", *below]
+    return [*table(headers, rows, left=2), "`/v1/models` while the server is down:", "", *below]
