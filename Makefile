@@ -1,6 +1,7 @@
 # demo   watch a private answer being generated     test   run the test suite
 # check  format, lint, types                        bench  the benchmarks behind docs/benchmarks
 # dist   a source archive and a wheel in dist/, tried out in an environment of their own
+# ray    the tests of scale-out on a Ray cluster of two nodes, which `test` skips (Ray is 80 MB)
 # Each target sets up .venv by itself; it needs Python >= 3.11, make and a C++ compiler.
 PYTHON ?= python3
 VENV   := .venv
@@ -8,7 +9,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 NATIVE := $(wildcard native/*) CMakeLists.txt pyproject.toml
 
-.PHONY: demo test check bench build dist clean format
+.PHONY: demo test check bench build dist ray clean format
 
 demo: $(VENV)/.built $(VENV)/.model
 	$(BIN)/sottovoce demo
@@ -25,6 +26,10 @@ bench: $(VENV)/.built $(VENV)/.test $(VENV)/.model
 	$(BIN)/sottovoce bench all --output docs/benchmarks
 
 build: $(VENV)/.built
+
+ray: $(VENV)/.built $(VENV)/.test
+	$(PIP) install -q "ray>=2.9"
+	$(BIN)/python -m pytest tests/test_cluster.py
 
 dist: $(VENV)/.built
 	$(BIN)/python tools/check_install.py

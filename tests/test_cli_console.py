@@ -1,9 +1,15 @@
 """Notes, bars and tables: what reaches a terminal, a pipe, and nobody with -q."""
 
+import contextlib
 import io
+import os
+import re
+import subprocess
+import sys
 
 import pytest
 
+from sottovoce import errors
 from sottovoce.cli.bench import describe
 from sottovoce.cli.console import Console, condense, format_table, ledger_rows, seconds_text, size_text
 from sottovoce.cli.errors import run_guarded
@@ -113,3 +119,51 @@ def test_bugs_are_one_line_without_their_text(capsys, monkeypatch):
     monkeypatch.setenv("SOTTOVOCE_DEBUG", "1")
     with pytest.raises(ValueError):
         run_guarded(broken)
+
+
+def every_error(root=errors.SottovoceError):
+    yield root
+    for one in root.__subclasses__():
+        yield from every_error(one)
+
+
+@pytest.mark.parametrize("kind", [one for one in every_error() if one.__module__ == errors.__name__])
+def test_every_error_has_the_exit_code_of_its_branch(kind, capsys):
+    def failing():
+        raise kind("what happened; what to do")
+
+    branches = {
+        errors.UsageError: 2,
+        errors.PeerConnectionError: 3,
+        errors.RefusedError: 4,
+        errors.ProtocolError: 5,
+    }
+    wanted = next((code for branch, code in branches.items() if issubclass(kind, branch)), 1)
+    assert run_guarded(failing) == wanted
+    shown = capsys.readouterr()
+    assert shown.err == "error: what happened; what to do\n" and not shown.out
+
+
+@pytest.mark.parametrize("color", [True, False])
+def test_colors_only_where_they_are_wanted(color):
+    """On a terminal: bars and colors, unless NO_COLOR is set."""
+    pty = pytest.importorskip("pty")
+    environment = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR")}
+    environment |= {"TERM": "xterm-256color", **({} if color else {"NO_COLOR": "1"})}
+    code = (
+        "from sottovoce.cli.console import Console\n"
+        "console = Console()\n"
+        "for i in range(3): console.progress(i, 3, 'encoding')\n"
+        "console.note('done')\n"
+    )
+    controller, terminal = pty.openpty()
+    with subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=terminal) as process:
+        assert process.wait(timeout=240) == 0
+    os.close(terminal)
+    shown = b""
+    with contextlib.suppress(OSError):  # Linux says so when the other end is closed
+        while piece := os.read(controller, 65536):
+            shown += piece
+    os.close(controller)
+    assert b"encoding" in shown and b"done" in shown
+    assert bool(re.search(rb"\x1b\[[0-9;]*[1-9][0-9;]*m", re.sub(rb"\x1b\[[01]m", b"", shown))) is color
