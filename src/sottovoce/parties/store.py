@@ -186,6 +186,9 @@ class SessionStore:
         others' sessions by saving many.
         """
         now, gone = time.time(), 0
+        ((total, oldest),) = self._rows(f"SELECT sum(max(size, {_FLOOR})), min(touched) FROM sessions")
+        if oldest is None or (total <= limit and now - oldest <= max_idle):
+            return 0
         shares: dict[str, list[Entry]] = defaultdict(list)
         sizes: Counter[str] = Counter()
         for entry in self.entries():
