@@ -26,7 +26,10 @@ function lock(locked) {
   state.locked = locked;
   $("unlock").hidden = !locked;
   $("ask").hidden = locked;
-  if (locked) $("token").focus();
+  if (!locked) return;
+  if (!state.model) $("model").textContent = "locked";
+  $("refused").textContent = state.token ? "that is not the token" : "";
+  $("token").focus();
 }
 
 // ---- what the model is, and who learns what
