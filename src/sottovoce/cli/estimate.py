@@ -1,7 +1,7 @@
 """`sottovoce estimate`: what an answer would cost, before there is a server."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import click
@@ -96,9 +96,14 @@ def estimate(
     found = [
         estimate
         for name, cache in _variants(engine, kv)
-        if (estimate := _one(public, name, cache, course, prepared, speed, cluster, engine == _ALL))
+        if (
+            estimate := _one(
+                public, name, cache, course, prepared, speed, cluster, engine == _ALL, console.progress
+            )
+        )
         is not None
     ]
+    console.end_progress()
     if assumed is not None:
         found = [replace(one, exact=False, notes=(assumed, *one.notes)) for one in found]
     advice = _advise(found, network, server_cores)
@@ -108,7 +113,7 @@ def estimate(
             "network": vars(network),
             "server_cores": server_cores,
             "cluster": None if cluster is None else vars(cluster),
-            "speed": vars(speed),
+            "speed": asdict(speed),
             "calibrated": not no_calibration,
             "estimates": [one.to_json(network, server_cores) for one in found],
             "advice": advice,
@@ -133,6 +138,7 @@ def _one(
     speed: Any,
     cluster: Any,
     optional: bool,
+    progress: Any,
 ) -> Any:
     from ..errors import UnsupportedModelError
     from ..parties.estimate import estimate as run
@@ -142,7 +148,7 @@ def _one(
         ahead = course.private + course.new if prepared is None else prepared
         course = replace(course, prepared=ahead)
     try:
-        found = run(public, engine, kv, course, speed)
+        found = run(public, engine, kv, course, speed, progress)
         return found if cluster is None else spread(found, public.config, course, cluster, speed)
     except UnsupportedModelError:
         if not optional:

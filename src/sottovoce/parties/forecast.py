@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from time import perf_counter
 
-from ..engines.base import EngineOptions
+from ..engines.base import EngineOptions, Progress
 from ..engines.hybrid.counting import CountingParty, nobody
 from ..engines.public import PublicModel
 from ..net import Channel, Ledger
@@ -36,9 +36,14 @@ class Forecast:
     local_seconds: float
 
 
-def forecast(public: PublicModel, options: EngineOptions, course: Course) -> Forecast:
+def forecast(
+    public: PublicModel,
+    options: EngineOptions,
+    course: Course,
+    progress: Progress = lambda done, total, what: None,
+) -> Forecast:
     """Bytes and rounds of a session of the hybrid engine, exactly; about the client's own time for
-    arithmetic."""
+    arithmetic. progress: in new tokens, which take about the same time each."""
     channel = nobody()
     party = CountingParty(options, public)
     with channel.ledger.phase("setup"):
@@ -53,10 +58,12 @@ def forecast(public: PublicModel, options: EngineOptions, course: Course) -> For
     with channel.ledger.phase("prefill"):
         _order(channel, Command(Verb.PREFILL, course.private, (0,) * course.public))
         party.prefill((0,) * course.public, (0,) * course.private)
-    for _ in range(course.new - 1):
+    for done in range(course.new - 1):
+        progress(done, course.new - 1, f"counting, cache {options.kv}")
         with channel.ledger.phase("decode"):
             _order(channel, Command(Verb.DECODE))
             party.decode(0)
+    progress(1, 1, f"counting, cache {options.kv}")
     return Forecast(channel.ledger, perf_counter() - start)
 
 
