@@ -10,10 +10,12 @@ from time import perf_counter
 import numpy as np
 
 from ..bgv import SIMD, Encoder, Encryptor, Evaluator, KeyGenerator
+from ..ckks.speed import MODEL, Speed
 from ..net import Role, memory_pair, run_pair
 from ..ot import OtExtension
 from ..packing.cost import CostModel
 from ..ring.primes import P_FIELD
+from .paths import ckks_speed_path
 
 _PRODUCTS = 16
 _TRANSFERS = 1 << 17
@@ -22,15 +24,16 @@ _TRANSFERS = 1 << 17
 @dataclass(frozen=True)
 class MachineSpeed:
     """lattice: time of homomorphic work here over `packing.CostModel`'s machine. transfer: seconds of one
-    oblivious transfer, both parties on this machine."""
+    oblivious transfer, both parties on this machine. wide: seconds of the parts of CKKS."""
 
     lattice: float = 1.0
     transfer: float = 1.5e-7
+    wide: Speed = MODEL
 
     @classmethod
     def measured(cls, repetitions: int = 5) -> MachineSpeed:
-        """About two seconds."""
-        return cls(_lattice(repetitions), _transfer())
+        """About four seconds, two where those of CKKS are known from the last day."""
+        return cls(_lattice(repetitions), _transfer(), Speed.kept(ckks_speed_path()))
 
 
 def _lattice(repetitions: int) -> float:

@@ -25,6 +25,11 @@ def card_cache_dir() -> Path:
     return config_dir() / "cards"
 
 
+def ckks_speed_path() -> Path:
+    """What `ckks.speed` measured on this machine."""
+    return config_dir() / "ckks-speed.json"
+
+
 def sessions_dir() -> Path:
     """The client's saved sessions, sealed, and what unseals them."""
     return config_dir() / "sessions"

@@ -1,7 +1,7 @@
 """What generation under FHE would cost a model: the program is counted, refreshes are placed, and priced.
 
-Seconds are the cost model's (`costs`), per primitive and level, times what this machine needs for the same
-lattice work. One server core: a second one takes a third to a half off.
+Seconds are the cost model's (`costs`), per primitive and level, with the primitives as this machine takes
+them (`ckks.speed`). One server core: a second one takes a third to a half off.
 """
 
 from __future__ import annotations
@@ -9,14 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from sottovoce.ckks import CONJUGATE, ENGINE16, FULL16, Parameters, dft
+from sottovoce.ckks import CONJUGATE, ENGINE16, FULL16, Parameters
+from sottovoce.ckks.speed import MODEL, Speed, refresh_maps
 from sottovoce.ckks.transform import babies
 from sottovoce.engines.base import EngineOptions
 from sottovoce.engines.estimates import Estimate, Phase
 from sottovoce.engines.explain import engine_line
-from sottovoce.engines.fhe.chunk_plaintexts import one_hot_ciphertexts
+from sottovoce.engines.fhe.chunk_plaintexts import chunk_sizes, one_hot_ciphertexts
 from sottovoce.engines.fhe.chunk_plan import plan_chunks
-from sottovoce.engines.fhe.costs import CostModel
+from sottovoce.engines.fhe.costs import PLANNED_REFRESH, CostModel
 from sottovoce.engines.fhe.flow import Segment
 from sottovoce.engines.fhe.functions import degrees_for
 from sottovoce.engines.fhe.placement import (
@@ -34,10 +35,8 @@ from sottovoce.models.config import Config
 if TYPE_CHECKING:
     from sottovoce.engines.public import PublicModel
 
-# Seconds of a refresh on the cost model's core (its primitives counted; `bench bootstrap` measures it), and
-# bytes of its maps' plaintexts, by slots.
+# Bytes of the plaintexts of a refresh's maps, by slots.
 _SMALL, _FULL = 4096, 32768
-_REFRESH_SECONDS = {_SMALL: 3.0, _FULL: 3.6}
 _MAP_BYTES = {_SMALL: 0.71e9, _FULL: 2.6e9}
 _DEGREE = 1 << 16
 _CHUNKED = 16  # tokens in a group for which chunks are worth planning
@@ -96,11 +95,11 @@ class Plan:
         }
 
 
-def plan_model(config: Config, tokens: int, factor: float = 1.0, public: int = 0) -> Plan:
+def plan_model(config: Config, tokens: int, speed: Speed = MODEL, public: int = 0) -> Plan:
     """Slots, parameters and refreshes for a context of `tokens`. UnsupportedModelError if no layout fits.
 
-    factor: this machine over the cost model's. public: tokens of a prefix; they get blocks of their own if
-    not all tokens fit one group.
+    speed: of the lattice work. public: tokens of a prefix; they get blocks of their own if not all tokens fit
+    one group.
     """
     small = slots_for(config, _SMALL)
     fits = max(config.width, config.ffn_width) <= small and config.width**2 <= _SMALL
@@ -117,9 +116,12 @@ def plan_model(config: Config, tokens: int, factor: float = 1.0, public: int = 0
             "ask for fewer"
         )
     degrees, top, apart = degrees_for(tokens), parameters.working_top, public if shape.split else 0
-    cost = CostModel(factor * _REFRESH_SECONDS[_SMALL if fits else _FULL], factor=factor)
+    cost = CostModel(speed.refresh(parameters, n), speed=speed)
     segments = record(shape, degrees, tokens - 1, apart)
-    placement = place_bootstraps(segments, top, cost)
+    # Placed as a session places them, whatever the machine; then priced.
+    placement = place_bootstraps(segments, top, CostModel(PLANNED_REFRESH))
+    prices = (cost_of(each, placement.decisions[each.layer, each.start].level, cost) for each in segments)
+    placement = replace(placement, seconds=sum(prices) + placement.total * cost.bootstrap_seconds)
     steps = rotation_levels(shape, degrees, placement, top, apart)
     for step, level in _refresh_steps(parameters, n).items():
         steps[step] = max(steps.get(step, 0), level)
@@ -131,18 +133,12 @@ def plan_model(config: Config, tokens: int, factor: float = 1.0, public: int = 0
 
 def _refresh_steps(parameters: Parameters, n: int) -> dict[int, int]:
     """Rotations of a refresh and their levels, from its maps; nothing is encoded."""
-    stc, sine, cts = parameters.spec.refresh
-    full, middle = n == parameters.slots, parameters.top - cts
-    forward, back = dft.coefficients_to_slots(n, cts), dft.slots_to_coefficients(n, stc)
-    if not full:
-        forward, back = dft.side_by_side(forward), dft.joined(back)
-    found = {CONJUGATE: middle}
-    for first, maps in ((parameters.top, forward), (middle - sine, back)):
-        for i, each in enumerate(maps):
-            size = babies(each.diagonals)
-            for shift in each.diagonals:
-                for step in {shift % size, shift - shift % size} - {0}:
-                    found[step] = max(found.get(step, 0), first - i)
+    found = {CONJUGATE: parameters.top - parameters.spec.refresh[2]}
+    for level, each in refresh_maps(parameters, n):
+        size = babies(each.diagonals)
+        for shift in each.diagonals:
+            for step in {shift % size, shift - shift % size} - {0}:
+                found[step] = max(found.get(step, 0), level)
     while n < parameters.slots:
         found[n] = parameters.top
         n *= 2
@@ -153,7 +149,7 @@ def estimate(public: PublicModel, kv: str, course: Any, speed: Any) -> Estimate:
     """For `sottovoce estimate`. course: tokens of the session; speed: of the machine."""
     config = public.config
     tokens = course.public + course.private + course.new
-    plan = plan_model(config, tokens, speed.lattice, course.public)
+    plan = plan_model(config, tokens, speed.wide, course.public)
     token = plan.placement.seconds
     shape, levels = plan.shape, plan.placement.entry + EMBED_LEVELS + 1
     up = shape.vocabulary_blocks * _DEGREE * levels * 41 // 8 + 41
@@ -195,20 +191,22 @@ def estimate(public: PublicModel, kv: str, course: Any, speed: Any) -> Estimate:
 
 
 def _prefill(plan: Plan, public: int, private: int, up: int, down: int) -> Phase:
-    """The first private tokens in a chunk where that is cheaper, the rest one by one. up, down: bytes of a
+    """The first private tokens in chunks where that is cheaper, the rest one by one. up, down: bytes of a
     token on its own."""
     shape, top = plan.shape, plan.parameters.working_top
-    chunks = None
-    if shape.heads.t >= _CHUNKED:
-        chunks = plan_chunks(shape, degrees_for(shape.tokens), plan.placement, top, plan.cost, plan.public)
+    chunks, sizes = None, list[int]()
     start = 0 if shape.split else public
-    count = min(private, shape.heads.t - start)
-    if chunks is None or not 0 < chunks.least <= count:
-        return Phase("prefill", private, private * up, down, private, private * plan.placement.seconds)
-    rest = private - count
-    seconds = chunks.chunk(start, count).seconds + rest * plan.placement.seconds
-    sent = rest * up + up // shape.vocabulary_blocks * one_hot_ciphertexts(shape, count)
-    return Phase("prefill", private, sent, down, 1 + rest, seconds)
+    if shape.heads.t >= _CHUNKED:
+        degrees = degrees_for(shape.tokens)
+        chunks = plan_chunks(shape, degrees, plan.placement, top, plan.cost, plan.public)
+    if chunks is not None:
+        sizes = chunk_sizes(private, start, shape.heads.t, chunks.least)
+    rest = private - sum(sizes)
+    seconds, sent = rest * plan.placement.seconds, rest * up
+    if chunks is not None:
+        seconds += chunks.price(start, sizes).seconds
+        sent += sum(up // shape.vocabulary_blocks * one_hot_ciphertexts(shape, size) for size in sizes)
+    return Phase("prefill", private, sent, down, 1, seconds)
 
 
 def _cache_bytes(plan: Plan) -> int:
