@@ -27,6 +27,17 @@ def fits(shape: Shape) -> bool:
     return same and c.norm == "rms" and c.rope is not None and c.gated
 
 
+def chunk_sizes(count: int, private: int, t: int, least: int) -> list[int]:
+    """The chunks in which the first of `count` tokens come behind `private` ones: up to the ends of groups of
+    t, while that is cheaper than steps. Every full group before a chunk costs a refresh a layer more. least:
+    tokens for which a chunk is cheaper in the first group; 0: never."""
+    sizes: list[int] = []
+    while least and count >= least + private // t:
+        sizes.append(min(count, t - private % t))
+        count, private = count - sizes[-1], private + sizes[-1]
+    return sizes
+
+
 def one_hot_ciphertexts(shape: Shape, count: int) -> int:
     """How many ciphertexts the one-hot vectors of so many tokens take."""
     return Chunk(shape.heads, 0, count).packs(-(-shape.config.vocab_size // shape.width))

@@ -10,7 +10,7 @@ import numpy as np
 from sottovoce.ckks import Ciphertext, Decryptor, Encoder, Encryptor, KeyGenerator, SecretKey
 from sottovoce.engines.base import DataParty, EngineOptions, Logits, Piece, Pieces, Progress
 from sottovoce.engines.fhe.answer import MAX_CIPHERTEXT, digest_of, receive_answer, send_sizes
-from sottovoce.engines.fhe.chunk_plaintexts import one_hots
+from sottovoce.engines.fhe.chunk_plaintexts import chunk_sizes, one_hots
 from sottovoce.engines.fhe.ciphertexts import scales
 from sottovoce.engines.fhe.description import Description
 from sottovoce.engines.fhe.keyring import send_keys
@@ -103,14 +103,13 @@ class FheDataParty(DataParty):
         self._private = min(self._private, length - self._public)
 
     def _together(self, count: int) -> tuple[int, ...]:
-        """The chunks in which the first tokens of a prefill come: up to the ends of groups of keys, while
-        that is cheaper than steps. Every full group before a chunk costs a refresh a layer more."""
-        least, t, private = self.description.chunk, self.description.shape.heads.t, self._private
-        sizes: list[int] = []
-        while least and count >= least + private // t and not (self._restored and (sizes or private >= t)):
-            sizes.append(min(count, t - private % t))
-            count, private = count - sizes[-1], private + sizes[-1]
-        return tuple(sizes)
+        """The chunks in which the first tokens of a prefill come. Where private tokens end is not known of a
+        restored session: at most where all do."""
+        t = self.description.shape.heads.t
+        if self._restored and self._private >= t:
+            return ()
+        sizes = chunk_sizes(count, self._private, t, self.description.chunk)
+        return tuple(sizes[:1] if self._restored else sizes)
 
     def _send(self, tokens: Sequence[int], together: tuple[int, ...]) -> None:
         *promised, frames = self._promised
