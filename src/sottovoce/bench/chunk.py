@@ -33,7 +33,7 @@ from sottovoce.packing.slots import Vector
 
 def run(
     model: str = "stories260K",
-    tokens: tuple[int, ...] = (15, 31),
+    tokens: tuple[int, ...] = (16, 32),
     parameters: str = "engine16",
     progress: Progress = lambda done, total, what: None,
 ) -> dict[str, Any]:

@@ -309,7 +309,7 @@ def proxy(**settings: Any) -> None:
 
 @bench.command()
 @option("--model", default="stories260K", help="A name or a path.")
-@option("--tokens", default="15,31", callback=_ascending, help="Private tokens of each chunk.")
+@option("--tokens", default="16,32", callback=_ascending, help="Private tokens of each chunk.")
 @_common
 def chunk(**settings: Any) -> None:
     """Private tokens through one layer under FHE: together, against one alone."""
