@@ -1,6 +1,7 @@
 """The decoder on slots in NumPy: against the plain model, with several groups of keys, other families, noise;
 ranges, placement of refreshes, estimates."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -48,10 +49,11 @@ class Simulation:
         functions=None,
         split=0,
         public=0,
+        degrees=Degrees(),  # noqa: B008  (frozen)
     ):
         self.model, self.shape = model, Shape(model.config, n, tokens, split)
         self.functions = functions or calibrate(model, tokens, sequences)
-        segments = record(self.shape, Degrees(), public or tokens - 1, public)
+        segments = record(self.shape, degrees, public or tokens - 1, public)
         self.placement = place_bootstraps(segments, top, CostModel(3.0))
         rng = np.random.default_rng(1)
         self.ar = PlainSlots(n, top, noise, refresh_noise, rng)
@@ -129,6 +131,41 @@ def test_a_private_tail_behind_a_public_prefix(n, split, public, ciphertexts):
     assert run.ar.largest_refresh < 0.25
     assert run.ar.counts["bootstrap", TOP] == len(logits) * run.placement.total
     assert set(run.ar.steps) <= set(rotation_levels(run.shape, Degrees(), run.placement, TOP, public))
+
+
+def test_noise_of_refreshes_behind_many_tokens():
+    """Rows of many tokens are small; they are made larger before a refresh."""
+    model, n = tiny_model(layers=1), 256
+    text = sample(model, 1, 74, seed=8)[0]
+    run = Simulation(model, n, 80, noise=2.0**-28, refresh_noise=2.0**-20, split=8, public=70)
+    run.public(text[:70])
+    logits = [run.step(token) for token in text[70:]]
+    assert divergence(model.forward(text)[70:], logits).max() < 1e-4
+    assert run.ar.largest_refresh < 0.25
+
+
+def test_an_inverse_that_is_not_accurate_is_polished():
+    model, n = tiny_model(layers=1), 256
+    text, found = sample(model, 1, 34, seed=8)[0], []
+    for polish in (0, 1, 2):
+        degrees = Degrees(accurate=7, polish=polish)
+        functions = calibrate(model, 36, 8, degrees=degrees)
+        run = Simulation(model, n, 36, functions=functions, split=2, public=30, degrees=degrees)
+        run.public(text[:30])
+        found.append(divergence(model.forward(text)[30:], [run.step(token) for token in text[30:]]).max())
+    assert found[1] < found[0] / 2 and found[2] < found[1] / 2
+
+
+def test_a_public_prefix_costs_a_layer_less_than_half_more():
+    """Counted: 1,024 public tokens before 32 private ones, SmolLM2's shape."""
+    config = replace(SHAPES["smollm2-135m"], layers=1)
+    alone = estimates.plan_model(config, 32)
+    behind = estimates.plan_model(config, 1056, public=1024)
+    assert behind.shape.blocks(1024).ciphertexts == 1
+    assert behind.placement.bootstraps(0) <= alone.placement.bootstraps(0) + 1
+    assert behind.placement.seconds < 1.25 * alone.placement.seconds
+    further = estimates.plan_model(config, 2080, public=2048)
+    assert further.to_json()["score_ciphertexts"] == 2 and further.to_json()["public_tokens_apart"] == 2048
 
 
 def test_several_groups_of_private_tokens_behind_public_ones():
