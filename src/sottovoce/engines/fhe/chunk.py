@@ -17,7 +17,7 @@ from typing import Any, Generic
 
 import numpy as np
 
-from sottovoce.engines.fhe.chunk_plaintexts import Rows, one_hot_ciphertexts, square
+from sottovoce.engines.fhe.chunk_plaintexts import Rows, by_token, one_hot_ciphertexts, square
 from sottovoce.engines.fhe.flow import Flow
 from sottovoce.engines.fhe.functions import norm_gain, whole_factor
 from sottovoce.engines.fhe.program import LayerCache, Program
@@ -101,38 +101,40 @@ class ChunkProgram(Generic[V]):
     def attention(self, x: V, layer: int, held: V | None) -> V:
         """held: keys of the tokens before the chunk in its group, as a chunk left them."""
         ar, chunk, cache = self.ar, self.chunk, self.program.caches[layer]
-        block = self.program.weights.blocks[layer]
+        block, rows = self.program.weights.blocks[layer], Rows(self.program, chunk, layer)
         x = self.flow.single(ar, layer, "attention", x)
         query, key, value = self._qkv(x, layer)
+        scores = self._scores(query, key, held, cache, rows)
+        *packed, value = self.flow.several(ar, layer, "scores", chunk.pack(ar, scores), [value])
+        packed, value = [ar.times(x, SHRINK) for x in packed], ar.times(value, SHRINK)
+        probabilities = self._softmax(packed, among.exists(chunk, rows.outside, self.group), rows, layer)
+        mixed = self._mixed(probabilities, len(scores), self._append_values(cache, value), cache)
+        return ar.add(x, self._products([mixed], block.o, self.shape.width)[0])
+
+    def _scores(self, query: V, key: V, held: V | None, cache: LayerCache[V], rows: Rows[V]) -> list[V]:
+        """Score values: of the group, of full groups before it, of public tokens. Appends the keys."""
+        ar, chunk = self.ar, self.chunk
         earlier = [self._gathered(cache.keys, group) for group in range(self.group)]
         if held is None and self._held():
             held = self._gathered(cache.keys, self.group)
-        without = self._append_keys(cache, key)
+        self._append_keys(cache, key)
         keys = key if held is None else ar.add(ar.drop(held, ar.level(key)), key)
         self._keys.append(keys)
-        rows = Rows(self.program, self.chunk, layer)
-        public = self._public(cache)
         queries = among.turned_queries(ar, chunk, query)
         scores = among.scores(ar, chunk, queries, keys, rows.known, 1 / SHRINK)
         for group in earlier:
             group = ar.drop(group, ar.level(key))
             scores += among.scores(ar, chunk, queries, group, rows.known, 1 / SHRINK, whole=True)
-        outside = 0
-        if public is not None:
-            outside = len(public[0])
-            scores += among.public_scores(ar, chunk, queries, rows.scale * public[0], rows.known, 1 / SHRINK)
-        packed = chunk.pack(ar, scores)
-        *packed, value = self.flow.several(ar, layer, "scores", packed, [value])
-        packed, value = [ar.times(x, SHRINK) for x in packed], ar.times(value, SHRINK)
-        probabilities = self._softmax(packed, among.exists(chunk, outside, self.group), rows, layer)
-        values = self._append_values(cache, value)
-        if without:
-            kept = ar.drop(ar.mul_plain(values, self._before_last()), self.value_level)
-            self.before.append(LayerCache(without, [*cache.values[:-1], kept], cache.public))
-        factor = 0.5 if len(probabilities) > 1 else 1.0
+        if rows.outside:
+            scores += among.public_scores(ar, chunk, queries, rows.public_keys, rows.known, 1 / SHRINK)
+        return scores
+
+    def _mixed(self, probabilities: list[V], count: int, values: V, cache: LayerCache[V]) -> V:
+        """Σ p·v, from `count` values of probabilities and the group's values."""
+        ar, chunk, factor = self.ar, self.chunk, 0.5 if len(probabilities) > 1 else 1.0
         # Lanes of values take a level, and values can be no higher than probabilities: these follow.
         level = ar.level(probabilities[0])
-        parts = chunk.unpack(ar, [ar.drop(p, level - 1) for p in probabilities], len(scores))
+        parts = chunk.unpack(ar, [ar.drop(p, level - 1) for p in probabilities], count)
         lanes = among.value_lanes(ar, chunk, ar.drop(values, level), factor)
         mixed = among.mix(ar, chunk, parts[: chunk.own], lanes)
         at, size = chunk.own, among.all_distances(chunk)
@@ -140,9 +142,11 @@ class ChunkProgram(Generic[V]):
             group = ar.drop(group, level)
             mixed = ar.add(mixed, among.mix_group(ar, chunk, parts[at : at + size], group, factor))
             at += size
-        if public is not None:
-            mixed = ar.add(mixed, among.mix_public(ar, chunk, parts[at:], public[1], factor))
-        return ar.add(x, self._products([mixed], block.o, self.shape.width)[0])
+        if at < count and cache.public is not None:
+            mixed = ar.add(
+                mixed, among.mix_public(ar, chunk, parts[at:], by_token(cache.public.values), factor)
+            )
+        return mixed
 
     def mlp(self, x: V, layer: int) -> V:
         ar, chunk, shape = self.ar, self.chunk, self.shape
@@ -235,33 +239,27 @@ class ChunkProgram(Generic[V]):
         """`value` at all sub-slots without a token."""
         return value - self.chunk.live(value)
 
-    def _public(self, cache: LayerCache[V]) -> tuple[Vector, Vector] | None:
-        """Keys and values (tokens, H, d_h) of public tokens with blocks of their own."""
-        public = cache.public
-        if public is None or not self.shape.split:
-            return None
-        keys, values = (rows.transpose(2, 1, 0)[: public.tokens] for rows in (public.keys, public.values))
-        return keys, values
-
     def _held(self) -> int:
         """Encrypted tokens of the group."""
         public, start = self.program.caches[0].public, self.program.private % self.shape.heads.t
         return start - (0 if public is None or self.shape.split else public.tokens)
 
-    def _append_keys(self, cache: LayerCache[V], key: V) -> list[V]:
-        """Into the lanes of the cache; returns the lanes without the last token, where a level is left."""
+    def _append_keys(self, cache: LayerCache[V], key: V) -> None:
+        """Into the lanes of the cache; into `before` those without the last token, where a level is left."""
         ar, blocks, heads = self.ar, self.program.blocks, self.shape.heads
-        earlier = self._before_last()
+        earlier, held = self._before_last(), cache.keys
         if blocks.classes == 1:
-            cache.keys = att.append(ar, cache.keys, [key])
+            cache.keys = att.append(ar, held, [key])
             # Whoever goes back goes on with a step, which takes one level of keys.
-            return [ar.mul_plain(cache.keys[0], earlier)] if ar.level(cache.keys[0]) > 1 else []
-        mask = blocks.residue(self.group)
-        turned = ar.rotate_many(key, [m * heads.block for m in range(blocks.classes)])
-        without = [ar.mul_plain(x, lambda: mask() * earlier()) for x in turned]
-        without = att.append(ar, cache.keys, without)
-        cache.keys = att.append(ar, cache.keys, [ar.mul_plain(x, mask) for x in turned])
-        return without
+            without = [ar.mul_plain(cache.keys[0], earlier)] if ar.level(cache.keys[0]) > 1 else []
+        else:
+            mask = blocks.residue(self.group)
+            turned = ar.rotate_many(key, [m * heads.block for m in range(blocks.classes)])
+            without = [ar.mul_plain(x, lambda: mask() * earlier()) for x in turned]
+            without = att.append(ar, held, without)
+            cache.keys = att.append(ar, held, [ar.mul_plain(x, mask) for x in turned])
+        if without:
+            self.before.append(LayerCache(without, [], cache.public))
 
     def _before_last(self) -> Plain:
         """1 at the sub-slots before the last token's."""
@@ -275,7 +273,11 @@ class ChunkProgram(Generic[V]):
             value = ar.add(cache.values[self.group], value)
         elif cache.public is not None and not self.shape.split:
             value = ar.add_plain(value, cache.public.shared_values)
-        cache.values = [*cache.values[: self.group], ar.drop(value, self.value_level)]
+        earlier = cache.values[: self.group]
+        cache.values = [*earlier, ar.drop(value, self.value_level)]
+        if self.before:
+            kept = ar.drop(ar.mul_plain(value, self._before_last()), self.value_level)
+            self.before[-1].values = [*earlier, kept]
         return value
 
     def _gathered(self, lanes: Sequence[V], group: int) -> V:

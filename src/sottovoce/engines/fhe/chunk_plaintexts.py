@@ -66,6 +66,11 @@ def square(
     )
 
 
+def by_token(rows: Vector) -> Vector:
+    """(d_h, H, tokens) -> (tokens, H, d_h)."""
+    return rows.transpose(2, 1, 0)
+
+
 class Rows(Generic[V]):
     """What a chunk's rows add as plaintext to the keys and scores of a layer; made when a plaintext is."""
 
@@ -74,7 +79,15 @@ class Rows(Generic[V]):
         self._functions, self._public = program.functions, program.caches[layer].public
         self._predictor = program.functions.blocks[layer].predictor
         self._first, self._private = program.length, program.private
-        self.scale = program.functions.key_scale(program.shape.config.head_dim)
+        self._scale = program.functions.key_scale(program.shape.config.head_dim)
+        # Public tokens with blocks of their own.
+        self.outside = self._public.tokens if self._public is not None and program.shape.split else 0
+
+    @property
+    def public_keys(self) -> Vector:
+        """(tokens, H, d_h), of those outside the group."""
+        assert self._public is not None
+        return self._scale * by_token(self._public.keys)[: self.outside]
 
     def known(self) -> among.PlainKeys:
         return self._known
@@ -85,12 +98,12 @@ class Rows(Generic[V]):
         heads, public = self._shape.heads, self._public
         group, shifts = np.zeros((2, heads.t, heads.count, heads.dim))
         if public is not None and not self._shape.split:
-            group = self.scale * public.keys.transpose(2, 1, 0)
+            group = self._scale * by_token(public.keys)
         for i in range(self._chunk.count):
             shift = ScoreShift(
                 self._shape, self._blocks, self._predictor, self._functions, self._private + i, public
             )
-            shifts[self._chunk.start + i] = self.scale * shift.weights().T
+            shifts[self._chunk.start + i] = self._scale * shift.weights().T
         return among.PlainKeys(group, shifts)
 
     def offsets(self, valid: Vector, pack: int) -> Vector:
