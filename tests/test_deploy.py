@@ -65,6 +65,16 @@ def test_containerfile():
     for line in re.findall(r"^COPY (?!--)(.*)$", text, re.M):
         assert all((ROOT / name).exists() for name in line.split()[:-1])
     assert re.search(r"^USER (?!root)", text, re.M)
+    stages = re.findall(r"^FROM \S+ AS (\S+)", text, re.M)
+    assert set(re.findall(r"^COPY --from=(\S+)", text, re.M)) <= set(stages)
+    joined = text.replace("\\\n", "")
+    for line in re.findall(r"^RUN (.*)$", joined, re.M):
+        done = subprocess.run(["sh", "-n", "-c", line], capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(re.findall(r"\.whl\)\[(\w+)\]", joined)) and set(
+        re.findall(r"\.whl\)\[(\w+)\]", joined)
+    ) <= set(extras)
 
 
 @pytest.mark.parametrize("name", ["server.toml", "client.toml"])

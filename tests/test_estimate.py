@@ -172,6 +172,8 @@ def test_many_machines_on_the_command_line(config_file):
     assert answer["estimates"][0]["node_memory"] > 0
     assert any("3 nodes of 2 cores" in line for line in answer["advice"])
     with pytest.raises(UsageError, match="between nodes"):
+        run(*arguments, "--nodes", 3, "--cluster-net", "local")
+    with pytest.raises(UsageError, match="is no network"):
         run(*arguments, "--nodes", 3, "--cluster-net", "fast")
 
 

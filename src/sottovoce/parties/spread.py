@@ -7,11 +7,10 @@ overlaps in these figures: products, the network, and the server's own work are 
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 
 from ..bgv import SIMD
-from ..engines.estimates import Estimate, Phase
+from ..engines.estimates import Estimate, Network, Phase
 from ..engines.hybrid.linears import NAMES, matrix_shapes
 from ..engines.hybrid.prepared import model_shapes
 from ..errors import UsageError
@@ -37,11 +36,11 @@ class Nodes:
 
     @classmethod
     def parse(cls, count: int, cores: int, network: str) -> Nodes:
-        """network: RTT,MBIT in milliseconds and megabits a second."""
-        match = re.fullmatch(r"(\d+(?:\.\d+)?),(\d+(?:\.\d+)?)", network)
-        if match is None or float(match[2]) == 0:
-            raise UsageError(f"{network!r} is no network between nodes; write RTT,MBIT such as 0.1,10000")
-        return cls(count, cores, float(match[1]), float(match[2]))
+        """network: as `estimates.Network` reads it."""
+        found = Network.parse(network)
+        if not found.mbit:
+            raise UsageError("--cluster-net is a network between nodes: RTT,MBIT such as 0.1,10000")
+        return cls(count, cores, found.rtt_ms, found.mbit)
 
     def transfer(self, size: float) -> float:
         """Seconds of so many bytes on one link."""
