@@ -28,7 +28,7 @@ from sottovoce.engines.fhe.placement import (
     record,
     rotation_levels,
 )
-from sottovoce.engines.fhe.shape import Shape, classes_for, slots_for
+from sottovoce.engines.fhe.shape import Shape, classes_for, session_shape, slots_for
 from sottovoce.errors import UnsupportedModelError
 from sottovoce.models.config import Config
 
@@ -107,7 +107,9 @@ def plan_model(config: Config, tokens: int, speed: Speed = MODEL, public: int = 
     shape = Shape(config, n, tokens)
     if max(shape.width, shape.ffn) > n:
         raise UnsupportedModelError(f"layers of {max(shape.width, shape.ffn)} do not fit {n} slots")
-    if public and shape.groups > 1:
+    if fits and tokens <= session_shape(config, n).tokens:
+        shape = session_shape(config, n)  # what a server would offer, whatever is asked for
+    elif public and shape.groups > 1:
         private = -(-(tokens - public) // shape.heads.t)
         shape = replace(shape, split=classes_for(shape.heads, -(-public // shape.heads.t), private))
     elif shape.groups > shape.heads.dim:
@@ -115,7 +117,9 @@ def plan_model(config: Config, tokens: int, speed: Speed = MODEL, public: int = 
             f"{tokens} tokens do not fit the {shape.heads.capacity} positions of one score ciphertext; "
             "ask for fewer"
         )
-    degrees, top, apart = degrees_for(tokens), parameters.working_top, public if shape.split else 0
+    degrees, top, apart = degrees_for(shape.tokens), parameters.working_top, public if shape.split else 0
+    if apart and tokens - apart > shape.blocks(apart).private * shape.heads.t:
+        raise UnsupportedModelError(f"{tokens - apart} private tokens do not fit behind {apart} public ones")
     cost = CostModel(speed.refresh(parameters, n), speed=speed)
     segments = record(shape, degrees, tokens - 1, apart)
     # Placed as a session places them, whatever the machine; then priced.

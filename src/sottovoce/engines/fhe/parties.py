@@ -44,7 +44,7 @@ from sottovoce.engines.fhe.placement import (
 )
 from sottovoce.engines.fhe.program import LayerCache, Program
 from sottovoce.engines.fhe.returned import Returned
-from sottovoce.engines.fhe.shape import Shape, slots_for
+from sottovoce.engines.fhe.shape import Shape, session_shape, slots_for
 from sottovoce.engines.fhe.state import find_piece, load_cache, public_tokens, save_cache
 from sottovoce.engines.fhe.weights import SlotWeights, slot_weights
 from sottovoce.errors import (
@@ -133,16 +133,14 @@ def _shape(model: Model, most: int) -> Shape:
             "`sottovoce estimate MODEL --engine fhe` says what one would cost"
         )
     n = slots_for(config, most)
-    heads = Shape(config, n, 1).heads
-    tokens = min(heads.capacity, config.context_length)
-    if min(heads.t, tokens) < _LEAST_TOKENS:
+    shape = session_shape(config, n)
+    if min(shape.heads.t, shape.tokens) < _LEAST_TOKENS:
         raise UnsupportedModelError(
             f"the fhe engine keeps keys in groups of {n} slots (64 tokens of width 64, for example); of "
-            f"width {config.width} that is {heads.t}. `sottovoce estimate MODEL --engine fhe` says what this "
-            "model would cost"
+            f"width {config.width} that is {shape.heads.t}. `sottovoce estimate MODEL --engine fhe` says what "
+            "this model would cost"
         )
-    # One group of keys is shared by all tokens; more are cut so that any number of them may be public.
-    return Shape(config, n, tokens, heads.dim if tokens > heads.t else 0)
+    return shape
 
 
 class FheModelParty(ModelParty):

@@ -103,6 +103,14 @@ def slots_for(config: Config, most: int) -> int:
     return min(most, max(width * width, power_of_two(config.ffn_width), power_of_two(config.vocab_size)))
 
 
+def session_shape(config: Config, n: int) -> Shape:
+    """What a session offers in n slots: as many tokens as fit a ciphertext of scores. One group of keys is
+    shared by all tokens; several are cut so that any number of tokens may be public."""
+    heads = Shape(config, n, 1).heads
+    tokens = min(heads.capacity, config.context_length)
+    return Shape(config, n, tokens, heads.dim if tokens > heads.t else 0)
+
+
 # Residues at least: a score stands in d_h/C blocks, and the fewer, the larger a refresh may take rows.
 _CLASSES = 8
 
