@@ -107,8 +107,9 @@ class ChunkProgram(Generic[V]):
         scores = self._scores(query, key, held, cache, rows)
         *packed, value = self.flow.several(ar, layer, "scores", chunk.pack(ar, scores), [value])
         packed, value = [ar.times(x, SHRINK) for x in packed], ar.times(value, SHRINK)
-        probabilities = self._softmax(packed, among.exists(chunk, rows.outside, self.group), rows, layer)
-        mixed = self._mixed(probabilities, len(scores), self._append_values(cache, value), cache)
+        valid = among.exists(chunk, rows.outside, self.group)
+        probabilities, times = self._softmax(packed, valid, rows, layer)
+        mixed = self._mixed(probabilities, times, len(scores), self._append_values(cache, value), cache)
         return ar.add(x, self._products([mixed], block.o, self.shape.width)[0])
 
     def _scores(self, query: V, key: V, held: V | None, cache: LayerCache[V], rows: Rows[V]) -> list[V]:
@@ -129,9 +130,9 @@ class ChunkProgram(Generic[V]):
             scores += among.public_scores(ar, chunk, queries, rows.public_keys, rows.known, 1 / SHRINK)
         return scores
 
-    def _mixed(self, probabilities: list[V], count: int, values: V, cache: LayerCache[V]) -> V:
-        """Σ p·v, from `count` values of probabilities and the group's values."""
-        ar, chunk, factor = self.ar, self.chunk, 0.5 if len(probabilities) > 1 else 1.0
+    def _mixed(self, probabilities: list[V], times: float, count: int, values: V, cache: LayerCache[V]) -> V:
+        """Σ p·v, from `count` values of `times` the probabilities and the group's values."""
+        ar, chunk, factor = self.ar, self.chunk, 1 / times
         # Lanes of values take a level, and values can be no higher than probabilities: these follow.
         level = ar.level(probabilities[0])
         parts = chunk.unpack(ar, [ar.drop(p, level - 1) for p in probabilities], count)
@@ -195,36 +196,42 @@ class ChunkProgram(Generic[V]):
         query, key = ar.real_imaginary(qk)
         return query, key, self._biased(ar.mul(v, r), block.v, 0, 1 / SHRINK)
 
-    def _softmax(self, packed: list[V], valid: Vector, rows: Rows[V], layer: int) -> list[V]:
-        """Scores -> probabilities; 0 where there is no token. Several come doubled."""
+    def _softmax(self, packed: list[V], valid: Vector, rows: Rows[V], layer: int) -> tuple[list[V], float]:
+        """Scores -> probabilities, 0 where there is no token; and what they are times."""
         ar, f, chunk = self.ar, self.functions, self.chunk
-        factor = 2.0 if len(packed) > 1 else 1.0
+        twice = 2.0 if len(packed) > 1 else 1.0  # what sharing a refresh multiplies values by
         inverses = (*f.coarse, f.accurate)
-        # A row's exponentials add up to inverses[0].high at most, in d_h slots at least: so their mean is
-        # small enough to be refreshed.
+        # A row's exponentials may add up to more than a refresh bears.
         shrink = min(1.0, MEAN_BOUND * self.shape.heads.dim / inverses[0].high)
         exponential = f.exponential.scaled(shrink**0.5**f.squarings).stretched(f.shrink / f.scale)
         us = []
         for p, x in enumerate(packed):
-            x = ar.add_plain(x, partial(rows.offsets, valid, p))
-            us.append(ar.polynomial(x, exponential))
+            us.append(ar.polynomial(ar.add_plain(x, partial(rows.offsets, valid, p)), exponential))
         for _ in range(f.squarings):
             us = [ar.mul(u, u) for u in us]
         for i, inverse in enumerate(inverses):
-            us = self.flow.several(ar, layer, f"round {i}", us)
-            scale = factor * (1.0 if i else shrink)  # of what is summed
+            scale = 1.0 if i else shrink
+            k = self._whole(scale * inverse.high)
+            us = self.flow.several(ar, layer, f"round {i}", [ar.times(u, k) for u in us])
+            scale *= k * twice
             total = among.row_sums(ar, chunk, us, 1 / (scale * inverse.radius))
             total = ar.add_plain(total, chunk.idle((inverse.low + inverse.high) / (2 * inverse.radius)))
             over = ar.polynomial(total, inverse.stretched(1 / inverse.radius).scaled(1 / scale))
             us = [ar.mul(u, over) for u in us]
             if i < f.rounds:
                 us = [ar.mul(u, u) for u in us]
-        ps = self.flow.several(ar, layer, "probabilities", us)
+        k = self._whole(1.0)
+        ps = self.flow.several(ar, layer, "probabilities", [ar.times(u, k) for u in us])
         for _ in range(f.polish):
-            rest = among.row_sums(ar, chunk, ps, -1 / factor)
+            rest = among.row_sums(ar, chunk, ps, -1 / (k * twice))
             rest = ar.add_plain(rest, constant(np.full(self.shape.n, 2.0)))
             ps = [ar.mul(p, rest) for p in ps]
-        return ps
+        return ps, k * twice
+
+    def _whole(self, most: float) -> int:
+        """What rows that add up to `most` at most are multiplied by before a refresh, whose error is the same
+        for all: half of what it bears."""
+        return max(1, int(MEAN_BOUND / 2 * self.shape.heads.dim * self.chunk.windows / most))
 
     def _norm(self, x: V, p: Chebyshev) -> V:
         """1/√ of each token's mean square, at all its slots."""
