@@ -66,6 +66,23 @@ def test_both_halves_are_fresh_every_time(party):
     assert (one.data[1, 0] != party.x.data[1, 0]).mean() > 0.99
 
 
+def test_guesses_of_weights_are_not_recognised(party):
+    """Two matrices that differ by less than any logit shows. A client that computes with both, as the server
+    did, finds the right one in a bare ciphertext, and nothing alike in what goes back."""
+    evaluator = Evaluator(SMALL)
+    weights = np.linspace(0.5, 1.0, SLOTS)
+    guesses = [weights, weights + np.eye(SLOTS)[8] * 2.0**-30]
+    products = [
+        evaluator.rescale(evaluator.mul_plain(party.x, party.encoder.encode(w, 1, SMALL.primes[1])))
+        for w in guesses
+    ]
+    bare = evaluator.rescale(evaluator.mul_plain(party.x, party.encoder.encode(weights, 1, SMALL.primes[1])))
+    assert [(bare.data == product.data).all() for product in products] == [True, False]
+    back = party.returned(bare, 0)
+    for product in products:
+        assert (back.data != product.data).mean() > 0.99
+
+
 def test_padding_behind_the_vocabulary_is_no_logit(party):
     y = Decryptor(SMALL, party.keys.secret_key).decrypt_slots(party.returned(party.x, 1), SLOTS)
     places = y[:: SLOTS // VOCABULARY].real

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from kept_sessions import Host, greedy_tokens
+from sottovoce.cli import session as session_cli
 from sottovoce.engines.fhe import parties
 from sottovoce.errors import PeerConnectionError, PeerGoneError
-from sottovoce.parties import Conversation, GenerationOptions
+from sottovoce.parties import Client, Conversation, GenerationOptions, Wish
 from sottovoce.parties.admission import Admission
 from sottovoce.parties.observer import Observer
 from sottovoce.parties.saved import SavedSession
@@ -113,7 +114,17 @@ def test_a_connection_that_breaks_costs_no_step(engine, host, cutter):  # noqa: 
     client.close()
 
 
-def test_a_client_leaves_and_another_process_collects(engine, host, cutter):  # noqa: F811
+def status(host, monkeypatch):
+    """What `sottovoce session status talk` finds."""
+
+    def connect(console, server, flags, saved, waiting):
+        return Client(*host.connected(Wish("fhe")), saved=saved, waiting=waiting)
+
+    monkeypatch.setattr(session_cli, "open_client", connect)
+    return session_cli._ask_status(None, SavedSession.open(host.mine, "talk"), {})
+
+
+def test_a_client_leaves_and_another_process_collects(engine, host, cutter, monkeypatch):  # noqa: F811
     client = host.client()
     client.keep(host.mine, "talk")
     client._again = None
@@ -124,6 +135,8 @@ def test_a_client_leaves_and_another_process_collects(engine, host, cutter):  # 
     # Its session lists a token that is on its way, and the server computes it.
     entry = host.mine.find("talk")
     assert entry.facts["waiting"] == 2 and entry.facts["tokens"] == 0
+    assert session_cli._tokens(entry.facts) == "0 + 2 waiting"
+    assert status(host, monkeypatch) == {"state": "computing", "done": 0, "total": 1}
     heard = []
 
     def waiting(done, total):
@@ -149,6 +162,7 @@ def test_a_client_leaves_and_another_process_collects(engine, host, cutter):  # 
     client.channel.close()
     host.stop(10.0)
     host.start()
+    assert status(host, monkeypatch) == {"state": "answered", "tokens": 3, "here": 3}
     client = host.client("talk")
     assert client.tokens == [256, 104, tokens[0]] and cutter.computed == 2
     tokens.append(int(np.argmax(client.last())))

@@ -326,3 +326,16 @@ def test_wait(pair):
     assert server.wait(1)
     with pytest.raises(PeerGoneError):
         server.recv(1)
+
+
+def test_a_closed_channel_does_not_wait_for_another_connection():
+    """Its descriptor may have been given to the next one."""
+    near, far = socket_pair()
+    near.close()
+    others = [socket_pair() for _ in range(2)]  # most likely with the same number
+    assert near.wait(0.0)
+    for use in (lambda: near.recv(1), lambda: near.send(bytes(1 << 24))):
+        with pytest.raises(PeerGoneError, match="on this side"):
+            use()
+    for channel in (far, *others[0], *others[1]):
+        channel.close()

@@ -73,7 +73,8 @@ class SocketChannel(Channel):
         self.most_early = _MAX_EARLY
 
     def wait(self, timeout: float) -> bool:
-        if self._eof or self._start < self._end or self._early:
+        # A descriptor that another thread has closed may be another connection's by now.
+        if self._closed or self._eof or self._start < self._end or self._early:
             return True
         if isinstance(self._sock, ssl.SSLSocket) and self._sock.pending():
             return True
@@ -133,8 +134,12 @@ class SocketChannel(Channel):
         start = perf_counter()
         full = len(self._early) >= self.most_early
         poller = select.poll()
-        poller.register(self._sock, select.POLLOUT if full else select.POLLOUT | select.POLLIN)
-        if not self._polled(poller):
+        try:
+            poller.register(self._sock, select.POLLOUT if full else select.POLLOUT | select.POLLIN)
+            ready = self._polled(poller)
+        except ValueError as error:
+            raise self._gone(error) from None
+        if not ready:
             raise self._silent()
         if not full:
             self._take_early()
@@ -220,7 +225,9 @@ class SocketChannel(Channel):
             raise self._silent()
 
     def _polled(self, poller: select.poll) -> bool:
-        """Wait, without a turn on the processor, for as long as the bounds allow."""
+        """Wait, without a turn on the processor, for as long as the bounds allow. ValueError once closed."""
+        if self._closed:
+            raise ValueError("closed")
         if self.turn is not None:
             self.turn.pause()
         try:
