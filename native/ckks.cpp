@@ -60,6 +60,13 @@ u64* scratch(std::size_t words) {  // of the calling thread, read by its helpers
 // Rows that one task converts: each run of the inputs is read from memory once for all of them, and the transforms find
 // the tables of their primes where the task before (another digit, the same rows) left them.
 constexpr std::size_t kGroup = 6;
+// As few tasks as that allows, but as many for every thread.
+std::size_t group_of(std::size_t rows, std::size_t parts, int threads) {
+    const std::size_t workers = static_cast<std::size_t>(std::max(threads, 1));
+    const std::size_t rounds = (rows * parts + kGroup * workers - 1) / (kGroup * workers);
+    const std::size_t tasks = std::max<std::size_t>(1, (rounds * workers + parts - 1) / parts);
+    return std::min(kGroup, (rows + tasks - 1) / tasks);
+}
 // Primes of one task of a key switch, which also multiplies.
 constexpr std::size_t kTargets = 2;
 // Rows of a power of two of words would meet in the same few lines of a cache.
@@ -76,8 +83,7 @@ void convert_rows(const CkksKernels& k, const BaseConversion& c, const u64* y, c
     const std::size_t step = chunk_of(n);
     for (std::size_t at = 0; at < n; at += step)
         for (std::size_t r = 0; r < count; ++r)
-            k.convert(c.to[rows[r].target], c.weights.data() + rows[r].target * c.terms(), c.from.size(), y + at, n, v + at,
-                      rows[r].out + at, step);
+            k.convert(c.to[rows[r].target], y + at, n, v + at, rows[r].out + at, step);
 }
 
 void overflow_row(const CkksKernels& k, const BaseConversion& c, const u64* y, u64* v, std::size_t n) {
@@ -309,7 +315,7 @@ void mod_down(const Ring& r, View x, View more, u64 element, Words out, int thre
     const auto positions = element == 1 ? nullptr : automorphism_positions(r.n, element);
     const BaseConversion c(moduli_of(r, kept, all), moduli_of(r, 0, kept));
     std::vector<u64> inverses;
-    for (std::size_t l = 0; l < kept; ++l) inverses.push_back(c.to[l].inverse(c.to[l].neg(c.weights[l * c.terms() + dropped])));
+    for (const BaseConversion::To& to : c.to) inverses.push_back(to.m.inverse(to.m.neg(to.weights[dropped])));
     const CkksKernels& k = ckks_kernels(50, n);
     const BgvKernels& bgv = bgv_kernels(50, n);
     const u64 *in = x.data(), *plus = extra ? more.data() : nullptr;
@@ -324,9 +330,9 @@ void mod_down(const Ring& r, View x, View more, u64 element, Words out, int thre
         to_fractions(r, kept + i, c.from[i], in + part * stride + (kept + i) * n, y + task * n);
     });
     parallel_for(parts, threads, [&](std::size_t part) { overflow_row(k, c, y + part * dropped * n, v + part * n, n); });
-    const std::size_t groups = (kept + kGroup - 1) / kGroup;
+    const std::size_t group = group_of(kept, parts, threads), groups = (kept + group - 1) / group;
     parallel_for(groups * parts, threads, [&](std::size_t task) {
-        const std::size_t part = task % parts, first = task / parts * kGroup, count = std::min(kGroup, kept - first);
+        const std::size_t part = task % parts, first = task / parts * group, count = std::min(group, kept - first);
         thread_local Workspace turning;
         u64* turned = positions ? turning.words(kGroup * n) : nullptr;
         Row rows[kGroup];
@@ -336,10 +342,10 @@ void mod_down(const Ring& r, View x, View more, u64 element, Words out, int thre
         for (std::size_t i = 0; i < count; ++i) {
             const std::size_t l = first + i;
             u64* row = rows[i].out;
-            ring_kernels(c.to[l]).ntt(row, *r.limbs[l]);
+            ring_kernels(c.to[l].m).ntt(row, *r.limbs[l]);
             const u64* add = part < extra ? plus + part * plus_stride + l * n : nullptr;
-            bgv.sub_scale(c.to[l], in + part * stride + l * n, row, inverses[l], add, row, n);
-            if (positions) ring_kernels(c.to[l]).permute(row, positions->data(), res + (part * kept + l) * n, n);
+            bgv.sub_scale(c.to[l].m, in + part * stride + l * n, row, inverses[l], add, row, n);
+            if (positions) ring_kernels(c.to[l].m).permute(row, positions->data(), res + (part * kept + l) * n, n);
         }
     });
 }

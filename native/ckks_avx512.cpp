@@ -26,38 +26,49 @@ void overflow(const BaseConversion& b, const u64* y, std::size_t stride, u64* v,
     }
 }
 
-template <int Count>
-void convert_sum(const Modulus& m, const u64* w, const u64* y, std::size_t stride, const u64* v, u64* out, std::size_t n) {
-    const Consts c(m.q);
-    V weight[Count + 1];
+// Lazy: a sum of quotients, each rounded down, leaves a remainder of a few q below 2^52.
+template <int Count, bool Lazy>
+void convert_sum(const BaseConversion::To& to, const u64* y, std::size_t stride, const u64* v, u64* out, std::size_t n) {
+    const Consts c(to.m.q);
+    const V four_q = add(c.two_q, c.two_q);
+    V weight[Count + 1], ratio[Count + 1];
 #pragma GCC unroll 16
-    for (int j = 0; j <= Count; ++j) weight[j] = set(w[j]);
+    for (int j = 0; j <= Count; ++j) weight[j] = set(to.weights[j]), ratio[j] = Lazy ? set(to.ratios[j]) : weight[j];
     for (std::size_t i = 0; i < n; i += 8) {
         const V wrap = load(v + i);
-        V lo = lo52(wrap, weight[Count]), hi = hi52(wrap, weight[Count]);
+        V lo = lo52(wrap, weight[Count]), hi = hi52(wrap, ratio[Count]);
 #pragma GCC unroll 16
         for (int j = 0; j < Count; ++j) {
             const V x = load(y + j * stride + i);
             lo = _mm512_madd52lo_epu64(lo, x, weight[j]);
-            hi = _mm512_madd52hi_epu64(hi, x, weight[j]);
+            hi = _mm512_madd52hi_epu64(hi, x, ratio[j]);
         }
-        store(out + i, fold(hi, lo, m, c));
+        if constexpr (Lazy)
+            store(out + i, reduce(_mm512_and_si512(_mm512_madd52lo_epu64(lo, hi, c.minus_q), c.mask), four_q));
+        else
+            store(out + i, fold(hi, lo, to.m, c));
     }
 }
 
-void convert(const Modulus& m, const u64* w, std::size_t count, const u64* y, std::size_t stride, const u64* v, u64* out,
-             std::size_t n) {
-    switch (count) {
-        case 1: return convert_sum<1>(m, w, y, stride, v, out, n);
-        case 2: return convert_sum<2>(m, w, y, stride, v, out, n);
-        case 3: return convert_sum<3>(m, w, y, stride, v, out, n);
-        case 4: return convert_sum<4>(m, w, y, stride, v, out, n);
-        case 5: return convert_sum<5>(m, w, y, stride, v, out, n);
-        case 6: return convert_sum<6>(m, w, y, stride, v, out, n);
-        case 7: return convert_sum<7>(m, w, y, stride, v, out, n);
-        case 8: return convert_sum<8>(m, w, y, stride, v, out, n);
-        default: return ckks_portable.convert(m, w, count, y, stride, v, out, n);
+template <bool Lazy>
+void convert_by_count(const BaseConversion::To& to, const u64* y, std::size_t stride, const u64* v, u64* out, std::size_t n) {
+    switch (to.weights.size() - 1) {
+        case 1: return convert_sum<1, Lazy>(to, y, stride, v, out, n);
+        case 2: return convert_sum<2, Lazy>(to, y, stride, v, out, n);
+        case 3: return convert_sum<3, Lazy>(to, y, stride, v, out, n);
+        case 4: return convert_sum<4, Lazy>(to, y, stride, v, out, n);
+        case 5: return convert_sum<5, Lazy>(to, y, stride, v, out, n);
+        case 6: return convert_sum<6, Lazy>(to, y, stride, v, out, n);
+        case 7: return convert_sum<7, Lazy>(to, y, stride, v, out, n);
+        case 8: return convert_sum<8, Lazy>(to, y, stride, v, out, n);
+        default: return ckks_portable.convert(to, y, stride, v, out, n);
     }
+}
+
+void convert(const BaseConversion::To& to, const u64* y, std::size_t stride, const u64* v, u64* out, std::size_t n) {
+    // At most eight terms: below 10q, then below 6q.
+    const bool lazy = !to.ratios.empty() && to.weights.size() <= 8;
+    lazy ? convert_by_count<true>(to, y, stride, v, out, n) : convert_by_count<false>(to, y, stride, v, out, n);
 }
 
 template <int Count>

@@ -13,11 +13,14 @@ struct BaseConversion {
         u64 recip;                              // floor(2^101 / (p_i << shift))
     };
     std::vector<From> from;
-    std::vector<Modulus> to;
-    std::vector<u64> weights;  // for every target k words P/p_i mod q, then -P mod q
+    struct To {
+        Modulus m;
+        std::vector<u64> weights;  // k words P/p_i mod q, then -P mod q
+        std::vector<u64> ratios;   // floor(weight * 2^52 / q) if all the quotients may be added up before the remainder is taken
+    };
+    std::vector<To> to;
 
     BaseConversion(const std::vector<Modulus>& from, const std::vector<Modulus>& to);
-    std::size_t terms() const { return from.size() + 1; }
 };
 
 constexpr std::size_t kConvertChunk = 512;
@@ -39,9 +42,8 @@ struct CkksKernels {
     void (*key_run)(const Modulus& m, const KeyRun& run);
     // y: rows y_i at y + i*stride; v[i] for n <= kConvertChunk coefficients.
     void (*overflow)(const BaseConversion& c, const u64* y, std::size_t stride, u64* v, std::size_t n);
-    // out[i] = sum_j y_j[i] w_j + v[i] w_k modulo m.
-    void (*convert)(const Modulus& m, const u64* weights, std::size_t count, const u64* y, std::size_t stride, const u64* v,
-                    u64* out, std::size_t n);
+    // out[i] = sum_j y_j[i] w_j + v[i] w_k modulo the target, below 6q: for a transform.
+    void (*convert)(const BaseConversion::To& to, const u64* y, std::size_t stride, const u64* v, u64* out, std::size_t n);
     // out[i] = the low 52 bits of words[i] modulo q, but only brought below 2^52, and near 2^50 where that can overflow a sum
     // of eight products; returns whether any of them is in the last, incomplete multiple of q below 2^52. q below 2^50.
     bool (*narrow_words)(const Modulus& m, const u64* words, u64* out, std::size_t n);

@@ -4,7 +4,8 @@
 #include "bgv_kernels.h"
 #include "cpu.h"
 
-BaseConversion::BaseConversion(const std::vector<Modulus>& source, const std::vector<Modulus>& targets) : to(targets) {
+BaseConversion::BaseConversion(const std::vector<Modulus>& source, const std::vector<Modulus>& targets) {
+    double missing = static_cast<double>(source.size()) + 1;  // what quotients rounded down lack together, at most
     for (const Modulus& p : source) {
         From f{p, 1, 0, 0, 50 - p.bits, 0};
         for (const Modulus& other : source)
@@ -14,17 +15,22 @@ BaseConversion::BaseConversion(const std::vector<Modulus>& source, const std::ve
         f.scale_shoup52 = static_cast<u64>((u128{f.scale} << 52) / p.q);
         f.recip = static_cast<u64>((u128{1} << 101) / (p.q << f.shift));
         from.push_back(f);
+        missing += static_cast<double>(p.q) / 0x1p52;
     }
-    for (const Modulus& q : to) {
+    for (const Modulus& q : targets) {
+        To t{q, {}, {}};
         u64 whole = 1;
         for (std::size_t i = 0; i < source.size(); ++i) {
             whole = q.mul(whole, q.reduce64(source[i].q));
             u64 others = 1;
             for (std::size_t j = 0; j < source.size(); ++j)
                 if (j != i) others = q.mul(others, q.reduce64(source[j].q));
-            weights.push_back(others);
+            t.weights.push_back(others);
         }
-        weights.push_back(q.sub(0, whole));
+        t.weights.push_back(q.sub(0, whole));
+        if ((missing + 0x1p-20) * static_cast<double>(q.q) < 0x1p52)
+            for (u64 w : t.weights) t.ratios.push_back(static_cast<u64>((u128{w} << 52) / q.q));
+        to.push_back(std::move(t));
     }
 }
 
@@ -39,8 +45,10 @@ void overflow(const BaseConversion& c, const u64* y, std::size_t stride, u64* v,
     }
 }
 
-void convert(const Modulus& m, const u64* w, std::size_t count, const u64* y, std::size_t stride, const u64* v, u64* out,
-             std::size_t n) {
+void convert(const BaseConversion::To& to, const u64* y, std::size_t stride, const u64* v, u64* out, std::size_t n) {
+    const Modulus& m = to.m;
+    const u64* w = to.weights.data();
+    const std::size_t count = to.weights.size() - 1;
     for (std::size_t i = 0; i < n; ++i) {
         u128 sum = u128{v[i]} * w[count];
         for (std::size_t j = 0; j < count; ++j) sum += u128{y[j * stride + i]} * w[j];
@@ -70,7 +78,7 @@ const CkksKernels ckks_portable{key_run, overflow, convert, narrow_words};
 
 const CkksKernels& ckks_kernels(unsigned bits, std::size_t n) {
 #if defined(__x86_64__)
-    if (active_isa() == Isa::avx512 && bits <= 50 && n % 8 == 0) return ckks_avx512;
+    if (active_isa() == Isa::avx512 && bits <= 50 && n >= 64) return ckks_avx512;
 #endif
     (void)bits, (void)n;
     return ckks_portable;

@@ -86,6 +86,42 @@ def test_division_rounds_to_nearest(isa, dropped, element):
         assert np.array_equal(out[part], expected)
 
 
+def test_conversions_at_their_limits(isa):
+    """Sums of the largest terms, for primes of every length: the same on every instruction set."""
+    n, special = 512, 6
+    primes = chain(n, [49] * 12 + [47, 46, 41, 41] + [50] * special)
+    limbs, rng = len(primes) - special, np.random.default_rng(3)
+    ring = context(n, primes)
+
+    def extreme(first, last):
+        """(last − first, n): what the conversion scales to 0, 1, q − 1 or anything, modulo these primes."""
+        whole = math.prod(primes[first:last])
+        rows = []
+        for q in primes[first:last]:
+            kind, some = rng.integers(0, 5, n), rng.integers(0, q, n)
+            scaled = [(0, 1, q - 1, q - 2, int(v))[k] for k, v in zip(kind, some, strict=True)]
+            rows.append([y * (whole // q) % q for y in scaled])
+        return np.array(rows, np.uint64)
+
+    x = np.concatenate([extreme(d, min(d + special, limbs)) for d in range(0, limbs, special)])
+    context(n, primes[:limbs]).ntt(x)
+    wide = np.concatenate([x[:-1], context(n, primes[limbs - 1 :]).ntt(extreme(limbs - 1, len(primes)))])[
+        None
+    ]
+
+    def converted():
+        digits = np.empty((-(-limbs // special), len(primes), n), np.uint64)
+        _native.ckks_decompose(ring._native, x, special, digits, 2)
+        divided = [np.empty((1, kept, n), np.uint64) for kept in (limbs, limbs - 1)]
+        for out in divided:
+            _native.ckks_mod_down(ring._native, wide, NOTHING, 1, out, 2)
+        return digits, *divided
+
+    found = converted()
+    _native.set_isa("portable")
+    assert all(np.array_equal(a, b) for a, b in zip(found, converted(), strict=True))
+
+
 def test_a_strided_operand_is_read_at_its_own_level(isa):
     ring = context(N, PRIMES)
     data = np.stack([to_rns(random_integers(1 << 60, N, seed), (*PRIMES, 97)) for seed in (1, 2)])
