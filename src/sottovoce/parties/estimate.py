@@ -22,7 +22,8 @@ _RELINEARISATION = 0.42e-3  # seconds, on the cost model's machine, like the two
 _SENT, _RETURNED = 2.9e-3, 3.7e-3
 _MASK_CIPHERTEXT = 0.5e-3
 _MACS = 6e9  # a second, of prepared matrices
-_ENCODED_BYTES = 24  # a weight, in the server's memory
+# A weight in the server's memory: as it was loaded and in fixed point; as plaintexts of online products.
+_HELD_BYTES, _ENCODED_BYTES = 6, 24
 _TYPICAL = {"rms": (1e-3, 1e2), "layer": (1e-3, 1e2)}
 
 Estimator = Callable[[PublicModel, str, Course, MachineSpeed], Estimate]
@@ -93,9 +94,12 @@ def _hybrid(
         engine_line(options),
         tuple(phases),
         key_bytes=keys.wire_up,
-        server_memory=_ENCODED_BYTES * weights,
+        server_memory=_HELD_BYTES * weights + (hints + prepared if prepared else _ENCODED_BYTES * weights),
         session_memory=_session_memory(config, kv, length) + 2 * keys.wire_up,
-        client_memory=150_000_000 + 8 * config.vocab_size * max(1, config.vocab_size // 50_000) + prepared,
+        client_memory=150_000_000
+        + 8 * config.vocab_size * max(1, config.vocab_size // 50_000)
+        + prepared
+        + hints,
         client_disk=hints,
         notes=("seconds are estimates, with one core at each party unless --server-cores says otherwise",),
     )

@@ -87,13 +87,14 @@ def spread(
     }
     phases = tuple(_spread(phase, passes.get(phase.name), bool(course.prepared)) for phase in found.phases)
     weights = sum(d_out * d_in for d_out, d_in in model_shapes(config).values())
-    memory = (_PLAIN + _CODED / nodes.count) * weights
+    # Rows are cut; for online products every node has all weights, and plaintexts of its own tiles.
+    memory = (_PLAIN / nodes.count if course.prepared else _PLAIN + _CODED / nodes.count) * weights
     what = "prepare" if course.prepared else "decode"
     note = _note(nodes, passes[what] * (1 / max(1, course.prepared or course.new - 1)), what, memory)
     return replace(
         found,
         phases=phases,
-        server_memory=_PLAIN * weights,
+        server_memory=found.server_memory - (0 if course.prepared else _CODED * weights),
         node_memory=round(memory),
         notes=(*found.notes, note),
     )
