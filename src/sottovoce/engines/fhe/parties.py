@@ -137,8 +137,8 @@ def _shape(model: Model, most: int) -> Shape:
     if min(shape.heads.t, shape.tokens) < _LEAST_TOKENS:
         raise UnsupportedModelError(
             f"the fhe engine keeps keys in groups of {n} slots (64 tokens of width 64, for example); of "
-            f"width {config.width} that is {shape.heads.t}. `sottovoce estimate MODEL --engine fhe` says what "
-            "this model would cost"
+            f"width {config.width} that is {shape.heads.t}. `sottovoce estimate MODEL --engine fhe` says "
+            "what this model would cost"
         )
     return shape
 
