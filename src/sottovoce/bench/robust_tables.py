@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 
 from sottovoce.bench.cells import Run, megabytes, number, table
@@ -19,9 +19,26 @@ def faults(runs: Sequence[Run]) -> list[str]:
         sums.append(sum(run["resumed_connections"] for run in same))
         sums.append(sum(n for run in same for what, n in run["faults"].items() if what.startswith("kill")))
         sums.append(sum(len(run["failures"]) for run in same))
-        seeds = ", ".join(str(run["seed"]) for run in same)
-        rows.append([kv, seeds, *map(str, sums), number(sum(run["seconds"] for run in same))])
+        rows.append(
+            [
+                kv,
+                _ranges(run["seed"] for run in same),
+                *map(str, sums),
+                number(sum(run["seconds"] for run in same)),
+            ]
+        )
     return table(headers, rows, left=2)
+
+
+def _ranges(numbers: Iterable[int]) -> str:
+    """1, 3–5."""
+    spans: list[list[int]] = []
+    for n in sorted(numbers):
+        if spans and n == spans[-1][-1] + 1:
+            spans[-1].append(n)
+        else:
+            spans.append([n])
+    return ", ".join(f"{span[0]}" if len(span) == 1 else f"{span[0]}–{span[-1]}" for span in spans)
 
 
 def load(runs: Sequence[Run]) -> list[str]:
