@@ -62,7 +62,7 @@ if TYPE_CHECKING:
 
 _KEPT_CLIENTS = 2  # whose keys stay on the server's disk: gigabytes each
 _LEAST_TOKENS = 8  # of a context that is worth a session
-_KEPT_STATES = 4  # earlier caches that a session can go back to; 80 MB each for stories260K
+_KEPT_STATES = 4  # earlier caches that a session can go back to; 120 MB each for stories260K
 _ONLY_RECENT = (
     "the fhe engine keeps the keys of many tokens in one ciphertext; it can forget the last few tokens, or "
     "all private ones, and nothing between"

@@ -2,7 +2,7 @@
 
 After every step the server saves all keys and values: a group or lane changes with every token. The last two
 states are kept under two names, so that a session whose client missed the last answer goes on from the one
-before. About 16 MB a layer at N = 2^16.
+before. About 25 MB a layer at N = 2^16.
 """
 
 from __future__ import annotations
