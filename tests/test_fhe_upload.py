@@ -8,7 +8,7 @@ import pytest
 
 from kept_sessions import Host
 from sottovoce.engines.fhe import keyring
-from sottovoce.errors import PeerConnectionError
+from sottovoce.errors import PeerConnectionError, RefusedError
 from sottovoce.net.ledger import total
 from sottovoce.parties import Client, Wish
 from test_fhe_engine import engine  # noqa: F401  (fixture)
@@ -122,3 +122,13 @@ def test_another_process_goes_on_with_an_upload(engine, host, made):  # noqa: F8
     third = host.client("talk")
     assert third.length == 2 and len(made) == number + 1
     third.close()
+
+
+def test_a_server_that_keeps_nothing_leaves_no_session_behind(engine, tmp_path):  # noqa: F811
+    with Host(engine, engine.model, tmp_path) as host:
+        host.server._kept = None
+        client = host.client(setup=False)
+        assert client.keep_early(host.mine, "talk")
+        with pytest.raises(RefusedError, match="keeps no sessions"):
+            client.setup()
+        assert host.mine.entries() == []

@@ -27,6 +27,7 @@ class Keeping:
         self.secret = ""  # of the engine's half, in hexadecimal
         self.digest: bytes | None = None if saved is None else saved.digest  # of what was last sent
         self._checkpoints: Checkpoints | None = None
+        self._early = False  # begun before setup, by this process
         self._facts: dict[str, Any] = {}
 
     @property
@@ -71,7 +72,12 @@ class Keeping:
         """The same at a server that does not know the session; after KEEP."""
         assert self.saved is not None
         self._facts = _without_waiting(self.saved)
-        self._ask(channel, self.saved.store, self.saved.head.ticket, server)
+        try:
+            self._ask(channel, self.saved.store, self.saved.head.ticket, server)
+        except RefusedError:
+            if self._early:  # nothing was ever in it
+                self.saved.store.remove(self.saved.entry.id)
+            raise
 
     def begin(
         self,
@@ -105,7 +111,7 @@ class Keeping:
         store.create(checkpoints.id, name, {}, b"")
         checkpoints.write_head(head, _facts(where, welcome))
         self.saved = SavedSession.open(store, checkpoints.id)
-        self.agreed = Agreed(False, 0, 0)
+        self.agreed, self._early = Agreed(False, 0, 0), True
 
     def promise(self, tokens: list[int], waiting: int, public: int, digest: bytes) -> None:
         """Before a step that the server may end alone. tokens: with those that it appends, `waiting`."""
