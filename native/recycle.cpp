@@ -19,6 +19,7 @@
 
 #if defined(__unix__) || defined(__APPLE__)
 #include <sys/mman.h>
+#include <sys/resource.h>
 #define SOTTOVOCE_ARENA 1
 #endif
 
@@ -39,9 +40,9 @@ class Arena {
         for (auto gap = gaps_.begin(); gap != gaps_.end(); ++gap) {
             const auto [start, length] = *gap;
             if (length < pages) continue;
+            if (!open(start + pages)) return nullptr;
             gaps_.erase(gap);
             if (length > pages) gaps_.emplace(start + pages, length - pages);
-            top_ = std::max(top_, start + pages);
             for (std::size_t i = start; i < start + pages; ++i) {
                 if (touched_[i]) --unused_;
                 touched_[i] = true;
@@ -84,13 +85,15 @@ class Arena {
     }
 
   private:
-    // Addresses only; the system gives memory where it is first written. Less if it insists on having it all.
+    // Addresses only, which count for nothing but a limit of addresses: where there is one, every array is on its own.
     void reserve() {
         if (tried_) return;
         tried_ = true;
 #if defined(SOTTOVOCE_ARENA)
+        struct rlimit addresses;
+        if (getrlimit(RLIMIT_AS, &addresses) || addresses.rlim_cur != RLIM_INFINITY) return;
         for (std::size_t size = std::size_t{1} << 38; size >= std::size_t{1} << 31; size >>= 1) {
-            void* p = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+            void* p = mmap(nullptr, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
             if (p == MAP_FAILED) continue;
             const std::uintptr_t at = reinterpret_cast<std::uintptr_t>(p), skip = (kPage - at % kPage) % kPage;
             base_ = static_cast<char*>(p) + skip;
@@ -103,6 +106,16 @@ class Arena {
             return;
         }
 #endif
+    }
+
+    // Pages below `end` may be used. False if the system does not promise so much.
+    bool open(std::size_t end) {
+        if (end <= top_) return true;
+#if defined(SOTTOVOCE_ARENA)
+        if (mprotect(base_ + top_ * kPage, (end - top_) * kPage, PROT_READ | PROT_WRITE)) return false;
+#endif
+        top_ = end;
+        return true;
     }
 
     // Back to the system, from the end of the range: the first gaps are the ones that are filled again.
@@ -130,7 +143,7 @@ class Arena {
     std::map<std::size_t, std::size_t> gaps_;  // first page -> pages, never next to each other
     std::vector<bool> touched_;                // pages that hold memory, in use or not
     std::size_t unused_ = 0;                   // pages in gaps that hold memory
-    std::size_t top_ = 0;                      // none beyond has ever been used
+    std::size_t top_ = 0;                      // pages beyond have never been used
     std::size_t limit_ = std::size_t{1} << 30;
 };
 
