@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -110,10 +111,22 @@ def test_generate_text_on_stdout_notes_on_stderr(serving, environment):
     assert done.stdout.endswith("\n") and len(done.stdout) > 1
     assert "first connection: pinned" in done.stderr and "NO cryptography" in done.stderr
     assert "public: 7 tokens that the server can read" in done.stderr
+    assert "expected: not known before the first answer" in done.stderr
     assert "\x1b" not in done.stderr + done.stdout
     again = run("generate", serving.address, "hello", "-n", "5", "--insecure-clear", "-q", env=environment)
     assert again.stdout == done.stdout
     assert [line for line in again.stderr.splitlines() if not line.startswith("warning:")] == []
+
+
+def test_the_last_answer_tells_what_to_expect(serving, environment):
+    base = ["generate", serving.address, "hello", "-n", "5", "--insecure-clear"]
+    assert run(*base, env=environment).returncode == 0
+    file = Path(environment["SOTTOVOCE_CONFIG_DIR"]) / "paces.json"
+    assert file.stat().st_mode & 0o777 == 0o600 and "hello" not in file.read_text()
+    said = run(*base, env=environment).stderr
+    assert re.search(r"expected: 5 tokens in about [\d.]+ \S+ and [\d.]+ \S*B, as the last answer", said)
+    file.write_text('{"x": [1, "y"], "' + serving.address + '": 3}')
+    assert "expected: not known" in run(*base, env=environment).stderr
 
 
 def test_generate_json(serving, environment):

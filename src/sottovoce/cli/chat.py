@@ -12,6 +12,7 @@ import click
 
 from .generate import connection_options, draft_options, pool_option, prompt_options, sampling_options
 from .options import option, quiet_option
+from .pace import Pace
 from .sessions import Sessions, session_options
 
 HELP = """\
@@ -59,6 +60,8 @@ def chat(server: str, keep_ready: int, quiet: bool, **flags: Any) -> int:
     while True:
         # Once for every session: /load ends one and names the next.
         with sessions.using(name) as saved, open_client(console, server, flags, saved=saved) as client:
+            pace = Pace(client, server)
+            pace.say(console, options.max_tokens)
             talk = Conversation(client, chat=flags["chat"], system=flags["system_prompt"], public=public)
             speculation = build_speculation(console, flags, client.card)
             sessions.begin_early(client, server, name, saved)
@@ -67,6 +70,8 @@ def chat(server: str, keep_ready: int, quiet: bool, **flags: Any) -> int:
             say_ready(console, client, options.max_tokens)
             chatting = Chat(console, talk, options, speculation, keep_ready, sessions, server)
             code = chatting.run()
+            if chatting.answers:
+                pace.learn(chatting.answers[-1])
         if chatting.next_session is None:
             return code
         name = chatting.next_session

@@ -10,6 +10,7 @@ import click
 
 from .dealer import connector, dealer_option
 from .options import json_option, option, quiet_option, stack
+from .pace import Pace
 from .scx import client_options as scx_options
 from .scx import say_statement
 from .sessions import session_options
@@ -100,6 +101,8 @@ def generate(server: str, prompt: str, as_json: bool, quiet: bool, **flags: Any)
         return _continue(console, server, text, flags, as_json)
     options = generation_options(flags)
     with open_client(console, server, flags) as client:
+        pace = Pace(client, server)
+        pace.say(console, options.max_tokens)
         tokens = build_prompt(client.card, text, flags)
         say_what_is_public(console, client, tokens)
         from ..parties.generation import check_room
@@ -111,6 +114,7 @@ def generate(server: str, prompt: str, as_json: bool, quiet: bool, **flags: Any)
         writer = TextWriter(console, silent=as_json)
         done = run(client, tokens, options, writer.write, console.progress, speculation)
         writer.finish()
+        pace.learn(done)
     return _ended(console, done, as_json)
 
 
@@ -130,6 +134,8 @@ def _continue(console: Any, server: str, text: str, flags: dict[str, Any], as_js
     options, sessions = generation_options(flags), Sessions(console, flags)
     public = Path(flags["public_file"]).read_text() if flags["public_file"] else None
     with sessions.using(sessions.name) as saved, open_client(console, server, flags, saved=saved) as client:
+        pace = Pace(client, server)
+        pace.say(console, options.max_tokens)
         talk = Conversation(client, chat=flags["chat"], system=flags["system_prompt"], public=public)
         speculation = build_speculation(console, flags, client.card)
         sessions.begin_early(client, server, sessions.name, saved)
@@ -140,6 +146,7 @@ def _continue(console: Any, server: str, text: str, flags: dict[str, Any], as_js
         writer = TextWriter(console, silent=as_json)
         done = talk.ask(text, options, writer.write, console.progress, speculation)
         writer.finish()
+        pace.learn(done)
         if client.waiting:
             console.note(
                 "the server goes on with the step it is at; the same command collects its answer, "
