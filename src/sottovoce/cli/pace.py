@@ -1,8 +1,8 @@
 """What a token of a server took last time, said before the next answer.
 
 Exact figures need a few seconds of counting (`sottovoce estimate`), too long for the first lines of a
-command. Kept are, for each server, model, engine and cache, two numbers: seconds and bytes of a token, nothing
-of what was asked.
+command. Kept are, for each server, model, engine and cache, two numbers: seconds and bytes of a token.
+Nothing is kept of what was asked.
 """
 
 from __future__ import annotations
