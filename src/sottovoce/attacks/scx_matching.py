@@ -24,12 +24,13 @@ from sottovoce.attacks.base import Control, Outcome, Setting
 from sottovoce.attacks.candidates import Prefix
 from sottovoce.attacks.scx_session import CuriousServer, Seen, recovered, rouge_l, shortened
 from sottovoce.attacks.vocabulary import Vocabulary, features_sorted, nearest, nearest_l1, unit_rows
-from sottovoce.engines.scx.masked import on_grid
+from sottovoce.engines.scx.masked import MASK_BITS, on_grid
 from sottovoce.models import Model
 
 Floats = npt.NDArray[Any]
 PROFILES = ("paper", "hardened")
 _DECODED = 8  # tokens that count as generated
+_BLIND = 4  # times that an attack under masks is run on masks alone, for what is found by chance
 _EXACT = 64  # candidates that are computed exactly
 _DEPTH = 4  # blocks that the likelihood of a candidate is taken from
 _SAME = 1e-3  # relative distance within which two candidates cannot be told apart
@@ -125,8 +126,11 @@ class GreedyMatching:
     def run(self, setting: Setting) -> Outcome:
         if setting.profile == "hardened":
             model = shortened(setting.model, _DEPTH)
-            rate, rouge, controls = masked_rates(setting, model, likelihood_reader(model), decoded=_DECODED)
-            details: dict[str, Any] = {"candidates": _EXACT, "by_chance": 1 / _EXACT, "blocks": _DEPTH}
+            blind: list[float] = []
+            reader = likelihood_reader(model, blind)
+            rate, rouge, controls = masked_rates(setting, model, reader, decoded=_DECODED)
+            chance = float(np.mean(blind))
+            details: dict[str, Any] = {"candidates": _EXACT, "by_chance": chance, "blocks": _DEPTH}
         else:
             model = shortened(setting.model, 2)
             vocabulary = Vocabulary(model)
@@ -259,9 +263,16 @@ def masked_rates(
     return rate, rouge, (Control("masks a tenth of what they hide", weak),)
 
 
-def likelihood_reader(model: Model) -> Callable[[Seen, Sequence[int]], list[int]]:
+def likelihood_reader(
+    model: Model, blind: list[float] | None = None
+) -> Callable[[Seen, Sequence[int]], list[int]]:
     """The best test there is: for the true token and random others, the likelihood of everything that the
-    server saw in the first blocks, behind the true prefix."""
+    server saw in the first blocks, behind the true prefix.
+
+    blind: gets, for each token, how often it is chosen when all that was seen are masks that hide nothing.
+    That is more than one in so many candidates: noise chooses what is unlike the others, and words of a text
+    are unlike random tokens.
+    """
     rng = np.random.default_rng(0)  # chooses the other candidates; nothing secret
 
     def read(seen: Seen, prompt: Sequence[int]) -> list[int]:
@@ -272,12 +283,17 @@ def likelihood_reader(model: Model) -> Callable[[Seen, Sequence[int]], list[int]
             others = rng.choice(model.config.vocab_size, _EXACT, replace=False)
             others = others[others != truth][: _EXACT - 1]
             few = rng.permutation(np.append(others, truth))
-            score = np.zeros(len(few))
+            score, noise = np.zeros(len(few)), np.zeros((_BLIND, len(few)))
             for layer, states in enumerate(known.states(few)):
                 for name, inputs in states.inputs.items():
                     row = seen.all(name, layer)[1 + i][0]
                     score += _log_likelihood(row, inputs)
+                    if blind is not None:
+                        masks = rng.normal(0.0, 2.0**MASK_BITS, (_BLIND, len(row)))
+                        noise += [_log_likelihood(mask, inputs) for mask in masks]
             found.append(int(few[score.argmax()]))
+            if blind is not None:
+                blind.append(float(np.mean(few[noise.argmax(axis=1)] == truth)))
             known.append(truth)
         return found
 
