@@ -160,8 +160,8 @@ struct Tail {
 };
 
 // The companion words of the tail's factors, derived from the factors: the tables of a long transform are larger than its
-// data, so half of them stay unread. The estimate is at most one too small. Below 2^49 that is within bounds: y * w / q is
-// then estimated from below by less than y / 2^51 + 1 <= 2; above, what remains of w * 2^52 tells (`Exact`).
+// data, so half of them stay unread. The estimate is at most one too small. For y below 2^51 that is within bounds: y * w / q
+// is then estimated from below by less than y / 2^51 + 1 <= 2; beyond, what remains of w * 2^52 tells (`Exact`).
 struct Ratios {
     V inverse;
     __m128i shift;
@@ -178,10 +178,12 @@ struct Ratios {
     }
 };
 enum class Companions { stored, near, exact };
-inline Companions companions(const NttPlan& p) {
+// near_bits: of the largest primes whose values stay below 2^51 before every product. Forward 46: 31 q at the last of 16 levels
+// (alternate transforms reach 8 q). Inverse 49: below 4 q, or roomy.
+inline Companions companions(const NttPlan& p, unsigned near_bits) {
     // Beyond what the second-level cache holds, deriving is cheaper than reading.
     if (p.n < 16384) return Companions::stored;
-    return p.m.bits <= 49 ? Companions::near : Companions::exact;
+    return p.m.bits <= near_bits ? Companions::near : Companions::exact;
 }
 template <Companions How>
 inline V companion(V w, const u64* stored, const Ratios& ratios, const Consts& c) {
@@ -352,7 +354,7 @@ void intt_by_size(u64* x, const NttPlan& p) {
 
 void ring_ntt_avx512(u64* x, const NttPlan& p) {
     if (p.n < 64) return ring_portable.ntt(x, p);
-    switch (companions(p)) {
+    switch (companions(p, 46)) {
         case Companions::stored: return ntt_by_size<Companions::stored>(x, p);
         case Companions::near: return ntt_by_size<Companions::near>(x, p);
         case Companions::exact: return ntt_by_size<Companions::exact>(x, p);
@@ -361,7 +363,7 @@ void ring_ntt_avx512(u64* x, const NttPlan& p) {
 
 void ring_intt_avx512(u64* x, const NttPlan& p) {
     if (p.n < 64) return ring_portable.intt(x, p);
-    switch (companions(p)) {
+    switch (companions(p, 49)) {
         case Companions::stored: return intt_by_size<Companions::stored>(x, p);
         case Companions::near: return intt_by_size<Companions::near>(x, p);
         case Companions::exact: return intt_by_size<Companions::exact>(x, p);

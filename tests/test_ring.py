@@ -76,6 +76,15 @@ def test_transform_round_trip_and_isas_agree(isa: str, n: int) -> None:
     assert np.array_equal(ring.intt(values), x)
 
 
+def test_long_transforms_of_many_primes(isa: str) -> None:
+    """What derived companion words err by is seen at some primes and a few of 10^5 places only."""
+    ring = context(65536, ntt_primes(49, 1 << 17, 20)[6:])
+    x = random_polynomials(ring, 2)
+    values = ring.ntt(x.copy())
+    _native.set_isa("portable")
+    assert np.array_equal(values, ring.ntt(x.copy()))
+
+
 @pytest.mark.parametrize("primes", [SIMD_PRIMES, (P_FIELD,), (P_SMALL,), WIDE])
 def test_pointwise_against_integers(isa: str, primes: tuple[int, ...]) -> None:
     ring = context(32, primes)
