@@ -8,6 +8,7 @@ import pytest
 from sottovoce import _native
 from sottovoce.ckks import (
     CONJUGATE,
+    ENGINE16,
     LEVELED13,
     SMALL,
     Ciphertext,
@@ -302,3 +303,13 @@ def test_a_secure_set_multiplies_and_rotates():
     party.close(party.evaluator.mul(x, x), a * a)
     party.close(party.evaluator.rotate(x, 1), np.roll(a, -1))
     assert isinstance(x, Ciphertext)
+
+
+def test_the_whole_ring():
+    """N = 2^16 and all primes of a shipped set: what shows only there is rare in small rings."""
+    party = Party(ENGINE16, steps=(1,))
+    x = slots(ENGINE16.slots)
+    a = party.encrypt(x)
+    party.close(party.evaluator.mul(a, a), x * x, 14)  # the top primes are longer than the scale
+    party.close(party.evaluator.rotate(a, 1), np.roll(x, -1), 24)
+    party.close(party.evaluator.conjugate(party.evaluator.drop_to(a, 5)), x.conj(), 24)
