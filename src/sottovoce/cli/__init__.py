@@ -13,8 +13,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Codes: 0 ok, 2 usage, 3 connection, 4 refused by policy, 5 protocol or integrity, 1 anything else, 130
     interrupted.
     """
-    # OpenBLAS's threads spin for 25 ms after a product, on the core that the other party, or our own kernels, would
-    # use. Read when NumPy is loaded, so before anything else is; processes we start inherit it.
+    # OpenBLAS's threads spin for 25 ms after a product, on the core that the other party, or our own
+    # kernels, would use. Read when NumPy is loaded, so set before anything else; child processes inherit it.
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "14")
     from .root import cli
 
