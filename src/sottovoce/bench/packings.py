@@ -5,8 +5,8 @@ full. MOAI's columns and THOR's tiles are timed on a slice of the outputs and sc
 the first output (THOR's rotations) is timed in full. Their figures for a full batch stand beside: a
 ciphertext of columns carries 32,768 tokens, one of tiles 128.
 
-Weights are polynomials of real numbers before the clock starts, as a server would keep them (0.5 MiB for
-32,768 slots); rounding them and their transforms modulo ten primes are timed.
+Weights are polynomials of integers before the clock starts, as a server would keep them (0.5 MiB for 32,768
+slots); their residues and transforms modulo ten primes are timed.
 """
 
 from __future__ import annotations
@@ -82,16 +82,19 @@ def _parameters(degree: int) -> Parameters:
 
 
 class _Weights(CountingSlots):
-    """Runs a product only to see its plaintexts: the polynomials, in the order in which they are used."""
+    """Runs a product only to see its plaintexts: the polynomials, in the order in which they are used. scale:
+    of plaintexts at the one level of a product."""
 
-    def __init__(self, n: int) -> None:
+    def __init__(self, n: int, scale: float) -> None:
         super().__init__(n, LEVEL)
+        self._scale = scale
         self.polynomials: list[np.ndarray] = []
 
     def sum_plain(self, terms: Sequence[tuple[Slots, Plain]]) -> Slots:
         for _, p in terms:
             values = p()
-            self.polynomials.append(values if len(values) == 1 else to_coefficients(values.astype(complex)))
+            real = values if len(values) == 1 else to_coefficients(values.astype(complex))
+            self.polynomials.append(np.rint(real * self._scale).astype(np.int64))
         return super().sum_plain(terms)
 
 
@@ -101,8 +104,11 @@ class _Served(CkksSlots):
     def serve(self, polynomials: Sequence[np.ndarray]) -> None:
         self._next = iter(polynomials)
 
+    def plaintext_scale(self) -> float:
+        return self._factor_scale(LEVEL)
+
     def _encode(self, p: Plain, level: int, scale: float) -> Plaintext:
-        return self.evaluator.encoder.encode_coefficients(next(self._next), level, scale)
+        return self.evaluator.encoder.encode_integers(next(self._next), level, scale)
 
 
 class Case:
@@ -139,7 +145,8 @@ class Case:
         self.rotations = rotations
 
     def measure(self, evaluator: Evaluator, keys: KeyGenerator, n: int, repeat: int) -> dict[str, Any]:
-        ar, weights = _Served(evaluator, n), _Weights(n)
+        ar = _Served(evaluator, n)
+        weights = _Weights(n, ar.plaintext_scale())
         self.work(weights, [weights.fresh() for _ in range(self.timed_inputs)])
         parameters = evaluator.parameters
         encryptor = Encryptor(parameters, keys.secret_key)

@@ -138,8 +138,8 @@ KINDS = {
         "Vector times matrix under CKKS",
         ("width",),
         "One private token times a square matrix of random weights, N = 65,536, 32,768 slots, ten limbs, the "
-        "same kernels for every layout. Weights are kept as polynomials; rounding "
-        "and transforming them is timed.",
+        "same kernels for every layout. Weights are kept as polynomials of integers; "
+        "their residues and transforms are timed.",
         "`irp` is interleaved replicated packing, `bsgs` plain diagonals with baby and giant steps on a "
         "replicated vector: these two compare like with like. `moai` (a ciphertext a column) and `thor` "
         "(tiles of 128 rows by diagonals) are made for many tokens at a time and carry one here; `when full` "

@@ -23,6 +23,7 @@ from sottovoce.ring import context, threads
 Words = npt.NDArray[np.uint64]
 Complex = npt.NDArray[np.complex128]
 Real = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
 
 
 class Encoder:
@@ -62,12 +63,24 @@ class Encoder:
         parameters = self.parameters
         level = parameters.top if level is None else parameters.check_level(level)
         scale = parameters.scale if scale is None else float(scale)
-        size = len(coefficients)
         primes = (parameters.wide_ring(level) if wide else parameters.ring(level)).primes
         data = residues(np.asarray(coefficients, np.float64) * scale, primes, parameters.modulus(level))
+        return self._plaintext(data, primes, level, scale, wide)
+
+    def encode_integers(self, coefficients: Integers, level: int, scale: float) -> Plaintext:
+        """The same of coefficients that are multiplied by the scale and rounded already. (M,) int64."""
+        primes = self.parameters.ring(level).primes
+        data = empty(len(primes), len(coefficients))
+        _native.ckks_reduce(coefficients, 0, list(primes), data, threads())
+        return self._plaintext(data, primes, level, scale, False)
+
+    def _plaintext(
+        self, data: Words, primes: tuple[int, ...], level: int, scale: float, wide: bool
+    ) -> Plaintext:
+        size = data.shape[1]
         if size > 1:
             context(size, primes).ntt(data)
-        return Plaintext(parameters, data, level, scale, max(size // 2, 1), wide)
+        return Plaintext(self.parameters, data, level, scale, max(size // 2, 1), wide)
 
     def decode(self, plaintext: Plaintext, slots: int | None = None) -> Complex:
         """(n,) complex slots; n: the plaintext's period unless given (a smaller one averages the copies)."""
