@@ -97,8 +97,14 @@ void reduce(nb::ndarray<const i64, nb::ndim<1>, nb::c_contig, nb::device::cpu> v
     const i64* in = values.data();
     u64* res = out.data();
     nb::gil_scoped_release release;
+    u64 bits = 0;  // no absolute value is above this; encoders know that themselves, from their scales
+    for (std::size_t i = 0; i < n; ++i) bits |= static_cast<u64>(in[i] ^ (in[i] >> 63));
     parallel_for(limbs, threads, [&](std::size_t l) {
         const Modulus& m = moduli[l];
+        if (!shift && bits < m.q - 1) {  // the usual case: there is nothing to reduce
+            for (std::size_t i = 0; i < n; ++i) res[l * n + i] = static_cast<u64>(in[i]) + (m.q & static_cast<u64>(in[i] >> 63));
+            return;
+        }
         const u64 power = m.pow(2, shift), power_shoup = m.shoup(power);
         for (std::size_t i = 0; i < n; ++i) {
             const u64 sign = static_cast<u64>(in[i] >> 63);

@@ -256,6 +256,12 @@ def test_integers_and_residues(isa):
     for shift in (0, 3, 70):
         _native.ckks_reduce(values, shift, list(CHAIN), out, 1)
         assert np.array_equal(out, to_rns([int(v) << shift for v in values], CHAIN))
+    for q in (97, *CHAIN):  # small ones need no reduction, up to q - 1 and not beyond
+        for largest in (q - 3, q - 2, q - 1, q, q + 1):
+            values = np.array([largest, -largest, 0, -1], np.int64)
+            out = np.empty((1, 4), np.uint64)
+            _native.ckks_reduce(values, 0, [q], out, 1)
+            assert out[0].tolist() == [int(v) % q for v in values]
     wide = random_integers(1 << 200, 50)
     lifted = np.empty(50)
     _native.ckks_lift(to_rns(wide, CHAIN), list(CHAIN), lifted, 1)
