@@ -311,5 +311,5 @@ def test_the_whole_ring():
     x = slots(ENGINE16.slots)
     a = party.encrypt(x)
     party.close(party.evaluator.mul(a, a), x * x, 14)  # the top primes are longer than the scale
-    party.close(party.evaluator.rotate(a, 1), np.roll(x, -1), 24)
-    party.close(party.evaluator.conjugate(party.evaluator.drop_to(a, 5)), x.conj(), 24)
+    party.close(party.evaluator.rotate(a, 1), np.roll(x, -1), 22)
+    party.close(party.evaluator.conjugate(party.evaluator.drop_to(a, 5)), x.conj(), 22)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import models_common
+from fhe_numbers import NumberSession, divergence
 from sottovoce.ckks.encoder import to_coefficients
 from sottovoce.engines.fhe import chunk as chunks
 from sottovoce.engines.fhe.calibration import calibrate, sample
@@ -17,7 +18,7 @@ from sottovoce.engines.fhe.chunk_plan import ChunkPlan
 from sottovoce.engines.fhe.costs import CostModel
 from sottovoce.engines.fhe.flow import PlannedFlow
 from sottovoce.engines.fhe.functions import Degrees, degrees_for
-from sottovoce.engines.fhe.placement import EMBED_LEVELS, place_bootstraps, record, rotation_levels
+from sottovoce.engines.fhe.placement import place_bootstraps, record, rotation_levels
 from sottovoce.engines.fhe.program import Program
 from sottovoce.engines.fhe.shape import Shape
 from sottovoce.engines.fhe.weights import slot_weights
@@ -42,7 +43,7 @@ class MeasuredSlots(PlainSlots):
         return super().bootstrap(x)
 
 
-class Simulation:
+class Simulation(NumberSession):
     """Steps and chunks of a model on numbers: one session."""
 
     def __init__(self, model, shape, noise=0.0, refresh_noise=0.0, sequences=8, functions=None, public=0):
@@ -64,39 +65,10 @@ class Simulation:
         self.chunks = chunks.ChunkProgram(self.program, flow, self.plan.value_level)
         return self
 
-    def public(self, tokens):
-        cache = self.model.new_cache()
-        self.model.hidden(tokens, cache)
-        layers = range(self.model.config.layers)
-        self.program.append_public([cache.k(i) for i in layers], [cache.v(i) for i in layers])
-        return self
-
-    def step(self, token):
-        shape, blocks = self.shape, []
-        for block in range(shape.vocabulary_blocks):
-            one_hot = np.zeros(shape.vocabulary)
-            if token // shape.vocabulary == block:
-                one_hot[token % shape.vocabulary] = 1
-            blocks.append(self.ar.fresh(shape.embed.place(one_hot), self.placement.entry + EMBED_LEVELS))
-        return self.read(self.program.step(blocks))
-
     def chunk(self, tokens):
         one_hot = one_hots(self.shape, tokens)
         fresh = [self.ar.fresh(values, self.plan.entry) for values in one_hot]
         return self.read(self.chunks.run(fresh, len(tokens)))
-
-    def read(self, out):
-        found = np.concatenate([self.shape.head.read(y.values).real for y in out])
-        return found[: self.model.config.vocab_size]
-
-
-def divergence(plain, mine):
-    def logs(x):
-        x = x.astype(np.float64) - x.max(axis=-1, keepdims=True)
-        return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
-
-    p, q = logs(np.asarray(plain)), logs(np.asarray(mine))
-    return (np.exp(p) * (p - q)).sum(axis=-1)
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import models_common
+from fhe_numbers import NumberSession, divergence
 from sottovoce.engines.fhe import estimate as estimates
 from sottovoce.engines.fhe import kept, rotations
 from sottovoce.engines.fhe.calibration import calibrate, observe, sample
@@ -15,7 +16,6 @@ from sottovoce.engines.fhe.costs import CostModel
 from sottovoce.engines.fhe.flow import PlannedFlow
 from sottovoce.engines.fhe.functions import Degrees
 from sottovoce.engines.fhe.placement import (
-    EMBED_LEVELS,
     place_bootstraps,
     record,
     rotation_levels,
@@ -34,7 +34,7 @@ FIXTURES = Path(__file__).parent / "fixtures"
 TOP = 16
 
 
-class Simulation:
+class Simulation(NumberSession):
     """A model's program on numbers: one session."""
 
     def __init__(
@@ -60,33 +60,6 @@ class Simulation:
         weights = slot_weights(model.weights, self.shape, self.functions)
         flow = PlannedFlow(self.placement.decisions)
         self.program = Program(self.ar, self.shape, weights, self.functions, flow)
-
-    def public(self, tokens):
-        cache = self.model.new_cache()
-        self.model.hidden(tokens, cache)
-        layers = range(self.model.config.layers)
-        self.program.append_public([cache.k(i) for i in layers], [cache.v(i) for i in layers])
-
-    def step(self, token):
-        shape, blocks = self.shape, []
-        for block in range(shape.vocabulary_blocks):
-            one_hot = np.zeros(shape.vocabulary)
-            if token // shape.vocabulary == block:
-                one_hot[token % shape.vocabulary] = 1
-            level = self.placement.entry + EMBED_LEVELS
-            blocks.append(self.ar.fresh(shape.embed.place(one_hot), level))
-        out = self.program.step(blocks)
-        found = np.concatenate([shape.head.read(y.values).real for y in out])
-        return found[: self.model.config.vocab_size]
-
-
-def divergence(plain, mine):
-    def logs(x):
-        x = x.astype(np.float64) - x.max(axis=-1, keepdims=True)
-        return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
-
-    p, q = logs(np.asarray(plain)), logs(np.asarray(mine))
-    return (np.exp(p) * (p - q)).sum(axis=-1)
 
 
 def test_a_session_with_one_group_of_keys():

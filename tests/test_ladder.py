@@ -28,7 +28,7 @@ LADDER = [
     {"ring"},
     {"net"},
     {"_native"},
-    {"runs"},
+    {"runs", "storage"},
     {"errors"},
 ]
 RUNG = {name: number for number, rung in enumerate(LADDER) for name in rung}

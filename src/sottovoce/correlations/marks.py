@@ -8,13 +8,14 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sottovoce.correlations.records import Layout
 from sottovoce.errors import CorruptFileError, IntegrityError, StorageError
+from sottovoce.storage import reason, transaction
 
 ID_BYTES = 16
 EPOCH_BYTES = 32
@@ -221,24 +222,17 @@ class Marks:
     def _transaction(self) -> Iterator[None]:
         """StorageError if the disk is full: then nothing has changed."""
         try:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
+            with transaction(self._db):
                 yield
-                self._db.execute("COMMIT")
-            except BaseException:
-                with suppress(sqlite3.Error):
-                    self._db.execute("ROLLBACK")
-                raise
         except sqlite3.OperationalError as error:
             raise unwritable(self._directory, error) from None
 
 
 def unwritable(directory: Path, error: Exception) -> StorageError:
     """Why prepared material cannot be kept."""
-    reason = getattr(error, "strerror", None) or str(error)
     return StorageError(
-        f"prepared material cannot be kept in {directory} ({reason}); make room or permissions there, or go"
-        " on without it (--no-pool, --no-pools)"
+        f"prepared material cannot be kept in {directory} ({reason(error)}); make room or permissions there,"
+        " or go on without it (--no-pool, --no-pools)"
     )
 
 

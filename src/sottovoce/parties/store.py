@@ -15,7 +15,7 @@ import sqlite3
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock
@@ -28,6 +28,7 @@ from safetensors.numpy import load, save
 
 from ..errors import CorruptFileError, StorageError, UsageError
 from ..net.tls import make_private_directory
+from ..storage import reason, transaction
 from .vault import Vault
 
 FORMAT = 1
@@ -223,14 +224,8 @@ class SessionStore:
     def _writing(self) -> Iterator[None]:
         with self._lock:
             try:
-                self._db.execute("BEGIN IMMEDIATE")
-                try:
+                with transaction(self._db):
                     yield
-                    self._db.execute("COMMIT")
-                except BaseException:
-                    with suppress(sqlite3.Error):
-                        self._db.execute("ROLLBACK")
-                    raise
             except (OSError, sqlite3.Error) as error:
                 raise _unwritable(self.directory, error) from None
 
@@ -304,8 +299,7 @@ def _digest(data: bytes) -> bytes:
 
 
 def _unwritable(directory: Path, error: Exception) -> StorageError:
-    reason = getattr(error, "strerror", None) or str(error)
     return StorageError(
-        f"a session cannot be saved in {directory} ({reason});"
+        f"a session cannot be saved in {directory} ({reason(error)});"
         " make room or permissions there, or go on without --session"
     )

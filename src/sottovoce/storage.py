@@ -1,0 +1,25 @@
+"""What the databases of pools and of saved sessions share."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+
+@contextmanager
+def transaction(db: sqlite3.Connection) -> Iterator[None]:
+    """All that is written inside, or nothing: sqlite3's errors, at the commit too, leave what was there."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        db.execute("COMMIT")
+    except BaseException:
+        with suppress(sqlite3.Error):
+            db.execute("ROLLBACK")
+        raise
+
+
+def reason(error: Exception) -> str:
+    """Why something cannot be written, in the system's words."""
+    return getattr(error, "strerror", None) or str(error)
