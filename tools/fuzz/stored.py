@@ -17,6 +17,7 @@ from target import JSON_WORDS, Target, card, file, model, path
 from sottovoce.cli import root
 from sottovoce.engines.base import EngineOptions
 from sottovoce.engines.fhe import kept
+from sottovoce.errors import UsageError
 from sottovoce.kvcache import masked
 from sottovoce.kvcache.layout import CacheLayout
 from sottovoce.kvcache.saved import pack_table, unpack_table
@@ -132,8 +133,8 @@ def _settings(data: bytes) -> None:
     with patch.dict(os.environ, SOTTOVOCE_CONFIG_DIR=str(where.parent)):
         try:
             root._config_file()
-        except click.UsageError:
-            pass
+        except click.UsageError as refused:
+            raise UsageError(str(refused)) from None
 
 
 TARGETS = {

@@ -74,19 +74,23 @@ def _config_file() -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             tables = tomllib.load(file)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise click.UsageError(f"{path} cannot be read: {error}") from None
     for name, table in tables.items():
         if name not in COMMANDS or not isinstance(table, dict):
             raise click.UsageError(
                 f"{path}: {name!r} is not a command; write one table per command, e.g. [serve]"
             )
-    return {name: _parameters(table) for name, table in tables.items()}
+    return {name: _parameters(table, path) for name, table in tables.items()}
 
 
-def _parameters(table: dict[str, Any]) -> dict[str, Any]:
-    """Flags as parameters are called; a group's commands are tables in its table."""
-    return {
-        key.replace("-", "_"): _parameters(value) if isinstance(value, dict) else value
-        for key, value in table.items()
-    }
+def _parameters(table: dict[str, Any], path: Path, group: bool = True) -> dict[str, Any]:
+    """Flags as parameters are called; a group's commands are tables in its table, and there it ends."""
+    found = {}
+    for key, value in table.items():
+        if isinstance(value, dict):
+            if not group:
+                raise click.UsageError(f"{path}: {key!r} is a table inside a command's; commands take flags")
+            value = _parameters(value, path, group=False)
+        found[key.replace("-", "_")] = value
+    return found
