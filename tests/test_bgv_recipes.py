@@ -8,6 +8,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from chance import LEAST_P
 from sottovoce import _native
 from sottovoce.bgv import (
     SIMD,
@@ -155,7 +156,7 @@ def test_the_clients_view_is_uniform():
     a_bytes = np.frombuffer(sent, np.uint8)[: 4 * SIMD.degree // 8 * recipe_z.KAPPA_A]
     views["A bytes"] = a_bytes / 256
     for name, values in views.items():
-        assert uniform(values) > 1e-6, name
+        assert uniform(values) > LEAST_P, name
     # The same ciphertext masked modulo p only: the phase below p is noise around zero.
     flooded, _ = _masked_mod_p(ciphertext, setting[2], flood=False)
     total, modulus = phases(SIMD, setting[1], flooded, 4, 92, 88)
@@ -272,7 +273,8 @@ def test_recipe_f_floods_as_much_as_it_says():
         2.0**-recipe_f.KAPPA_A * math.sqrt(8192 / 18), 2.0**-recipe_f.KAPPA_B / math.sqrt(12)
     )
     expected = math.hypot(2.0**width / math.sqrt(3), rounding * SIMD.modulus())
-    assert abs(math.log2(spread / expected)) < 0.02
+    # The deviation of 16,384 uniform values is known to 0.005 bits.
+    assert abs(math.log2(spread / expected)) < 0.05
 
 
 @pytest.mark.parametrize("server", ["portable", "avx2", "avx512"])

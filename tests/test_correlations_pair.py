@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from chance import all_new
 from correlation_checks import BY_HE, BY_OT
 from sottovoce.bgv import SIMD, KeyGenerator, flooded_bytes, fresh_bytes
 from sottovoce.correlations import PairSource
@@ -81,7 +82,7 @@ def test_prepared_and_made_on_the_spot_are_handed_out_once(run, kind):
                 parts = [getattr(item, name) for item in items]
                 parts = [part[0] if isinstance(part, list) else part for part in parts]
                 values = np.concatenate([part.reshape(-1) for part in parts])
-                assert len(np.unique(values)) == len(values)
+                assert all_new(values)
 
 
 def cost(run, kind, n, *arguments):

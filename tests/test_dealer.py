@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from chance import all_new
 from correlation_checks import CHECKS
 from sottovoce.correlations.dealer import DealerSource, deal, new_token, read_hello
 from sottovoce.correlations.dealing import Hand, explicit_part, random_part
@@ -67,7 +68,7 @@ def test_nothing_is_dealt_twice():
 
     for items in run(party):
         values = np.concatenate([item.reshape(-1) for item in items])
-        assert len(np.unique(values)) == len(values)
+        assert all_new(values)
 
 
 def test_the_parties_say_nothing_to_each_other_but_the_token():

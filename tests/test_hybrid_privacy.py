@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from chance import LEAST_P
 from hybrid_sessions import prepared, run_session
 from models_common import FIXTURES, tiny
 from sottovoce.bgv import SecretKey
@@ -47,7 +48,7 @@ def records():
 def test_every_received_value_is_a_ciphertext_or_uniform(records, party):
     pieces = [piece for record in records for piece in groups(getattr(record, party))]
     assert sum(map(len, pieces)) > 1 << 20
-    assert min(byte_p_value(piece) for piece in pieces) > 1e-4 / len(pieces)
+    assert min(byte_p_value(piece) for piece in pieces) > LEAST_P
 
 
 def test_the_uniformity_test_would_notice_unmasked_shares():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from chance import LEAST_P
 from sottovoce.correlations.coefficients import (
     COEFFICIENTS,
     KAPPA_A,
@@ -138,7 +139,7 @@ def test_what_returns_is_uniform_whatever_it_was_multiplied_with(value):
     """Recipe Z: without the encryption of zero, A' of a product with 0 would be 0."""
     key = CoefficientKey.generate()
     for half in returned(value, key)[:2]:
-        assert stats.chisquare(np.bincount(half, minlength=256)).pvalue > 1e-5
+        assert stats.chisquare(np.bincount(half, minlength=256)).pvalue > LEAST_P
 
 
 def test_the_same_product_returns_differently_each_time():
@@ -153,4 +154,4 @@ def test_all_that_travels_is_uniform():
     multiply([(2, 20, 16, 40), (2, 20, 40, 16)], tap=frames.append)
     assert len(frames) == 4
     for frame in frames:
-        assert stats.chisquare(np.bincount(np.frombuffer(frame, np.uint8), minlength=256)).pvalue > 1e-5
+        assert stats.chisquare(np.bincount(np.frombuffer(frame, np.uint8), minlength=256)).pvalue > LEAST_P

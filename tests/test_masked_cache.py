@@ -6,6 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from chance import LEAST_P, all_new
 from masked_sessions import SHAPE, Driver, run_script
 from sottovoce.correlations.attention import AttentionSource
 from sottovoce.errors import CorruptFileError, ParameterError, ProtocolError
@@ -177,8 +178,8 @@ def test_everything_opened_is_uniform_and_nothing_is_opened_twice():
         large = [frame for frame in frames if len(frame) > 1 << 14]
         openings = [frame for frame in frames if len(frame) <= 1 << 14]
         # Headers of the keys are the only structure; what is opened is joined, for it comes in small frames.
-        assert min(p_value(frame[64:]) for frame in large) > 1e-6
-        assert len(openings) == 2 * 24 and p_value(b"".join(openings)) > 1e-6
+        assert min(p_value(frame[64:]) for frame in large) > LEAST_P
+        assert len(openings) == 2 * 24 and p_value(b"".join(openings)) > LEAST_P
         assert len({frame[i : i + 8] for frame in openings for i in range(0, len(frame) - 8, 8)}) == sum(
             len(range(0, len(frame) - 8, 8)) for frame in openings
         )
@@ -202,8 +203,8 @@ def test_sums_of_openings_are_uniform():
         MaskedCache._open = original  # type: ignore[method-assign]
     values = np.concatenate(opened)
     counts = np.bincount((values * 64 // P_FIELD).astype(int), minlength=64)
-    assert stats.chisquare(counts).pvalue > 1e-6
-    assert len(np.unique(values)) == values.size
+    assert stats.chisquare(counts).pvalue > LEAST_P
+    assert all_new(values)
 
 
 def test_a_saved_cache_goes_on_in_another_session():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from chance import LEAST_P
 from hybrid_sessions import prepared, run_session
 from models_common import stories, tiny
 
@@ -51,4 +52,4 @@ def test_what_the_parties_receive_is_uniform_and_of_a_size_that_does_not_depend_
         for piece in pieces:
             # The header of a public key (32 bytes) is the only structure.
             counts = np.bincount(np.frombuffer(piece, np.uint8)[64:], minlength=256)
-            assert stats.chisquare(counts).pvalue > 1e-4 / len(pieces)
+            assert stats.chisquare(counts).pvalue > LEAST_P

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from chance import all_new
 from correlation_checks import BY_HE, BY_OT, check_ots
 from sottovoce.bgv import SIMD, KeyGenerator
 from sottovoce.correlations import PairSource
@@ -131,7 +132,7 @@ def test_a_dry_pool_is_made_up_for(session):
         a, b, c = ((x.astype(object) + y) % P_FIELD for x, y in zip(first, second, strict=True))
         assert np.array_equal(c, a * b % P_FIELD)
     values = np.concatenate([t.c for t in mine])
-    assert len(np.unique(values)) == len(values)
+    assert all_new(values)
 
 
 def test_nothing_comes_out_of_a_pool_twice(session):
@@ -141,7 +142,7 @@ def test_nothing_comes_out_of_a_pool_twice(session):
         mine, _ = session(lambda source: [use(source) for _ in range(2)], times(TOKEN))
         seen += [item[2].c for item in mine]
     values = np.concatenate(seen)
-    assert len(np.unique(values)) == len(values)
+    assert all_new(values)
 
 
 def test_filling_makes_only_what_is_lacking(session):

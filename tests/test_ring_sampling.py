@@ -8,12 +8,12 @@ import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from scipy import stats
 
+from chance import LEAST_P
 from sottovoce.errors import ParameterError
 from sottovoce.ring import primes, security
 from sottovoce.ring.sampling import ERROR_BOUND, ERROR_SIGMA, Stream, expand
 
 SEED = bytes(range(32))
-TINY = 1e-6  # a correct sampler fails a test with this probability
 
 
 def test_uniform_is_uniform() -> None:
@@ -25,19 +25,19 @@ def test_uniform_is_uniform() -> None:
         counts = np.bincount(
             (draw.ravel().astype(object) * buckets // modulus).astype(np.int64), minlength=buckets
         )
-        assert stats.chisquare(counts).pvalue > TINY
+        assert stats.chisquare(counts).pvalue > LEAST_P
 
 
 def test_ternary_and_error_distributions() -> None:
     stream = Stream(SEED, b"test")
     counts = np.bincount(stream.ternary(300_000) + 1, minlength=3)
     assert len(counts) == 3
-    assert stats.chisquare(counts).pvalue > TINY
+    assert stats.chisquare(counts).pvalue > LEAST_P
     error = stream.error(300_000)
     assert np.abs(error).max() <= ERROR_BOUND
     observed = np.bincount(error[np.abs(error) <= 12] + 12, minlength=25).astype(float)
     expected = np.array([math.comb(42, 21 + e) for e in range(-12, 13)], float)
-    assert stats.chisquare(observed, expected / expected.sum() * observed.sum()).pvalue > TINY
+    assert stats.chisquare(observed, expected / expected.sum() * observed.sum()).pvalue > LEAST_P
     assert abs(error.std() - ERROR_SIGMA) < 0.05
     assert 3.19 <= ERROR_SIGMA < 3.3
 
@@ -46,7 +46,7 @@ def test_bits_are_balanced_and_draws_do_not_repeat() -> None:
     stream = Stream()
     bits = stream.bits(100_001)
     assert bits.shape == (100_001,)
-    assert stats.binomtest(int(bits.sum()), len(bits)).pvalue > TINY
+    assert stats.binomtest(int(bits.sum()), len(bits)).pvalue > LEAST_P
     assert not np.array_equal(stream.words(8), stream.words(8))
     assert not np.array_equal(Stream().words(8), Stream().words(8))
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from chance import LEAST_P
 from models_common import tiny
 from scx_sessions import Pair, engine_of
 from sottovoce.engines.scx import PROFILES, Arrays, arrays, wire
@@ -166,7 +167,7 @@ def test_noise_is_laplacian_and_masks_are_normal():
         (laplace(stream, 2.0, 20000), stats.laplace(scale=2.0)),
         (normal(stream, 20000), stats.norm()),
     ):
-        assert stats.kstest(draw, kind.cdf).pvalue > 1e-6
+        assert stats.kstest(draw, kind.cdf).pvalue > LEAST_P
     order = permutation(stream, 1000)
     assert sorted(order) == list(range(1000)) and abs(np.corrcoef(order, np.arange(1000))[0, 1]) < 0.3
 
