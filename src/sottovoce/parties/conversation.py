@@ -164,7 +164,12 @@ class Conversation:
         if behind is not None:
             return (*self._tokens, *self.client.card.tokenizer.encode(behind))
         whole = [*self._messages(), *self._said, _user(text)]
-        return self.client.card.chat(whole, public_system=bool(self._public)).tokens
+        prompt = self.client.card.chat(whole, public_system=bool(self._public))
+        if not self.client.tokens:
+            # All of it goes to a server that has lost the session, and the first turn's public beginning
+            # may have been a longer one: what stood there then is not what stands there now.
+            self._public_count = len(prompt.public)
+        return prompt.tokens
 
     def _messages(self, text: str | None = None) -> list[Message]:
         """The system message, if there is one, and a first message, if it is given."""
