@@ -30,7 +30,7 @@ def test_random_points():
     assert {fault.split()[0] for fault in report.faults} == set(Fault)
 
 
-@pytest.mark.parametrize(("kv", "pool"), [("masked", True), ("ciphertext", False)])
+@pytest.mark.parametrize(("kv", "pool"), [("masked", True), ("ciphertext", False), ("hardened", False)])
 def test_random_points_with_cryptography(kv, pool):
     sound(run_faults(3, seed=5, kv=kv, pool=pool))
 

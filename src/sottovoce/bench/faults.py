@@ -26,7 +26,8 @@ from sottovoce.bench.driven import drive
 from sottovoce.bench.faulty import Fault, Plan
 from sottovoce.bench.faulty_point import PROMPT, PUBLIC, Course, Point, prepare_pools
 from sottovoce.bench.machine import header
-from sottovoce.engines.base import Engine, EngineOptions, Progress
+from sottovoce.bench.served import options_of
+from sottovoce.engines.base import Engine, Progress
 from sottovoce.engines.registry import make_engine
 from sottovoce.models.tiny import tiny_model
 from sottovoce.net import Role
@@ -94,15 +95,17 @@ def run_faults(
     jobs: int = 1,
     progress: Progress = lambda done, total, what: None,
 ) -> Report:
-    """kv: a strategy of the engine hybrid, or `clear` for the engine without cryptography. pool: sessions
-    spend what was prepared before. Cost: about a second of a processor for a point with cryptography."""
+    """kv: a strategy of the engine hybrid, a profile of scx, or `clear` for the engine without cryptography.
+    pool: sessions spend what was prepared before. Cost: about a second of a processor for a point with
+    cryptography."""
     rng, start = random.Random(seed), perf_counter()
-    options = EngineOptions("clear") if kv == "clear" else EngineOptions("hybrid", kv)
+    options = options_of(kv)
     engine = make_engine(options, tiny_model())
     engine.prepare()
     # Tables that are made on first use: the processes of the points inherit them.
     drive(engine, lambda session: (session.prefill(PUBLIC, PROMPT), session.decode(1)))
-    report = Report(f"{kv}, pool" if pool else kv, points, seed)
+    name = f"scx, {kv}" if options.engine == "scx" else kv
+    report = Report(f"{name}, pool" if pool else name, points, seed)
     with tempfile.TemporaryDirectory(prefix="sottovoce-faults-") as made:
         pools = Path(made) / "pools" if pool else None
         if pool:

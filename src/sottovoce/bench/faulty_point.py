@@ -146,7 +146,7 @@ class Point:
         store = SessionStore(self.directory / "client")
         saved = SavedSession.open(store, _NAME) if store.find(_NAME) else None
         pools = None if self._pools is None else Pools(self._pools / "client")
-        wish = Wish(self.engine.options.engine)
+        wish = Wish(self.engine.options.engine, profile=self.engine.options.profile)
         channel, identity = self._connect()
         client = Client(channel, wish, identity, pools=pools, saved=saved, again=self._connect)
         try:

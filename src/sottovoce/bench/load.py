@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from sottovoce.bench.machine import header
-from sottovoce.engines.base import EngineOptions, Progress
+from sottovoce.bench.served import options_of
+from sottovoce.engines.base import Progress
 from sottovoce.engines.registry import make_engine
 from sottovoce.models.registry import load_model
 from sottovoce.models.tiny import tiny_model
@@ -95,7 +96,7 @@ def _serve(pipe: Connection, directory: str, name: str, kv: str, places: int) ->
     from os import cpu_count
 
     model = tiny_model() if name == TINY else load_model(name)
-    options = EngineOptions("clear") if kv == "clear" else EngineOptions("hybrid", kv)
+    options = options_of(kv)
     engine = make_engine(options, model)
     engine.prepare()
     certificate = Certificate(Path(directory))
@@ -113,7 +114,8 @@ def _serve(pipe: Connection, directory: str, name: str, kv: str, places: int) ->
 def _client(pipe: Connection, where: tuple[int, str, str], tokens: int, answers: int, pause: float) -> None:
     """A client's process: sets up, waits for the word, and says how long its answers took."""
     port, fingerprint, kv = where
-    wish = Wish("clear" if kv == "clear" else "hybrid")
+    options = options_of(kv)
+    wish = Wish(options.engine, profile=options.profile)
     with Client.connect(Address("127.0.0.1", port), wish, fingerprint) as client:
         client.setup()
         pipe.send("ready")
@@ -155,7 +157,8 @@ def _together(context: Any, where: tuple[int, str, str], jobs: list[tuple[int, i
 def _one_after_the_other(pipe: Connection, where: tuple[int, str, str], count: int) -> list[float]:
     """The server's memory after each of `count` short sessions."""
     port, fingerprint, kv = where
-    wish = Wish("clear" if kv == "clear" else "hybrid")
+    options = options_of(kv)
+    wish = Wish(options.engine, profile=options.profile)
     memory = []
     for _ in range(count):
         with Client.connect(Address("127.0.0.1", port), wish, fingerprint) as client:

@@ -9,13 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from sottovoce.engines.base import EngineOptions
-from sottovoce.engines.registry import make_engine
+from sottovoce.engines.registry import PROFILES, make_engine
 from sottovoce.errors import UsageError
 from sottovoce.models import load_model
 from sottovoce.net.tls import Certificate
 from sottovoce.parties import Address, Client, Server, Welcome, Wish
 
 _PATIENCE = 600.0
+
+
+def options_of(kv: str) -> EngineOptions:
+    """The engine that goes by the name of its cache or its profile."""
+    if kv == "clear":
+        return EngineOptions("clear")
+    if kv in PROFILES:
+        return EngineOptions("scx", profile=kv)
+    return EngineOptions("hybrid", kv)
 
 
 class ServerProcess:

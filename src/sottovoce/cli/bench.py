@@ -266,9 +266,9 @@ def draft(**settings: Any) -> None:
 
 _engine_option = option(
     "--kv",
-    type=click.Choice(["clear", *KV_STRATEGIES]),
+    type=click.Choice(["clear", "paper", "hardened", *KV_STRATEGIES]),
     default="masked",
-    help="The cache of the engine hybrid, or the engine without cryptography.",
+    help="The cache of the engine hybrid, a profile of scx, or the engine without cryptography.",
 )
 
 
