@@ -46,3 +46,21 @@ def test_a_conversation_that_the_server_lost_stays_private(host):
     again.close()
     host.wait_until_empty()
     assert host.reports[-1].public_tokens == len(shown.public) == 1
+
+
+def test_also_where_its_answer_was_cut_off(host):
+    """The turn was noted before its answer was there; what the session holds of it was lost as well."""
+    client = host.client()
+    client.keep(host.mine, "mine")
+    talk = Conversation(client, public="all know")
+    talk.ask("my secret", SHORT)
+    whole = client.card.chat([*talk._messages(), *talk.said, {"role": "user", "content": "more"}])
+    client.notes["answering"] = {"prompt": list(whole.tokens), "tokens": [9]}
+    client.checkpoint()
+    client.close()
+    host.wait_until_empty()
+    host.kept.store.remove(host.kept.store.entries()[0].id)
+    again = host.client("mine")
+    shown = Conversation(again).next_prompt("more")
+    assert shown.public == whole.public and shown.private == (*whole.private, 9)
+    again.close()

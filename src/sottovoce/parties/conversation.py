@@ -73,9 +73,10 @@ class Conversation:
         A UsageError leaves the conversation as it was. The answer to the same message, where a saved session
         was cut off in it, goes on.
         """
-        tokens = self._next(text)
+        whole = self._next(text)
+        tokens = whole.tokens
         answered = self._unfinished(tokens)
-        prompt = self._new_part(tokens) if answered is None else self._rest((*tokens, *answered))
+        prompt = self._new_part(whole) if answered is None else self._rest(_longer(whole, answered))
         note: dict[str, list[int]] = {"prompt": list(tokens)}
         self.client.notes["answering"] = note
         done = generate(
@@ -85,6 +86,7 @@ class Conversation:
         if self.client.waiting:
             return done  # interrupted in a step that the server may end: the session goes on from there
         del self.client.notes["answering"]
+        self._public_count = len(whole.public)
         self._said += [{"role": "user", "content": text}, {"role": "assistant", "content": done.text}]
         self._tokens = (*tokens, *done.token_ids)
         if self.client.is_kept:
@@ -123,12 +125,12 @@ class Conversation:
 
     def next_prompt(self, text: str) -> Prompt:
         """What `ask` would send, without sending anything: to be shown before."""
-        tokens = self._next(text)
-        answered = self._unfinished(tokens)
+        whole = self._next(text)
+        answered = self._unfinished(whole.tokens)
         if answered is not None:
-            tokens = (*tokens, *answered)
-            return self._split(tokens, self._same(tokens))
-        return self._split(tokens, self._kept(tokens))
+            whole = _longer(whole, answered)
+            return self._split(whole, self._same(whole.tokens))
+        return self._split(whole, self._kept(whole.tokens))
 
     def forget(self) -> None:
         """Begin anew in the same session; its public beginning stays."""
@@ -138,17 +140,18 @@ class Conversation:
         if self.client.length > self._public_count:
             self.client.truncate(self._public_count)
 
-    def _next(self, text: str) -> tuple[int, ...]:
-        """All tokens of the conversation up to where the answer to `text` begins."""
+    def _next(self, text: str) -> Prompt:
+        """All tokens of the conversation up to where the answer to `text` begins, and which of them are
+        constants."""
         if not text.strip():
             raise UsageError("the message is empty; write at least one word")
         if not self._tokens:
             return self._beginning(text)
         if self._template is None:
-            return (*self._tokens, *self.client.card.tokenizer.encode(text))
+            return self._behind(self.client.card.tokenizer.encode(text))
         return self._continued(self._template, text)
 
-    def _beginning(self, text: str) -> tuple[int, ...]:
+    def _beginning(self, text: str) -> Prompt:
         card = self.client.card
         if self._template is None:
             plain = card.plain(text)
@@ -156,20 +159,20 @@ class Conversation:
         else:
             prompt = card.chat(self._messages(text), public_system=bool(self._public))
         self._public_count = len(prompt.public)
-        return prompt.tokens
+        return prompt
 
-    def _continued(self, template: ChatTemplate, text: str) -> tuple[int, ...]:
+    def _behind(self, more: list[int]) -> Prompt:
+        """What was said, and more."""
+        return Prompt(self._tokens[: self._public_count], (*self._tokens[self._public_count :], *more))
+
+    def _continued(self, template: ChatTemplate, text: str) -> Prompt:
         """The text that the template puts behind the last answer, in tokens of its own."""
         behind = template.behind_answer([*self._messages(), *self._said[:-1]], [_user(text)])
         if behind is not None:
-            return (*self._tokens, *self.client.card.tokenizer.encode(behind))
+            return self._behind(self.client.card.tokenizer.encode(behind))
+        # What is constant is another beginning than the first turn's, perhaps a shorter one.
         whole = [*self._messages(), *self._said, _user(text)]
-        prompt = self.client.card.chat(whole, public_system=bool(self._public))
-        if not self.client.tokens:
-            # All of it goes to a server that has lost the session, and the first turn's public beginning
-            # may have been a longer one: what stood there then is not what stands there now.
-            self._public_count = len(prompt.public)
-        return prompt.tokens
+        return self.client.card.chat(whole, public_system=bool(self._public))
 
     def _messages(self, text: str | None = None) -> list[Message]:
         """The system message, if there is one, and a first message, if it is given."""
@@ -182,19 +185,19 @@ class Conversation:
         noted = self.client.notes.get("answering") or {}
         return noted["tokens"] if noted.get("prompt") == list(tokens) and "tokens" in noted else None
 
-    def _rest(self, tokens: tuple[int, ...]) -> Prompt:
+    def _rest(self, whole: Prompt) -> Prompt:
         """What the session does not hold of a text that was cut off; perhaps nothing."""
-        same = self._same(tokens)
+        same = self._same(whole.tokens)
         if same < self.client.length:
             self.client.truncate(same)
-        return self._split(tokens, same)
+        return self._split(whole, same)
 
-    def _new_part(self, tokens: tuple[int, ...]) -> Prompt:
+    def _new_part(self, whole: Prompt) -> Prompt:
         """What the session does not hold yet; makes it forget what does not belong to it."""
-        kept = self._kept(tokens)
+        kept = self._kept(whole.tokens)
         if kept < self.client.length:
             self.client.truncate(kept)
-        return self._split(tokens, kept)
+        return self._split(whole, kept)
 
     def _kept(self, tokens: tuple[int, ...]) -> int:
         """Length of the common beginning of the session and `tokens`, short of the last one."""
@@ -208,9 +211,13 @@ class Conversation:
         pairs = enumerate(zip(self.client.tokens, tokens, strict=False))
         return next((i for i, (a, b) in pairs if a != b), min(self.client.length, len(tokens)))
 
-    def _split(self, tokens: tuple[int, ...], kept: int) -> Prompt:
-        public = max(kept, self._public_count)
-        return Prompt(tokens[kept:public], tokens[public:])
+    def _split(self, whole: Prompt, kept: int) -> Prompt:
+        """Without what the session holds. Public tokens only begin one: behind others all are private."""
+        return Prompt((), whole.tokens[kept:]) if kept else whole
+
+
+def _longer(whole: Prompt, answered: list[int]) -> Prompt:
+    return Prompt(whole.public, (*whole.private, *answered))
 
 
 def _user(text: str) -> Message:
