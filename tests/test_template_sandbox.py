@@ -23,6 +23,27 @@ ENDLESS = (
 )
 
 
+# How templates got out of the sandbox of Jinja before 3.1.6: a format string that reads attributes, called
+# by a way around the check.
+WAYS_OUT = (
+    "{{ '{0.__class__.__mro__}'.format(messages) }}",
+    "{% set f = '{0.__class__.__mro__}'.format %}{{ f(messages) }}",
+    "{{ ('{0.__class__.__mro__}' | attr('format'))(messages) }}",
+    "{{ [messages] | map('{0.__class__.__mro__}' | attr('format')) | list }}",
+    "{{ messages | map(attribute='__class__') | list }}",
+    "{{ cycler.__init__.__globals__ }}",
+)
+
+
+@pytest.mark.parametrize("source", WAYS_OUT)
+def test_nothing_of_python_is_in_reach(source):
+    try:
+        text = ChatTemplate(source).render([{"role": "user", "content": "x"}])
+    except UnsupportedModelError:
+        return
+    assert "class" not in text and "object" not in text
+
+
 @pytest.mark.timeout(60)  # endless is what they would be
 @pytest.mark.parametrize("source", ENDLESS)
 def test_templates_end(source):
