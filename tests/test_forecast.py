@@ -1,5 +1,7 @@
 """The forecast of a session is the ledger of the real one, to the byte and the round."""
 
+from dataclasses import replace
+
 import pytest
 
 from sottovoce.engines.base import EngineOptions
@@ -7,9 +9,10 @@ from sottovoce.engines.hybrid import HybridEngine
 from sottovoce.engines.public import PublicModel
 from sottovoce.net import run_pair, socket_pair
 from sottovoce.parties import Client, Welcome, Wish
+from sottovoce.parties.estimate import typical
 from sottovoce.parties.forecast import Course, forecast
 from sottovoce.parties.session import ServerSession
-from tiny_model import tiny_model
+from tiny_model import CONFIG, tiny_model
 
 _ENGINES = {}
 
@@ -69,3 +72,34 @@ def test_a_forecast_is_the_ledger(kv, course):
     foretold = figures(forecast(public, made.options, course).ledger.rows())
     measured = figures(real(made, course))
     assert foretold == measured
+
+
+def deep():
+    """Five blocks, all equal but the third, whose norm has another range."""
+    public = typical(replace(CONFIG, layers=5))
+    norms = list(public.norms)
+    norms[5] = replace(norms[5], high=8 * norms[5].high)
+    return replace(public, norms=tuple(norms))
+
+
+@pytest.mark.parametrize(
+    ("kv", "course"),
+    [
+        ("ciphertext", Course(3, 70, 4)),
+        ("masked", Course(3, 66, 4)),
+        ("masked", Course(0, 5, 4, prepared=7)),
+        ("masked", Course(2, 60, 3, prepared=80)),
+        ("none", Course(2, 3, 3)),
+    ],
+)
+def test_equal_blocks_are_run_once_and_counted_each(kv, course):
+    public, options = deep(), EngineOptions(kv=kv)
+    every, repeated = (
+        forecast(public, options, course, repeating=choice).ledger.rows() for choice in (False, True)
+    )
+    assert figures(repeated) == figures(every)
+    work = [
+        {(row.phase, row.operation): row.counters for row in rows if row.counters}
+        for rows in (every, repeated)
+    ]
+    assert work[0] == work[1]

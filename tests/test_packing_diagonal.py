@@ -5,7 +5,7 @@ import pytest
 
 from sottovoce.errors import ParameterError
 from sottovoce.packing import CostModel, MatVecPlan, all_plans, group_tokens, plan_matvec, rotations
-from sottovoce.packing.cover import EMPTY, covers
+from sottovoce.packing.cover import EMPTY, _starts, covers
 from sottovoce.packing.model import multiply_slots
 from sottovoce.ring.primes import P_FIELD
 from sottovoce.rlwe import ROW_SWAP
@@ -210,3 +210,24 @@ def test_one_token_is_alone_and_a_vocabulary_goes_token_by_token() -> None:
     assert many.plan.tokens >= 4
     (rows,) = group_tokens(576, 49152, 64)
     assert (rows.plan.tokens, rows.count) == (1, 64)
+
+
+@pytest.mark.parametrize("everything", [True, False])
+@pytest.mark.parametrize(("length", "copies"), [(12, 3), (13, 4), (40, 7), (9, 8), (64, 2)])
+def test_starts_are_those_of_one_choice_after_the_other(length: int, copies: int, everything: bool) -> None:
+    """Both parties must arrive at the same plans, whichever version they run."""
+    rng = np.random.default_rng(length * copies)
+    free, steps = rng.integers(0, 5, length), np.arange(copies) * length // copies
+    for outputs in (1, 5, int(free.sum()) // copies):
+        left, chosen, grew = free.copy(), [], True
+        while len(chosen) < outputs and grew:
+            grew = False
+            for start in range(length):
+                members = (start + steps) % length
+                room = int(left[members].min())
+                take = min(room if everything else min(room, 1), outputs - len(chosen))
+                left[members] -= take
+                chosen += [start] * take
+                grew |= take > 0
+        found = _starts(free, steps, length, outputs, everything)
+        assert (None if found is None else found.tolist()) == (chosen if len(chosen) == outputs else None)

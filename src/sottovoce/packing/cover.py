@@ -125,18 +125,20 @@ def _starts(
     left = free.copy()
     chosen: list[npt.NDArray[np.int64]] = []
     count = 0
+    # Starts closer than the smallest step share no residue: whatever is done for one leaves the others alone.
+    width = int(np.diff(steps, append=length).min())
+    blocks = [np.arange(first, min(first + width, length)) for first in range(0, length, width)]
     while count < outputs:
         before = count
-        for start in np.flatnonzero(left):
-            if left[start] == 0:  # taken since
-                continue
-            members = (start + steps) % length
-            room = int(left[members].min())
-            take = min(room if everything else min(room, 1), outputs - count)
-            if take > 0:
-                left[members] -= take
-                chosen.append(np.full(take, start))
-                count += take
+        for starts in blocks:
+            members = (starts[:, None] + steps) % length
+            room = left[members].min(axis=1)
+            take = room if everything else np.minimum(room, 1)
+            if int(take.sum()) > outputs - count:
+                take = np.minimum(take, np.maximum(outputs - count - (np.cumsum(take) - take), 0))
+            left[members] -= take[:, None]
+            chosen.append(np.repeat(starts, take))
+            count += int(take.sum())
         if count == before:
             return None
     return np.concatenate(chosen)

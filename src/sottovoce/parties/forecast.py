@@ -41,10 +41,12 @@ def forecast(
     options: EngineOptions,
     course: Course,
     progress: Progress = lambda done, total, what: None,
+    repeating: bool = True,
 ) -> Forecast:
     """Bytes and rounds of a session of the hybrid engine, exactly; about the client's own time for
-    arithmetic. progress: in new tokens, which take about the same time each."""
-    channel = nobody()
+    arithmetic. progress: in new tokens, which take about the same time each. repeating: run one block of
+    those that are equal, see `engines.hybrid.repeating`; the figures are the same."""
+    channel = nobody(repeating)
     party = CountingParty(options, public)
     with channel.ledger.phase("setup"):
         party.setup(channel)

@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 
 from sottovoce.bgv import flooded_bytes, fresh_bytes
-from sottovoce.correlations import PairSource
 from sottovoce.correlations.coefficients import CoefficientKey
 from sottovoce.correlations.cross import CrossMaker
 from sottovoce.correlations.hints import ROWS, MatrixKey
@@ -33,6 +32,7 @@ from sottovoce.engines.hybrid.linears import HomomorphicLinears, matrix_shapes
 from sottovoce.engines.hybrid.parties import HybridDataParty
 from sottovoce.engines.hybrid.prepared import PreparedLinears, Result, model_shapes
 from sottovoce.engines.hybrid.rehearsal import Nobody
+from sottovoce.engines.hybrid.repeating import RepeatingDecoder, TapedLedger, TapedSource
 from sottovoce.engines.public import PublicModel
 from sottovoce.kvcache.masked import MaskedCache
 from sottovoce.mpc.linear import rotation_steps
@@ -65,7 +65,7 @@ class CountingParty(HybridDataParty):
             steps = rotation_steps(matrix_shapes(config).values())
             side = _Side(**vars(exchange_keys(channel, steps, PARAMETERS)))
         with ledger.operation("oblivious transfer"):
-            source = PairSource(channel, side, _Transfers(channel))
+            source = TapedSource(channel, side, _Transfers(channel))
             source._cross = _Cross(channel, side)
         linears = _Linears(channel, self.public, side)
         with ledger.operation("pool"):
@@ -75,11 +75,22 @@ class CountingParty(HybridDataParty):
         for cache in self._execution.caches[:1]:
             if isinstance(cache, MaskedCache):
                 cache.source._maker._products = _Products(channel)
+        if isinstance(ledger, TapedLedger):
+            self._execution.decoder = RepeatingDecoder(self._execution.decoder, ledger, self._skip)
+
+    def _skip(self, layer: int, tokens: int) -> None:
+        """Material is made when all layers are at the same token."""
+        cache = self.execution.caches[layer]
+        if isinstance(cache, MaskedCache):
+            cache.source.append(layer, tokens)
 
 
-def nobody() -> Channel:
-    """A channel for such a session."""
-    return Nobody(Role.CLIENT)
+def nobody(repeating: bool = True) -> Channel:
+    """A channel for such a session. repeating: of equal blocks only one is run; same figures, much sooner."""
+    channel = Nobody(Role.CLIENT)
+    if repeating:
+        channel.ledger = TapedLedger()
+    return channel
 
 
 @dataclass(frozen=True)
@@ -259,9 +270,18 @@ class _Linears(PreparedLinears):
     def _prepared(self, key: MatrixKey, x: Share) -> Share:
         with self._channel.ledger.operation("prepared"):
             self._channel.ledger.count("prepared_macs", x.size * self._shapes[key][0])
-            self.stock.add(key, -len(x))  # type: ignore[attr-defined]
+            self._spend(key, len(x))
             self._channel.send(np.zeros(packed_size(x.size, 43), np.uint8))
             return np.zeros((len(x), self._shapes[key][0]), np.uint64)
+
+    def _spend(self, key: MatrixKey, tokens: int) -> None:
+        def spend(layer: int) -> None:
+            self.stock.add((key[0], layer), -tokens)  # type: ignore[attr-defined]
+
+        ledger = self._channel.ledger
+        if isinstance(ledger, TapedLedger):
+            ledger.write(spend)
+        spend(key[1])
 
 
 def _cut(length: int, width: int) -> list[int]:
