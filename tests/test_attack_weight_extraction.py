@@ -8,8 +8,8 @@ from sottovoce.bgv import SIMD
 from sottovoce.ring.primes import P_FIELD
 
 OUTPUTS, INPUTS, ANSWERS = 96, 64, 16
-# In standard deviations. What is found has 101 in every answer, or 8 to 18, depending on the key: what is left
-# of the rounding makes a pattern with its coefficients. Over 16 answers that is 32 and more.
+# In standard deviations. What is found has 101 in an answer, or 8 to 18: it depends on the key, with whose
+# coefficients what rounding leaves makes a pattern. Over 16 answers that is 32 and more.
 STANDS_OUT = 8
 
 

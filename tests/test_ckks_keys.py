@@ -233,7 +233,11 @@ def test_damaged_bytes_are_refused(generator):
             load(tiny(128), data)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(data=st.data())
 def test_bytes_behind_a_valid_header_are_refused_or_valid(generator, data):
     """Whatever the payload: an error of the package, or an object whose residues are reduced."""
