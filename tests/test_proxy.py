@@ -18,6 +18,7 @@ from proxies import Proxied  # noqa: E402
 from sottovoce.models.model import greedy  # noqa: E402
 from sottovoce.parties import GenerationOptions  # noqa: E402
 from sottovoce.proxy.gateway import Plan  # noqa: E402
+from tiny_model import tiny_model  # noqa: E402
 
 HELLO = [{"role": "user", "content": "hello"}]
 
@@ -146,6 +147,10 @@ def test_a_late_mark_means_nothing_and_is_said(client):
         ({"n": 2}, "n"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
         ({"logprobs": True}, "logprobs"),
+        ({"min_tokens": 4}, "min_tokens"),
+        ({"stop_token_ids": [3]}, "stop_token_ids"),
+        ({"chat_template": "{{ messages }}"}, "chat_template"),
+        ({"ignore_eos": 1}, "ignore_eos"),
         ({"frequency_penalty": 0.5}, "frequency_penalty"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"temperature": 3}, "temperature"),
@@ -165,6 +170,39 @@ def test_what_cannot_be_honoured_is_refused(proxied, client, fields, param):
     error = json.loads(content)["error"]
     assert (status, error["param"], error["type"]) == (400, param, "invalid_request_error")
     assert set(error) == {"message", "type", "param", "code"}
+
+
+def test_what_clients_send_by_default_changes_nothing(proxied):
+    """Neutral values, labels, and fields that are nobody's."""
+    body = {
+        "n": 1, "best_of": 1, "logprobs": None, "top_logprobs": 0, "tools": [], "tool_choice": "auto",
+        "presence_penalty": 0.0, "repetition_penalty": 1.0, "logit_bias": {},
+        "response_format": {"type": "text"}, "service_tier": "auto", "parallel_tool_calls": True,
+        "user": "ann", "metadata": {"a": "b"}, "store": False,
+        "stream_options": None, "seed": 7, "stop": None, "max_tokens": 8, "skip_special_tokens": True,
+        "min_tokens": 0, "some_new_field": {"x": 1},
+    }  # fmt: skip
+    status, _, content = call(
+        proxied, "POST", "/v1/chat/completions", {"model": "tiny", "messages": HELLO, **body}
+    )
+    assert status == 200, content
+    assert json.loads(content)["choices"][0]["message"]["content"] == expected(proxied, HELLO)
+
+
+def test_ignore_eos_goes_on_behind_the_end_token():
+    """As load generators ask for it, to have answers of one length."""
+    model = tiny_model()
+    tokens = greedy(model, model.card.chat(HELLO).tokens, 8)
+    model.card.tokenizer.eos_ids = (tokens[3],)
+    length = tokens.index(tokens[3])
+    body = {"model": "tiny", "messages": HELLO, "max_completion_tokens": 8}
+    with Proxied(model).running() as proxied:
+        found = [
+            json.loads(call(proxied, "POST", "/v1/chat/completions", {**body, **more})[2])
+            for more in ({}, {"ignore_eos": False}, {"ignore_eos": True})
+        ]
+    ends = [(done["usage"]["completion_tokens"], done["choices"][0]["finish_reason"]) for done in found]
+    assert ends == [(length, "stop"), (length, "stop"), (8, "length")]
 
 
 def test_errors_reach_the_sdk_as_its_own(client):

@@ -26,6 +26,7 @@ def text_request(text):
         "repetition_penalty": 1.0,
         "max_tokens": 4,
         "logprobs": None,
+        "ignore_eos": True,
     }
 
 
@@ -35,6 +36,7 @@ def chat_request(text):
         **COMMON,
         "messages": [{"role": "user", "content": content}],
         "max_completion_tokens": 4,
+        "ignore_eos": True,
     }
 
 

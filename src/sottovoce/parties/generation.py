@@ -17,11 +17,13 @@ from .stops import StopFilter
 
 @dataclass(frozen=True)
 class GenerationOptions:
-    """max_tokens: new tokens at most. stop: strings that end the answer (they are not part of it)."""
+    """max_tokens: new tokens at most. stop: strings that end the answer (they are not part of it).
+    ignore_eos: the model's end token does not end it; for measuring answers of one length."""
 
     max_tokens: int = 64
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
@@ -192,7 +194,7 @@ class _Run:
     def _take(self, chosen: Sequence[int]) -> str | None:
         """Add tokens to the answer up to its end; why it ended, or None."""
         for token in chosen:
-            if token in self.client.card.tokenizer.eos_ids:
+            if token in self.client.card.tokenizer.eos_ids and not self.options.ignore_eos:
                 return "stop"
             self.tokens.append(token)
             self._emit(self.filter.push(self.decoder.push(token)))

@@ -17,36 +17,57 @@ from .problems import Problem, wrong
 MAX_MESSAGES = 1024
 MAX_STOPS = 16
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-# Field -> values that mean "nothing special" and are accepted.
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "n": (None, 1),
-    "best_of": (None, 1),
-    "tools": (None, []),
-    "tool_choice": (None, "none", "auto"),
-    "functions": (None, []),
-    "function_call": (None, "none", "auto"),
-    "logprobs": (None, False),
-    "top_logprobs": (None, 0),
-    "logit_bias": (None, {}),
-    "presence_penalty": (None, 0),
-    "frequency_penalty": (None, 0),
-    "repetition_penalty": (None, 1),
-    "min_tokens": (None, 0),
-    "min_p": (None, 0),
-    "ignore_eos": (None, False),
-    "echo": (None, False),
-    "suffix": (None, ""),
-    "audio": (None,),
-    "modalities": (None, ["text"]),
-    "response_format": (None, {"type": "text"}),
-    "prediction": (None,),
-    "web_search_options": (None,),
-    "guided_json": (None,),
-    "guided_regex": (None,),
-    "guided_choice": (None,),
-    "structured_outputs": (None,),
-    "prompt_logprobs": (None, 0),
-    "use_beam_search": (None, False),
+_ONE = "one answer a request; ask again for another"
+_TOOLS = "no engine calls tools; put what the model should know into the messages"
+_SCORES = "probabilities are not given out; the text and its token count are"
+_PENALTY = "tokens are chosen by temperature, top_p and top_k only"
+_GRAMMAR = "answers are free text; ask for the form in the prompt and check it yourself"
+_TEXT = "text in, text out"
+_TEMPLATE = "the model's own chat template is used; for another, send the text to /v1/completions"
+_STOP = "an answer ends at the model's end token, at a text of `stop`, or at max_tokens"
+_SINGLE = "send the whole text as one prompt"
+# Field -> values that mean "nothing special" and are accepted; why others are not, and what to do.
+_NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
+    "n": ((None, 1), _ONE),
+    "best_of": ((None, 1), _ONE),
+    "use_beam_search": ((None, False), _ONE),
+    "length_penalty": ((None, 1), _ONE),
+    "tools": ((None, []), _TOOLS),
+    "tool_choice": ((None, "none", "auto"), _TOOLS),
+    "functions": ((None, []), _TOOLS),
+    "function_call": ((None, "none", "auto"), _TOOLS),
+    "web_search_options": ((None,), _TOOLS),
+    "logprobs": ((None, False), _SCORES),
+    "top_logprobs": ((None, 0), _SCORES),
+    "prompt_logprobs": ((None, 0), _SCORES),
+    "logit_bias": ((None, {}), _PENALTY),
+    "presence_penalty": ((None, 0), _PENALTY),
+    "frequency_penalty": ((None, 0), _PENALTY),
+    "repetition_penalty": ((None, 1), _PENALTY),
+    "min_p": ((None, 0), _PENALTY),
+    "allowed_token_ids": ((None, []), _PENALTY),
+    "bad_words": ((None, []), _PENALTY),
+    "min_tokens": ((None, 0), _STOP + "; ignore_eos: true leaves the end token out of it"),
+    "stop_token_ids": ((None, []), _STOP),
+    "include_stop_str_in_output": ((None, False), _STOP),
+    "response_format": ((None, {"type": "text"}), _GRAMMAR),
+    "guided_json": ((None,), _GRAMMAR),
+    "guided_regex": ((None,), _GRAMMAR),
+    "guided_choice": ((None,), _GRAMMAR),
+    "guided_grammar": ((None,), _GRAMMAR),
+    "structured_outputs": ((None,), _GRAMMAR),
+    "echo": ((None, False), _SINGLE),
+    "suffix": ((None, ""), _SINGLE),
+    "truncate_prompt_tokens": ((None,), _SINGLE),
+    "prompt_embeds": ((None,), _SINGLE),
+    "audio": ((None,), _TEXT),
+    "modalities": ((None, ["text"]), _TEXT),
+    "prediction": ((None,), _TEXT),
+    "skip_special_tokens": ((None, True), _TEXT),
+    "chat_template": ((None,), _TEMPLATE),
+    "chat_template_kwargs": ((None, {}), _TEMPLATE),
+    "add_generation_prompt": ((None, True), _TEMPLATE),
+    "continue_final_message": ((None, False), _TEMPLATE),
 }
 
 
@@ -56,7 +77,7 @@ class Asked:
 
     public: how many messages at the beginning are marked `"private": false`. late: how many marks came behind
     a private message, where they mean nothing. max_tokens: None for as many as the proxy's default and the
-    context allow.
+    context allow. ignore_eos: as vLLM has it, for measuring: the model's end token does not end the answer.
     """
 
     model: str
@@ -68,6 +89,7 @@ class Asked:
     max_tokens: int | None = None
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
     stream: bool = False
     include_usage: bool = False
 
@@ -159,10 +181,10 @@ def _text(value: Any, where: str) -> str:
 
 
 def _common(body: Mapping[str, Any], defaults: SamplingOptions, limit_names: Sequence[str]) -> dict[str, Any]:
-    for name, accepted in _NEUTRAL.items():
+    for name, (accepted, why) in _NEUTRAL.items():
         # `== 1` would take True for 1, and the type checks below are for numbers only.
         if name in body and not any(_same(body[name], value) for value in accepted):
-            raise wrong(name, f"{name} is not supported by this server", "unsupported_parameter")
+            raise wrong(name, f"{name} is not supported by this server: {why}", "unsupported_parameter")
     model = body.get("model")
     if not isinstance(model, str) or not model:
         raise wrong("model", "model must be the id that /v1/models lists")
@@ -178,6 +200,7 @@ def _common(body: Mapping[str, Any], defaults: SamplingOptions, limit_names: Seq
         "max_tokens": limit,
         "sampling": _sampling(body, defaults),
         "stop": _stops(body.get("stop")),
+        "ignore_eos": _flag(body, "ignore_eos"),
         "stream": stream,
         "include_usage": _flag(options or {}, "include_usage"),
     }

@@ -302,7 +302,9 @@ class Gateway:
                 f"and {wanted or 1} new ones do not fit, shorten one of them"
             )
         most = min(self.plan.defaults.max_tokens, room) if wanted is None else wanted
-        return GenerationOptions(most, asked.sampling, asked.stop or self.plan.defaults.stop)
+        return GenerationOptions(
+            most, asked.sampling, asked.stop or self.plan.defaults.stop, asked.ignore_eos
+        )
 
 
 class _SessionGone(Exception):
