@@ -85,6 +85,22 @@ def test_api_keys(tmp_path):
         assert "third" not in str(caught.value)
 
 
+def test_api_keys_are_read_again(tmp_path):
+    path = tmp_path / "keys"
+    path.write_text("ann first\nbob second\n")
+    keys = ApiKeys(path)
+    path.write_text("ann third\n")
+    assert keys.account("first").name == "ann" and keys.read() == 1 and keys.account("third").name == "ann"
+    for gone in ("first", "second"):
+        with pytest.raises(RefusedError):
+            keys.account(gone)
+    for broken in ("ann\n", None):
+        path.unlink() if broken is None else path.write_text(broken)
+        with pytest.raises(CorruptFileError):
+            keys.read()
+        assert keys.account("third").name == "ann"
+
+
 @pytest.mark.parametrize("line", ["ann", "a/b key", "ann key sessions=0", "ann key tokens=3", "ann key x"])
 def test_bad_files_of_keys(tmp_path, line):
     (tmp_path / "keys").write_text(line + "\n")

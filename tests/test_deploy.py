@@ -1,5 +1,6 @@
 """The examples in deploy/ use commands and flags that exist. No container is run here: see tools/."""
 
+import os
 import re
 import shlex
 import shutil
@@ -12,6 +13,7 @@ import click
 import pytest
 
 from sottovoce.cli.root import COMMANDS, cli
+from sottovoce.cli.serve import _GRACE
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"
@@ -55,6 +57,12 @@ def test_compose():
     content = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
     for service in content["services"].values():
         assert accepted(service["command"]) and service["read_only"] and service["cap_drop"] == ["ALL"]
+        assert service["ulimits"] == {"core": 0}
+        # What it asks is answered at a port that the command opens.
+        (port,) = re.findall(r"http://127\.0\.0\.1:(\d+)/health", service["healthcheck"]["test"][1])
+        assert port in service["command"]
+    # Longer than `serve` waits for busy sessions.
+    assert int(content["services"]["server"]["stop_grace_period"].removesuffix("s")) > _GRACE
     # Prompts are in the clear at this port.
     assert all(port.startswith("127.0.0.1:") for port in content["services"]["proxy"]["ports"])
     assert content["networks"]["between"]["internal"] is True
@@ -86,6 +94,31 @@ def test_configurations(name):
         command = cli.get_command(click.Context(cli), command_name)
         names = {parameter.name for parameter in command.params}
         assert {key.replace("-", "_") for key in table} <= names
+
+
+def test_the_instruction_set_can_be_lowered():
+    """By whoever runs this where a process may be moved to a lesser machine."""
+
+    def shows(isa):
+        code = "import sottovoce.ring, sottovoce._native as n; print(n.active_isa())"
+        environment = {**os.environ, "SOTTOVOCE_ISA": isa}
+        return subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=240
+        )
+
+    assert shows("portable").stdout == "portable\n"
+    assert "SOTTOVOCE_ISA: unknown instruction set sse" in shows("sse").stderr
+
+
+def test_an_image_gets_what_a_wheel_is_made_of():
+    """And what is not sent to the builder cannot end up in an image."""
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    sent = {line[1:] for line in lines if line.startswith("!")}
+    copied = re.findall(r"^COPY (?!--)(.*)$", (DEPLOY / "Containerfile").read_text(), re.M)
+    assert sent == {name for line in copied for name in line.split()[:-1]} and "*" in lines
+    notices = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["license-files"]
+    assert {name.partition("/")[0] for name in notices} <= sent
+    assert all(list(ROOT.glob(name)) for name in notices)
 
 
 def test_wheels_are_tested_by_files_that_exist():

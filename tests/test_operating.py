@@ -5,6 +5,7 @@ import http.client
 import io
 import json
 import os
+import signal
 import socket
 import threading
 import time
@@ -259,6 +260,14 @@ def test_serve_command(model_path, tmp_path, environment):  # noqa: F811
         (tmp_path / "key").write_text("secret-of-ann\n")
         done = run(*arguments, "--api-key", f"@{tmp_path / 'key'}", env=environment)
         assert done.returncode == 0, done.stderr
+        keys.write_text("bob secret-of-bob\n")
+        server.process.send_signal(signal.SIGHUP)
+        deadline = time.monotonic() + 120
+        while '"event": "keys"' not in log.read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        refused = run(*arguments, "--api-key", f"@{tmp_path / 'key'}", env=environment)
+        assert refused.returncode == 4 and "does not know" in refused.stderr
         page = get(port, "/metrics")[1]
         assert "vllm:prompt_tokens_total" in page and "sottovoce_sessions_saved 0" in page
     finally:

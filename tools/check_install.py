@@ -21,6 +21,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 NEEDED = ("sottovoce/proxy/page/app.js", "sottovoce/proxy/page/index.html", "sottovoce/py.typed")
+# What is compiled in wants its notices shipped.
+NOTICES = ("LICENSE", "nanobind.txt", "robin-map.txt")
 
 
 def main() -> None:
@@ -51,6 +53,9 @@ def build(target: Path, quick: bool) -> Path:
 def look_into(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     missing = [name for name in NEEDED if name not in names]
+    missing += [
+        end for end in NOTICES if not any("/licenses/" in name and name.endswith(end) for name in names)
+    ]
     native = [
         name for name in names if name.startswith("sottovoce/_native") and name.endswith((".so", ".pyd"))
     ]

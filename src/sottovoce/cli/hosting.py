@@ -147,6 +147,16 @@ class Hosting:
         self._write("listening", {"host": server.host, "port": server.port, "model": self.card.model_digest})
         return server
 
+    def reload(self) -> None:
+        """Read --api-key-file again; if it makes no sense, say so and keep the keys there were."""
+        from ..errors import CorruptFileError
+
+        assert self._keys is not None
+        try:
+            self._write("keys", {"accepted": self._keys.read()})
+        except CorruptFileError as error:
+            self.console.warn(f"{error}; the keys read before still hold")
+
     def stopping(self) -> None:
         """No new sessions from here on."""
         if self.status is not None:

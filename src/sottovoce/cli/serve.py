@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -171,7 +172,7 @@ def serve(
     themselves.
 
     Ctrl-C or SIGTERM stops: idle sessions end at once, busy ones after the step they are at; a second one at
-    once.
+    once. Without a terminal, SIGHUP reads --api-key-file again.
     """
     from .console import Console
     from .hosting import Hosting
@@ -185,6 +186,8 @@ def serve(
     hosting.load(model)
     server = hosting.listen()
     stop_on_signals(server, console)
+    if flags["api_key_file"] and not sys.stderr.isatty():  # on a terminal SIGHUP says that it is gone
+        signal.signal(signal.SIGHUP, lambda number, frame: hosting.reload())
     if ready_file:
         write_ready(Path(ready_file), server.host, server.port, hosting.fingerprint, hosting.metrics_port)
     if stop_with_parent:

@@ -38,18 +38,27 @@ class ApiKeys:
         NAME KEY [sessions=N] [context=N]
 
     KEY is `sha256:` and the hash of the key in hexadecimal, as `sottovoce keys gen` writes it, or the key
-    itself. The file is read once.
+    itself. The file is read once, and again by `read`.
     """
 
     def __init__(self, path: Path) -> None:
-        self._accounts: list[tuple[bytes, Account]] = []
+        self._path = path
+        self.read()
+
+    def read(self) -> int:
+        """What the file says now holds for who connects from now on; returns the number of keys. A file that
+        cannot be read, or has a line that makes no sense, changes nothing.
+        """
+        accounts, path = [], self._path
         try:
             lines = path.read_text().splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise CorruptFileError(f"the file of API keys {path} cannot be read ({error}); fix it") from None
         for number, line in enumerate(lines, 1):
             if line.strip() and not line.startswith("#"):
-                self._accounts.append(_parse(line.split(), f"{path}, line {number}"))
+                accounts.append(_parse(line.split(), f"{path}, line {number}"))
+        self._accounts: list[tuple[bytes, Account]] = accounts
+        return len(accounts)
 
     def account(self, key: str | None) -> Account:
         """Whose key it is. RefusedError if nobody's; takes the same time for every key."""

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sottovoce import _native
-from sottovoce.errors import ParameterError
+from sottovoce.errors import ParameterError, UsageError
 
 Words = npt.NDArray[np.uint64]
 IndexArray = npt.NDArray[np.uint32]
@@ -31,6 +31,17 @@ def _available_cores() -> int:
     return os.cpu_count() or 1
 
 
+def _lower_isa(name: str) -> None:
+    """Kernels of a lower instruction set than this machine has: to compare, or where a running process may be
+    moved to a machine that has less."""
+    try:
+        _native.set_isa(name)
+    except ValueError as error:
+        raise UsageError(f"SOTTOVOCE_ISA: {error}") from None
+
+
+if "SOTTOVOCE_ISA" in os.environ:
+    _lower_isa(os.environ["SOTTOVOCE_ISA"])
 _threads = int(os.environ.get("SOTTOVOCE_THREADS", "0")) or _available_cores()
 
 
