@@ -300,6 +300,8 @@ def test_port_in_use(serving, environment, model_path):
 
 def test_sigterm_stops_the_server_cleanly(serving, environment):
     run("generate", serving.address, "x", "-n", "1", "--insecure-clear", env=environment)
+    while not serving.report.exists() or not serving.report.read_text().endswith("\n"):
+        time.sleep(0.02)  # until the server has noticed that the client left
     log = serving.stop()
     assert serving.process.returncode == 0 and "Traceback" not in log
     assert "opened" in log and "ended: client left" in log

@@ -111,7 +111,9 @@ def test_one_party_alone_is_sent_away(certificate, monkeypatch):
         connect = DealerAddress(Address("127.0.0.1", dealer.port), certificate.fingerprint).connect
         first = connect()
         first.send(b"SVDL\x01\x00" + bytes(32))
-        time.sleep(0.2)
+        while not dealer._waiting:
+            time.sleep(0.01)
+        time.sleep(0.1)
         second = connect()
         second.send(b"SVDL\x01\x00" + b"o" * 32)
         with pytest.raises(PeerGoneError, match="did not come"):
@@ -134,7 +136,7 @@ def test_two_parties_of_one_role_are_sent_away(certificate):
 
         threads = [threading.Thread(target=come) for _ in range(2)]
         [t.start() for t in threads]
-        [t.join(10) for t in threads]
+        [t.join() for t in threads]
         assert len(errors) == 2 and all("same role" in e for e in errors)
 
 

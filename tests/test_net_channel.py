@@ -319,11 +319,11 @@ def test_wait(pair):
     assert not server.wait(0.01)
     client.send(b"ab")
     client.send(b"c")
-    assert server.wait(1) and bytes(server.recv(2)) == b"ab"
-    assert server.wait(1) and bytes(server.recv(1)) == b"c"
+    assert server.wait(60) and bytes(server.recv(2)) == b"ab"
+    assert server.wait(60) and bytes(server.recv(1)) == b"c"
     assert not server.wait(0.01)
     client.close()
-    assert server.wait(1)
+    assert server.wait(60)
     with pytest.raises(PeerGoneError):
         server.recv(1)
 

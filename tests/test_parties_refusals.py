@@ -148,10 +148,10 @@ def test_changed_certificate(hosted, model, tmp_path):
 
 
 def test_nothing_listens():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    with pytest.raises(PeerConnectionError, match="nothing listens there"):
-        Client.connect(Address("127.0.0.1", port), CLEAR, None)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and nobody else gets it
+        with pytest.raises(PeerConnectionError, match="nothing listens there"):
+            Client.connect(Address("127.0.0.1", taken.getsockname()[1]), CLEAR, None)
     with pytest.raises(PeerConnectionError, match="name is unknown"):
         Client.connect(Address("no-such-host.invalid", 1), CLEAR, None)
 

@@ -51,7 +51,7 @@ def test_a_forked_child_has_its_own_threads() -> None:
     here, there = multiprocessing.Pipe()
     child = multiprocessing.get_context("fork").Process(target=_transform, args=(there,))
     child.start()
-    assert here.poll(30), "the child waits for threads that only its parent has"
+    assert here.poll(120), "the child waits for threads that only its parent has"
     assert here.recv() == expected.tobytes()
     child.join()
 
