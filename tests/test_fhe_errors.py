@@ -13,6 +13,7 @@ from sottovoce.ckks import (
     GaloisKeys,
     KeyGenerator,
     SecretKey,
+    fresh_bytes,
     load_fresh,
 )
 from sottovoce.ckks.parameters import refreshing
@@ -22,6 +23,7 @@ from sottovoce.engines.fhe.ciphertexts import CkksSlots, scales
 from sottovoce.engines.fhe.parties import FheModelParty
 from sottovoce.errors import (
     ForeignKeyError,
+    FrameError,
     IntegrityError,
     LevelError,
     MissingKeyError,
@@ -82,9 +84,26 @@ def test_keys_that_are_not_what_was_announced(engine):  # noqa: F811
         with pytest.raises(SottovoceError):
             keyring._parse(described, steps, i, made[(i + 1) % 4])
     (step, level) = next(entry for entry in steps if entry[1] > 1)
-    low = GaloisKeys(described.parameters, keys.secret_key.key_id, {step: keys.galois_key(step, level - 1)})
-    with pytest.raises(IntegrityError, match="not the one that was announced"):
-        keyring._parse(described, steps, 3 + steps.index((step, level)), low.to_bytes())
+    # Higher ones would do, and take memory that the server has not counted.
+    for wrong in (level - 1, level + 1):
+        made = GaloisKeys(described.parameters, keys.secret_key.key_id, {step: keys.galois_key(step, wrong)})
+        with pytest.raises(IntegrityError, match="not the one that was announced"):
+            keyring._parse(described, steps, 3 + steps.index((step, level)), made.to_bytes())
+
+
+def test_nobody_sends_more_than_tokens_take(engine):  # noqa: F811
+    """The server holds a step's ciphertexts before it looks at them; large frames would fill its memory."""
+    described = engine.description
+    size = fresh_bytes(described.parameters, described.entry)
+    plain = Encoder(described.parameters).encode(np.ones(engine.shape.n), described.entry)
+    secret = SecretKey.generate(described.parameters)
+    assert len(Encryptor(described.parameters, secret).encrypt_bytes(plain)) == size
+    with pytest.raises(FrameError, match="where the protocol requires"):
+        session(
+            engine,
+            lambda p: (p._channel.send(bytes(2)), p._channel.send(bytes(size + 1)), p._channel.recv(1)),
+            lambda p: p.prefill([256], 1),
+        )
 
 
 def test_slots_without_keys_levels_or_scales():

@@ -35,7 +35,7 @@ scale (a float): phase = scale · message + error. Nothing rescales or drops lev
 from sottovoce.ckks.ciphertext import Ciphertext, Plaintext, Wide
 from sottovoce.ckks.decryptor import Decryptor, flood
 from sottovoce.ckks.encoder import Encoder
-from sottovoce.ckks.encryptor import Encryptor, load_fresh
+from sottovoce.ckks.encryptor import Encryptor, fresh_bytes, load_fresh
 from sottovoce.ckks.evaluator import Evaluator
 from sottovoce.ckks.galois import CONJUGATE, galois_element
 from sottovoce.ckks.keys import (
@@ -87,6 +87,7 @@ __all__ = [
     "Wide",
     "chain",
     "flood",
+    "fresh_bytes",
     "galois_element",
     "load_fresh",
 ]

@@ -15,7 +15,15 @@ from sottovoce.ckks.switching import uniform_rows
 from sottovoce.errors import FrameError, LevelError, ParameterError
 from sottovoce.ring import sampling
 from sottovoce.rlwe.randomness import errors, ternary
-from sottovoce.rlwe.wire import Buffer, frame, pack_residues, residue_bytes, unframe, unpack_residues
+from sottovoce.rlwe.wire import (
+    HEADER_BYTES,
+    Buffer,
+    frame,
+    pack_residues,
+    residue_bytes,
+    unframe,
+    unpack_residues,
+)
 
 Words = npt.NDArray[np.uint64]
 
@@ -74,6 +82,12 @@ class Encryptor:
             halves.append(ring.mul_add(half, u, key.data[part, : ring.limbs]))
         ring.add(halves[0], full(plaintext), halves[0])
         return halves
+
+
+def fresh_bytes(parameters: Parameters, level: int) -> int:
+    """The size of `Encryptor.encrypt_bytes` at a level."""
+    head = HEADER_BYTES + KEY_ID_BYTES + _META.size + sampling.SEED_BYTES
+    return head + residue_bytes(parameters.primes[: level + 1], parameters.degree)
 
 
 def load_fresh(parameters: Parameters, data: Buffer) -> Ciphertext:

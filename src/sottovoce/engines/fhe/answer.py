@@ -17,7 +17,7 @@ from sottovoce.errors import CorruptFileError, IntegrityError, ProtocolError
 from sottovoce.net import Channel
 
 DIGEST_BYTES = 32
-MAX_CIPHERTEXT = 1 << 27
+MAX_CIPHERTEXT = 1 << 20  # bytes: of one prime, at N = 2^16
 # Found, ciphertexts, digest of the tokens' ciphertexts.
 _HEADER = struct.Struct(f"<?H{DIGEST_BYTES}s")
 _NAME = "answer"

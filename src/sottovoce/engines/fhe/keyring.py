@@ -6,13 +6,15 @@
     every missing key, in a fixed order   -->   checked, stored
 
 An upload that broke off goes on where it was: the client keeps its secret, the server what arrived. Keys are
-gigabytes at N = 2^16, so the client never holds more than one. The key id is 16 random bytes or so of which
-only the two parties know; keys under another id are refused.
+gigabytes at N = 2^16, so the client never holds more than one. The key id is 8 random bytes that only the two
+parties know; keys under another id are refused. So are keys of other levels than agreed: higher ones would
+take more of the server's memory than it counts on.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import secrets
@@ -80,7 +82,9 @@ def receive_keys(
     directory: where keys are kept beyond the session, None to keep none.
     """
     key_id = bytes(channel.recv(KEY_ID_BYTES))
-    store = None if directory is None else KeyStore(directory / key_id.hex())
+    # Under the plan, too: keys that another release made for other steps or levels are as good as none.
+    name = key_id.hex() + _plan(description)
+    store = None if directory is None else KeyStore(directory / name)
     parameters, steps = description.parameters, sorted(description.steps.items())
     count = _FIRST_STEP + len(steps)
     there = [store is not None and store.has(i) for i in range(count)]
@@ -120,7 +124,7 @@ def _parse(
     parameters = description.parameters
     if i == 0:
         products = RelinearizationKey.from_bytes(parameters, raw)
-        if products.key.level >= description.product_level:
+        if products.key.level == description.product_level:
             return products
     elif i == 1:
         refresh = EncapsulationKeys.from_bytes(parameters, raw)
@@ -133,9 +137,15 @@ def _parse(
     else:
         step, level = steps[i - _FIRST_STEP]
         rotations = GaloisKeys.from_bytes(parameters, raw)
-        if rotations.steps == (step,) and rotations.keys[step].level >= level:
+        if rotations.steps == (step,) and rotations.keys[step].level == level:
             return rotations
     raise IntegrityError("an evaluation key is not the one that was announced")
+
+
+def _plan(description: Description) -> str:
+    """Names which keys there are."""
+    text = json.dumps([description.name, description.product_level, sorted(description.steps.items())])
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 class KeyStore:

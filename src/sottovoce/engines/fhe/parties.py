@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sottovoce.ckks import Ciphertext, load_fresh
+from sottovoce.ckks import Ciphertext, fresh_bytes, load_fresh
 from sottovoce.ckks.bootstrap import Bootstrapper, BootstrapSpec
 from sottovoce.engines.base import (
     Engine,
@@ -23,7 +23,7 @@ from sottovoce.engines.base import (
     Pieces,
     Progress,
 )
-from sottovoce.engines.fhe.answer import MAX_CIPHERTEXT, Answer, digest_of, receive_sizes, send_answer
+from sottovoce.engines.fhe.answer import Answer, digest_of, receive_sizes, send_answer
 from sottovoce.engines.fhe.chunk import ChunkProgram
 from sottovoce.engines.fhe.chunk_plaintexts import one_hot_ciphertexts
 from sottovoce.engines.fhe.chunk_plan import plan_chunks
@@ -268,7 +268,10 @@ class FheModelParty(ModelParty):
         chunks = self._chunks(together) if together else None
         sizes = [*together, *[0] * (len(heads) - sum(together))]  # 0: a step
         blocks = [one_hot_ciphertexts(shape, size) if size else shape.vocabulary_blocks for size in sizes]
-        raw = [[self._channel.recv_message(MAX_CIPHERTEXT) for _ in range(count)] for count in blocks]
+        # All of it is held before the first is looked at: no more than tokens take.
+        assert self.engine.description is not None
+        most = fresh_bytes(self.engine.description.parameters, self.engine.description.entry)
+        raw = [[self._channel.recv_message(most) for _ in range(count)] for count in blocks]
         digest = digest_of(frame for unit in raw for frame in unit)
         frames, left = list[bytes](), list(heads)
         self.attendance.progress(0, len(sizes) * layers)
