@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pool_rows import KEY, rows, taken
+from pool_rows import KEY, put, rows, taken
 from sottovoce.correlations.agreement import admit, reconcile
 from sottovoce.correlations.marks import EPOCH_BYTES, State
 from sottovoce.correlations.pool import Pool
@@ -266,6 +266,42 @@ def test_the_server_limits_and_evicts(tmp_path):
     homes[0].client.make = False
     assert homes[0].meet(spend(8)) == (None, None)
     assert not homes[0].client.directory.exists()
+
+
+def test_empty_pools_give_up_their_places(tmp_path):
+    """Whoever makes many has not kept anybody out, unless he fills them."""
+    shelf = ServerShelf(tmp_path, most=3)
+    used = shelf.create(b"u" * 16, KEY)
+    kept = shelf.create(b"k" * 16, KEY)
+    kept.begin(bytes(EPOCH_BYTES), 1)
+    put(kept, a=rows(8))
+    kept.close()
+    for i in range(4):
+        shelf.create(bytes([i]) * 16, KEY).close()
+    assert shelf.find(b"k" * 16) is not None and (tmp_path / (b"u" * 16).hex()).exists()
+    used.close()
+    assert {path.name for path in tmp_path.iterdir()} == {x.hex() for x in (b"u" * 16, b"k" * 16, b"\3" * 16)}
+
+
+def test_made_up_streams_do_not_pile_up(home, monkeypatch):
+    """A client that announces others at every opening would have the server's ledger grow without end."""
+    home.meet(fill)
+    honest, names = Pool.state, iter(range(100))
+
+    def more(pool):
+        found = honest(pool)
+        if "client" not in pool.directory.parts[-1]:
+            return found
+        made_up = {f"{next(names)}{'x' * (1 << 18)}{i}": (0, 0) for i in range(3)}
+        own = {name: marks for name, marks in found.streams.items() if len(name) < 100}
+        return replace(found, streams={**own, **made_up})
+
+    monkeypatch.setattr(Pool, "state", more)
+    with pytest.raises(IntegrityError, match="more streams"):
+        for _ in range(3):
+            home.meet()
+    (ledger,) = (home.path / "server").rglob("marks.db")
+    assert ledger.stat().st_size < 4 << 20
 
 
 def test_the_total_limits_every_pool(tmp_path):

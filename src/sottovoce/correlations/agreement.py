@@ -34,7 +34,7 @@ from sottovoce.net import Channel, Role
 KEY_BYTES = 32
 # Only for telling an honest crash from an old copy: what was taken is gone for both in any case.
 IN_FLIGHT = 4
-MAX_STATE = 1 << 23
+MAX_STATE = 1 << 20  # bytes: the ledger of 10,000 streams and batches
 _ATTEMPTS = 3
 _NONCE = 32
 _TAG = 32
@@ -186,6 +186,9 @@ def _last_common(mine: State, other: State) -> bytes | None:
 def _continue(channel: Channel, pool: Pool, mine: State, other: State, nonces: bytes) -> None:
     """Agree, write it down, hear that the other party has, and only then make it the epoch."""
     agreed = reconcile(mine, other)
+    if len(agreed.to_bytes()) > MAX_STATE:
+        # Names that a party makes up, a few more at every opening, would fill the other one's disk.
+        raise IntegrityError("the two halves of the correlation pool name more streams than there can be")
     generation = agreed.generation + 1
     epoch = hashlib.blake2b(
         pool.id + nonces + generation.to_bytes(8, "little"),

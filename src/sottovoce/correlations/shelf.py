@@ -3,6 +3,7 @@
 A session asks its shelf with `borrow(channel)`, both parties at the same point of their setup.
 """
 
+import math
 import os
 import secrets
 import shutil
@@ -156,8 +157,10 @@ class ServerShelf:
             return pool
 
     def create(self, id: bytes, secret: bytes) -> Pool:
-        """A new pool; idle ones make place for it. RefusedError if there is still none."""
+        """A new pool; idle ones make place for it, then empty ones. RefusedError if there is still none."""
         self.evict()
+        if len(self._pools()) >= self.most:
+            self._drop_empty()
         if len(self._pools()) >= self.most:
             raise RefusedError(
                 f"the server keeps prepared tokens for {self.most} clients and has no place for another; try"
@@ -177,6 +180,15 @@ class ServerShelf:
                     Pool(path, self.limit).destroy()
                     gone += 1
         return gone
+
+    def _drop_empty(self) -> None:
+        """Delete the pool without items that was opened least lately. Making one costs a client a handshake,
+        so that somebody could take all places; keeping one then costs work."""
+        for path in sorted(self._pools(), key=_touched):
+            if not any(path.glob("*.items")):
+                with suppress(SottovoceError, OSError):  # in use, or gone meanwhile
+                    Pool(path, self.limit).destroy()
+                    return
 
     def size(self) -> int:
         """Bytes of all pools."""
@@ -198,6 +210,12 @@ class ServerShelf:
 
     def _path(self, id: bytes) -> Path:
         return self.directory / id.hex()
+
+
+def _touched(directory: Path) -> float:
+    with suppress(OSError):
+        return directory.stat().st_mtime
+    return math.inf
 
 
 def _size(directory: Path) -> int:
