@@ -11,6 +11,7 @@ NB_MODULE(_native, m) {
     m.doc() = "Kernels of Sottovoce: they work in place over arrays that NumPy owns and release the GIL.";
     register_cpu(m);
     register_mpc(m);
+    register_steps(m);
     register_ot(m);
     register_ring(m);
     register_pack(m);

@@ -13,4 +13,5 @@ void register_ckks(nanobind::module_& m);
 void register_ckks_pointwise(nanobind::module_& m);
 void register_recycle(nanobind::module_& m);
 void register_mpc(nanobind::module_& m);
+void register_steps(nanobind::module_& m);
 void register_ot(nanobind::module_& m);

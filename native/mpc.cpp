@@ -3,57 +3,20 @@
 // random OT's pads on top and packs the bits; the receiver opens the one entry it has the pad for.
 //
 // No branch depends on a value. The server reads its table at addresses that are its own uniform share.
-#include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
-
 #include <algorithm>
-#include <bit>
-#include <cstdint>
-#include <cstring>
-#include <stdexcept>
 
 #include "module.h"
-
-namespace nb = nanobind;
-using u64 = std::uint64_t;
+#include "ring_pool.h"
+#include "wire_bits.h"
 
 template <int D>
-using In = nb::ndarray<const u64, nb::ndim<D>, nb::c_contig, nb::device::cpu>;
+using Fixed = nb::ndarray<const u64, nb::ndim<D>, nb::c_contig, nb::device::cpu>;
 using BytesIn = nb::ndarray<const std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using BytesOut = nb::ndarray<std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Out1 = nb::ndarray<u64, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Out2 = nb::ndarray<u64, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 namespace {
-
-u64 little_endian(u64 v) {
-    if constexpr (std::endian::native == std::endian::big) return __builtin_bswap64(v);
-    return v;
-}
-
-// Appends values of a fixed width to a little-endian bit stream.
-struct BitWriter {
-    std::uint8_t* at;
-    u64 held = 0;
-    int used = 0;
-
-    void put(u64 v, int width) {
-        held |= v << used;
-        used += width;
-        if (used >= 64) {
-            u64 word = little_endian(held);
-            std::memcpy(at, &word, 8);
-            at += 8;
-            used -= 64;
-            // width - used bits of v are out; a shift by 64 would be undefined, and then nothing is left over.
-            held = used ? v >> (width - used) : 0;
-        }
-    }
-    void finish() {
-        u64 word = little_endian(held);
-        std::memcpy(at, &word, (used + 7) / 8);
-    }
-};
 
 // Bits [from, from + width) of a stream of `size` bytes; width <= 64.
 u64 read_bits(const std::uint8_t* stream, std::size_t size, std::size_t from, int width) {
@@ -74,48 +37,49 @@ u64 pad_bits(const u64* pad, int from, int width) {
     return width < 64 ? v & ((u64{1} << width) - 1) : v;
 }
 
-void require(bool ok, const char* what) {
-    if (!ok) throw std::invalid_argument(what);
-}
-
-std::size_t packed_size(std::size_t values, int width) { return (values * width + 7) / 8; }
-
-void write_tables(BitWriter& writer, const u64* table, std::size_t length, int columns, const u64* start, u64 step,
+void write_tables(Writer writer, const u64* table, std::size_t length, int columns, const u64* start, u64 step,
                   const u64* rotation, const u64* masks, u64 modulus, const u64* pads, int words, int width,
-                  std::size_t n, std::size_t entries) {
-    for (std::size_t e = 0; e < n; ++e) {
+                  std::size_t begin, std::size_t end, std::size_t entries) {
+    pads += begin * entries * words;
+    for (std::size_t e = begin; e < end; ++e) {
         const u64* mask = masks + e * columns;
         for (std::size_t j = 0; j < entries; ++j, pads += words) {
             u64 segment = (j + rotation[e]) & (entries - 1);
             const u64* row = table + ((start[e] + segment * step) & (length - 1)) * columns;
             for (int c = 0; c < columns; ++c) {
                 u64 d = row[c] - mask[c];  // wraps to a huge number when negative; then the lifted one is smaller
-                writer.put(std::min(d, d + modulus) ^ pad_bits(pads, c * width, width), width);
+                writer.put(std::min(d, d + modulus) ^ pad_bits(pads, c * width, width));
             }
         }
     }
+    writer.finish();
 }
+
+// Elements of one task: whole bytes of the message, and some 50 microseconds of work.
+constexpr std::size_t kTask = 256;
 
 }  // namespace
 
-static void mask_tables(In<2> table, In<1> start, u64 step, In<1> rotation, In<2> masks, u64 modulus, In<3> pads,
-                        int width, BytesOut out) {
+static void mask_tables(Fixed<2> table, Fixed<1> start, u64 step, Fixed<1> rotation, Fixed<2> masks, u64 modulus, Fixed<3> pads,
+                        int width, BytesOut out, int threads) {
     std::size_t length = table.shape(0), n = start.shape(0), entries = pads.shape(1);
     int columns = static_cast<int>(table.shape(1)), words = static_cast<int>(pads.shape(2));
-    require(width >= 1 && width <= 63, "mask_tables: width must be 1 to 63");
+    require(width >= 1 && width <= 60, "mask_tables: width must be 1 to 60");
     require(std::has_single_bit(length) && std::has_single_bit(entries), "mask_tables: sizes must be powers of two");
     require(rotation.shape(0) == n && masks.shape(0) == n && pads.shape(0) == n, "mask_tables: lengths differ");
     require(static_cast<int>(masks.shape(1)) == columns && words * 64 >= columns * width,
             "mask_tables: masks or pads do not fit the table");
     require(out.shape(0) == packed_size(n * entries * columns, width), "mask_tables: the output has another size");
     nb::gil_scoped_release release;
-    BitWriter writer{out.data()};
-    write_tables(writer, table.data(), length, columns, start.data(), step, rotation.data(), masks.data(), modulus,
-                 pads.data(), words, width, n, entries);
-    writer.finish();
+    parallel_for((n + kTask - 1) / kTask, threads, [&](std::size_t task) {
+        const std::size_t begin = task * kTask, end = std::min(n, begin + kTask);
+        const Writer writer(out.data() + begin / 8 * entries * columns * width, width);
+        write_tables(writer, table.data(), length, columns, start.data(), step, rotation.data(), masks.data(), modulus,
+                     pads.data(), words, width, begin, end, entries);
+    });
 }
 
-static void mask_regions(BytesIn table, In<1> start, u64 step, In<1> rotation, BytesIn masks, In<2> pads, int width,
+static void mask_regions(BytesIn table, Fixed<1> start, u64 step, Fixed<1> rotation, BytesIn masks, Fixed<2> pads, int width,
                          BytesOut out) {
     std::size_t length = table.shape(0), n = start.shape(0), entries = pads.shape(1);
     require(width >= 1 && width <= 8, "mask_regions: width must be 1 to 8");
@@ -123,20 +87,20 @@ static void mask_regions(BytesIn table, In<1> start, u64 step, In<1> rotation, B
     require(rotation.shape(0) == n && masks.shape(0) == n && pads.shape(0) == n, "mask_regions: lengths differ");
     require(out.shape(0) == packed_size(n * entries, width), "mask_regions: the output has another size");
     nb::gil_scoped_release release;
-    BitWriter writer{out.data()};
+    Writer writer(out.data(), width);
     const u64* pad = pads.data();
     const u64 keep = (u64{1} << width) - 1;
     for (std::size_t e = 0; e < n; ++e) {
         u64 a = start.data()[e], turn = rotation.data()[e], mask = masks.data()[e];
         for (std::size_t j = 0; j < entries; ++j, ++pad) {
             u64 segment = (j + turn) & (entries - 1);
-            writer.put((table.data()[(a + segment * step) & (length - 1)] ^ mask ^ *pad) & keep, width);
+            writer.put((table.data()[(a + segment * step) & (length - 1)] ^ mask ^ *pad) & keep);
         }
     }
     writer.finish();
 }
 
-static void open_entries(BytesIn stream, In<1> index, u64 entries, In<2> pads, int width, Out2 out) {
+static void open_entries(BytesIn stream, Fixed<1> index, u64 entries, Fixed<2> pads, int width, Out2 out) {
     std::size_t n = index.shape(0), columns = out.shape(1), words = pads.shape(1);
     require(width >= 1 && width <= 64, "open_entries: width must be 1 to 64");
     require(pads.shape(0) == n && out.shape(0) == n && words * 64 >= columns * width, "open_entries: shapes differ");
@@ -150,43 +114,107 @@ static void open_entries(BytesIn stream, In<1> index, u64 entries, In<2> pads, i
     }
 }
 
-// This party's share of x / 2^shift mod `modulus`: the quotient of its share of x (residues of `source`), plus the one of
-// three constants that its known bits select, plus or minus the prepared product (protocols/wrap.py derives it).
-static void wrap_shares(In<1> x, u64 source, BytesIn known, BytesIn flip, In<1> product, In<1> constants, int shift,
-                        bool ceiling, u64 modulus, Out1 out) {
-    std::size_t n = x.shape(0);
-    require(known.shape(0) == n && flip.shape(0) == n && product.shape(0) == n && out.shape(0) == n,
-            "wrap_shares: lengths differ");
-    require(constants.shape(0) == 4 && shift >= 0 && shift < 63 && modulus > 1 && modulus <= u64{1} << 62,
-            "wrap_shares: constants, shift or modulus out of range");
-    const u64 round = ceiling ? (u64{1} << shift) - 1 : 0;
-    const bool ring = std::has_single_bit(modulus), reduce = !ring && (source >> shift) + 1 > modulus;
-    nb::gil_scoped_release release;
+namespace {
+
+// The client's choice in a 1-of-2^m transfer: its segment minus the random index, packed, and what is left of y below the
+// segment. False if a segment does not fit its bits.
+bool choose(In y, int segment_bits, int remainder_bits, In index, Out remainder, BitsOut packed) {
+    const std::size_t n = y.size();
+    require(segment_bits > 0 && remainder_bits >= 0 && segment_bits + remainder_bits < 60, "choose: bits out of range");
+    require(index.size() == n && remainder.size() == n && packed.size() == packed_size(n, segment_bits),
+            "choose: sizes differ");
+    const u64 keep = (u64{1} << remainder_bits) - 1, segments = u64{1} << segment_bits;
+    u64 largest = 0;
+    const Unlocked unlocked(n);
+    Writer writer(packed.data(), segment_bits);
     for (std::size_t i = 0; i < n; ++i) {
-        u64 own = (x.data()[i] + round) >> shift;
-        if (reduce) own %= modulus;
-        u64 sign = ~u64{0} * (flip.data()[i] & 1);  // all ones: minus the product, as modulus - product
-        u64 rest = constants.data()[known.data()[i] & 3] + ((product.data()[i] ^ sign) + ((modulus + 1) & sign));
-        if (ring) {
-            out.data()[i] = (own + rest) & (modulus - 1);
-        } else {
-            rest = std::min(rest, rest - modulus);
-            u64 sum = own + rest;
-            out.data()[i] = std::min(sum, sum - modulus);
-        }
+        const u64 v = y.data()[i], segment = v >> remainder_bits;
+        largest = std::max(largest, segment);
+        remainder.data()[i] = v & keep;
+        writer.put((segment - index.data()[i]) & (segments - 1));
     }
+    writer.finish();
+    return largest < segments;
 }
+
+// basis[l, remainder] - factors[., l] for all elements, then for the next l.
+void basis_open(In basis, In remainder, In factors, u64 modulus, BitsOut packed) {
+    const std::size_t n = remainder.size(), products = n ? factors.size() / n : 0, u = products ? basis.size() / products : 0;
+    const Modulus m = modulus_of(modulus);
+    require(factors.size() == n * products && packed.size() == packed_size(n * products, width_of(modulus)),
+            "basis_open: sizes differ");
+    require(u == 0 || std::has_single_bit(u), "basis_open: the basis must have a power of two of columns");
+    const Unlocked unlocked(n);
+    Writer writer(packed.data(), width_of(modulus));
+    for (std::size_t l = 0; l < products; ++l)
+        for (std::size_t i = 0; i < n; ++i)
+            writer.put(m.sub(basis.data()[l * u + (remainder.data()[i] & (u - 1))], factors.data()[i * products + l]));
+    writer.finish();
+}
+
+// The client's share of a spline from its opened entries (n, terms): [the first] + sum of entry·basis + the prepared product.
+// False if an entry is no residue.
+bool spline_share(In entries, In basis, In remainder, In cross, u64 modulus, bool constant, Out out) {
+    const std::size_t n = out.size(), terms = n ? entries.size() / n : 0, first = constant ? 1 : 0;
+    const std::size_t products = terms - (terms ? first : 0), u = products ? basis.size() / products : 0;
+    const Modulus m = modulus_of(modulus);
+    require(entries.size() == n * terms && (n == 0 || terms >= first) && remainder.size() == n && cross.size() == n,
+            "spline_share: sizes differ");
+    require(u == 0 || std::has_single_bit(u), "spline_share: the basis must have a power of two of columns");
+    require(modulus <= u64{1} << 56 && terms < 256, "spline_share: the sum could overflow");
+    u64 worst = 0;
+    const Unlocked unlocked(n);
+    for (std::size_t i = 0; i < n; ++i) {
+        const u64* mine = entries.data() + i * terms;
+        u128 sum = cross.data()[i];
+        if (constant) sum += mine[0];
+        for (std::size_t t = 0; t < terms; ++t) worst = std::max(worst, mine[t]);
+        for (std::size_t l = 0; l < products; ++l)
+            sum += u128{mine[first + l]} * basis.data()[l * u + (remainder.data()[i] & (u - 1))];
+        out.data()[i] = m.reduce128(sum);
+    }
+    return n == 0 || worst < modulus;
+}
+
+// The server's: sum of the client's corrections (products, n), packed, times its masks (n, terms), but for the first of
+// these if `constant`, which is added; and the prepared product.
+bool spline_masked_share(BitsIn corrections, In masks, In cross, u64 modulus, bool constant, Out out) {
+    const std::size_t n = out.size(), terms = n ? masks.size() / n : 0, first = constant ? 1 : 0;
+    const std::size_t products = terms - (terms ? first : 0);
+    const Modulus m = modulus_of(modulus);
+    require(masks.size() == n * terms && (n == 0 || terms >= first) && cross.size() == n &&
+                corrections.size() == packed_size(n * products, width_of(modulus)),
+            "spline_masked_share: sizes differ");
+    const Unlocked unlocked(n);
+    Reader reader(corrections.data(), n * products, modulus);
+    for (std::size_t i = 0; i < n; ++i)
+        out.data()[i] = constant ? m.add(cross.data()[i], masks.data()[i * terms]) : cross.data()[i];
+    for (std::size_t l = 0; l < products; ++l)
+        for (std::size_t i = 0; i < n; ++i)
+            out.data()[i] = m.reduce128(u128{reader.take()} * masks.data()[i * terms + first + l] + out.data()[i]);
+    return reader.intact();
+}
+
+}  // namespace
 
 void register_mpc(nb::module_& m) {
     m.def("mask_tables", &mask_tables, nb::arg("table"), nb::arg("start"), nb::arg("step"), nb::arg("rotation"),
-          nb::arg("masks"), nb::arg("modulus"), nb::arg("pads"), nb::arg("width"), nb::arg("out"),
+          nb::arg("masks"), nb::arg("modulus"), nb::arg("pads"), nb::arg("width"), nb::arg("out"), nb::arg("threads") = 1,
           "Entry j of element e: (table[start + ((j + rotation) mod 2^m)*step] - masks mod modulus) XOR pads[j], packed.");
     m.def("mask_regions", &mask_regions, nb::arg("table"), nb::arg("start"), nb::arg("step"), nb::arg("rotation"),
           nb::arg("masks"), nb::arg("pads"), nb::arg("width"), nb::arg("out"),
           "The same for a table of a few bits an entry, masked by XOR.");
-    m.def("wrap_shares", &wrap_shares, nb::arg("x"), nb::arg("source"), nb::arg("known"), nb::arg("flip"),
-          nb::arg("product"), nb::arg("constants"), nb::arg("shift"), nb::arg("ceiling"), nb::arg("modulus"),
-          nb::arg("out"), "A party's share of x / 2^shift mod modulus once the wrap's bits are open.");
     m.def("open_entries", &open_entries, nb::arg("stream"), nb::arg("index"), nb::arg("entries"), nb::arg("pads"),
           nb::arg("width"), nb::arg("out"), "The receiver's half of both: its entry of each element, unpadded.");
+    m.def("choose", &choose, nb::arg("y"), nb::arg("segment_bits"), nb::arg("remainder_bits"), nb::arg("index"),
+          nb::arg("remainder").noconvert(), nb::arg("packed").noconvert(),
+          "y's segment minus the random index, packed, and the rest of y.");
+    m.def("basis_open", &basis_open, nb::arg("basis"), nb::arg("remainder"), nb::arg("factors"), nb::arg("modulus"),
+          nb::arg("packed").noconvert(), "basis[:, remainder] minus the transpose of factors mod modulus, packed.");
+    m.def("spline_share", &spline_share, nb::arg("entries"), nb::arg("basis"), nb::arg("remainder"), nb::arg("cross"),
+          nb::arg("modulus"), nb::arg("constant"), nb::arg("out").noconvert(),
+          "The client's share of a spline from its entries.");
+    m.def("spline_masked_share", &spline_masked_share, nb::arg("corrections"), nb::arg("masks"), nb::arg("cross"),
+          nb::arg("modulus"), nb::arg("constant"), nb::arg("out").noconvert(),
+          "The server's share of a spline from the client's corrections.");
 }

@@ -40,26 +40,80 @@ def field_matvec_i16(w: I16, x: U64, p: int, out: U64, threads: int = 1) -> None
 def pack_bits(values: U64, width: int, out: U8) -> None: ...
 def unpack_bits(data: U8, width: int, out: U64) -> None: ...
 
-# mpc: tables under one-time pads
+# mpc: tables under one-time pads, then steps around an opening
 def mask_tables(
-    table: U64, start: U64, step: int, rotation: U64, masks: U64, modulus: int, pads: U64, width: int, out: U8
+    table: U64,
+    start: U64,
+    step: int,
+    rotation: U64,
+    masks: U64,
+    modulus: int,
+    pads: U64,
+    width: int,
+    out: U8,
+    threads: int = 1,
 ) -> None: ...
 def mask_regions(
     table: U8, start: U64, step: int, rotation: U64, masks: U8, pads: U64, width: int, out: U8
 ) -> None: ...
-def wrap_shares(
+def open_entries(stream: U8, index: U64, entries: int, pads: U64, width: int, out: U64) -> None: ...
+def choose(
+    y: U64, segment_bits: int, remainder_bits: int, index: U64, remainder: U64, packed: U8
+) -> bool: ...
+def basis_open(basis: U64, remainder: U64, factors: U64, modulus: int, packed: U8) -> None: ...
+def spline_share(
+    entries: U64, basis: U64, remainder: U64, cross: U64, modulus: int, constant: bool, out: U64
+) -> bool: ...
+def spline_masked_share(
+    corrections: U8, masks: U64, cross: U64, modulus: int, constant: bool, out: U64
+) -> bool: ...
+def wrap_open(x: U64, p: int, offset: int, beta: U8, shifted: U64, mine: U8, packed: U8) -> None: ...
+def wrap_share(
     x: U64,
     source: int,
-    known: U8,
-    flip: U8,
+    mine: U8,
+    theirs: U8,
     product: U64,
     constants: U64,
     shift: int,
-    ceiling: bool,
+    is_client: bool,
     modulus: int,
     out: U64,
-) -> None: ...
-def open_entries(stream: U8, index: U64, entries: int, pads: U64, width: int, out: U64) -> None: ...
+) -> bool: ...
+def bits_open(x: U8, mask: U8, mine: U8, packed: U8) -> None: ...
+def and_open(a: U8, b: U8, ta: U8, tb: U8, mine: U8, packed: U8) -> None: ...
+def and_share(mine: U8, theirs: U8, ta: U8, tb: U8, tc: U8, is_client: bool, out: U8) -> bool: ...
+def bit_share(mine: U8, theirs: U8, values: U64, modulus: int, is_client: bool, out: U64) -> bool: ...
+def residues_open(x: U64, mask: U64, modulus: int, mine: U64, packed: U8) -> None: ...
+def residues_opened(mine: U64, theirs: U8, modulus: int, out: U64) -> bool: ...
+def mux_share(
+    value: U64,
+    my_bits: U8,
+    my_values: U64,
+    theirs: U8,
+    arithmetic: U64,
+    products: U64,
+    modulus: int,
+    out: U64,
+) -> bool: ...
+def mul_open(x: U64, y: U64, a: U64, b: U64, modulus: int, mine: U64, packed: U8) -> None: ...
+def mul_share(
+    mine: U64, theirs: U8, a: U64, b: U64, c: U64, modulus: int, is_client: bool, out: U64
+) -> bool: ...
+def scale_share(
+    opened: U64,
+    vectors: U64,
+    products: U64,
+    scalars: U64,
+    mine: U64,
+    theirs: U8,
+    modulus: int,
+    out: U64,
+) -> bool: ...
+def squares_share(
+    mine: U64, theirs: U8, r: U64, products: U64, modulus: int, is_client: bool, out: U64
+) -> bool: ...
+def take_bits(y: U64, low: int, high: int, ceiling: bool, out: U64) -> None: ...
 
 # ot
 def aes_ctr(keys: U8, first: int, out: U8) -> None: ...

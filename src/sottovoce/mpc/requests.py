@@ -39,6 +39,12 @@ class WrapOutput:
     modulus: int = P_FIELD
 
 
+def offset_of(outputs: tuple[WrapOutput, ...], signed: bool, modulus: int) -> int:
+    """What makes a signed value of a wrap with these outputs non-negative; see `Wrap.signed_offset`."""
+    step = 1 << max(out.shift for out in outputs)
+    return (modulus // 4 + step // 2) // step * step if signed else 0
+
+
 @dataclass(frozen=True, eq=False)
 class Wrap:
     """4.1: from one wrap bit, x / 2^shift mod M for every output. -> list[Share], one per output.
@@ -56,8 +62,7 @@ class Wrap:
 
     def signed_offset(self) -> int:
         """modulus/4 rounded to a multiple of 2^shift for every shift (a fraction would bias the result)."""
-        step = 1 << max(out.shift for out in self.outputs)
-        return (self.modulus // 4 + step // 2) // step * step if self.signed else 0
+        return offset_of(self.outputs, self.signed, self.modulus)
 
     def payload(self, lead: int) -> int:
         return packed_size(_count(self.x, lead), 1)

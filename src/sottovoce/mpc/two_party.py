@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from sottovoce import _native
 from sottovoce.correlations import CorrelationSource
 from sottovoce.errors import ProtocolError
 from sottovoce.mpc import field
@@ -20,6 +21,7 @@ from sottovoce.mpc.arithmetic import Arithmetic, IntArray
 from sottovoce.mpc.field import Bits
 from sottovoce.mpc.field import Field as Share
 from sottovoce.mpc.protocols import boolean, product, table, wire, wrap
+from sottovoce.mpc.protocols.wire import Bytes
 from sottovoce.mpc.requests import (
     And,
     Lookup,
@@ -78,15 +80,14 @@ class TwoPartyArithmetic(Arithmetic):
         """Run all requests in one exchange. Cost: one round, the requests' payloads each way."""
         if not requests:
             return []
-        running = [_PROTOCOLS[type(request)](self._party, request) for request in requests]
+        party = self._party
+        running = [_PROTOCOLS[type(request)](party, request) for request in requests]
         opened = [next(steps) for steps in running]
-        pieces = [piece for group in opened for piece in group]
-        message = wire.pack(pieces)
-        received = wire.unpack(self._party.channel.exchange(message, len(message)), wire.expected(pieces))
+        message = _joined(opened)
+        received = _bytes(party.channel.exchange(message, message.size))
         results, at = [], 0
-        for steps, group in zip(running, opened, strict=True):
-            results.append(_finish(steps, received[at : at + len(group)]))
-            at += len(group)
+        for steps, own in zip(running, opened, strict=True):
+            results.append(_finish(steps, received[at : (at := at + own.size)]))
         return results
 
     def lookup(self, lookups: Sequence[Lookup]) -> list[Any]:
@@ -98,25 +99,20 @@ class TwoPartyArithmetic(Arithmetic):
     def _ask(self, lookups: Sequence[Lookup]) -> list[Any]:
         clients = [table.client(self._party, lookup) for lookup in lookups]
         channel = self._party.channel
-        channel.send(wire.pack([piece for client in clients for piece in client.message()]))
-        reply, at, results = channel.recv(sum(client.reply_size for client in clients)), 0, []
-        for client in clients:
-            results.append(client.finish(reply[at : at + client.reply_size]))
-            at += client.reply_size
-        return results
+        channel.send(_joined([client.message for client in clients]))
+        reply, at = _bytes(channel.recv(sum(client.reply_size for client in clients))), 0
+        return [client.finish(reply[at : (at := at + client.reply_size)]) for client in clients]
 
     def _answer(self, lookups: Sequence[Lookup]) -> list[Any]:
         servers = [table.server(self._party, lookup) for lookup in lookups]
-        groups = [server.expects() for server in servers]
-        flat = [piece for group in groups for piece in group]
-        received = wire.unpack(self._party.channel.recv(sum(piece.size for piece in flat)), flat)
-        replies, results, at = [], [], 0
-        for server, group in zip(servers, groups, strict=True):
-            reply, result = server.answer(received[at : at + len(group)])
+        channel = self._party.channel
+        received, at = _bytes(channel.recv(sum(server.request_size for server in servers))), 0
+        replies, results = [], []
+        for server in servers:
+            reply, result = server.answer(received[at : (at := at + server.request_size)])
             replies.append(reply)
             results.append(result)
-            at += len(group)
-        self._party.channel.send(replies[0] if len(replies) == 1 else np.concatenate(replies))
+        channel.send(_joined(replies))
         return results
 
     def from_public(self, values: IntArray, modulus: int = P_FIELD) -> Share:
@@ -129,10 +125,9 @@ class TwoPartyArithmetic(Arithmetic):
         return self._from_own(None if self._party.is_client else values, shape, modulus)
 
     def take_bits(self, y: Share, low: int, high: int) -> Share:
-        kept = y & np.uint64((1 << high) - 1)
-        if not self._party.is_client:
-            kept = kept + np.uint64((1 << low) - 1)
-        return (kept >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1)
+        out: Share = np.empty(y.shape, np.uint64)
+        _native.take_bits(np.ascontiguousarray(y), low, high, not self._party.is_client, out)
+        return out
 
     def not_(self, a: Bits) -> Bits:
         return a.copy() if self._party.is_client else a ^ np.uint8(1)
@@ -143,7 +138,15 @@ class TwoPartyArithmetic(Arithmetic):
         return field.from_signed(values, modulus).reshape(shape)
 
 
-def _finish(steps: Any, received: list[Any]) -> Any:
+def _joined(parts: Sequence[Bytes]) -> Bytes:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _bytes(received: memoryview) -> Bytes:
+    return np.frombuffer(received, np.uint8)
+
+
+def _finish(steps: Any, received: Bytes) -> Any:
     try:
         steps.send(received)
     except StopIteration as done:

@@ -6,35 +6,37 @@ Leakage of all three: none; what is opened is masked by a one-time random bit or
 
 import numpy as np
 
-from sottovoce.mpc import field
-from sottovoce.mpc.field import Bits, Field
-from sottovoce.mpc.protocols.wire import Party, Piece, Steps
+from sottovoce import _native
+from sottovoce.mpc.field import Bits, Field, width
+from sottovoce.mpc.protocols.wire import Party, Steps, intact
 from sottovoce.mpc.requests import And, Mux, ToArithmetic
+from sottovoce.net import packed_size
 
 
 def and_bits(party: Party, request: And) -> Steps[Bits]:
     """a ∧ b from a bit triple (Beaver). Cost: one exchange, 2 bits each way and element."""
-    a, b = request.a, request.b
-    ta, tb, tc = (bits.reshape(a.shape) for bits in party.source.ands(a.size))
-    mine = np.stack([a ^ ta, b ^ tb])
-    (theirs,) = yield [Piece(mine, 2)]
-    d, e = mine ^ theirs
-    result: Bits = tc ^ (d & tb) ^ (e & ta)
-    return result ^ (d & e) if party.is_client else result
+    a, b = np.ascontiguousarray(request.a), np.ascontiguousarray(request.b)
+    ta, tb, tc = party.source.ands(a.size)
+    mine, packed = np.empty(2 * a.size, np.uint8), np.empty(packed_size(2 * a.size, 1), np.uint8)
+    _native.and_open(a, b, ta, tb, mine, packed)
+    theirs = yield packed
+    result: Bits = np.empty(a.shape, np.uint8)
+    intact(_native.and_share(mine, theirs, ta, tb, tc, party.is_client, result))
+    return result
 
 
 def to_arithmetic(party: Party, request: ToArithmetic) -> Steps[Field]:
     """The bit as a share of 0 or 1 mod M: open b ⊕ β = c, then b = c + (1 − 2c)·β. Cost: one exchange, 1
     bit each way.
     """
-    shape, modulus = request.bit.shape, request.modulus
-    bits, values = party.source.b2a(request.bit.size, modulus)
-    mine = request.bit ^ bits.reshape(shape)
-    (theirs,) = yield [Piece(mine, 2)]
-    c = mine ^ theirs
-    signed = field.negate_where(c, values.reshape(shape), modulus)
-    own = c.astype(np.uint64) if party.is_client else np.zeros(shape, np.uint64)
-    return field.add(own, signed, modulus)
+    bit = np.ascontiguousarray(request.bit)
+    bits, values = party.source.b2a(bit.size, request.modulus)
+    mine, packed = np.empty(bit.size, np.uint8), np.empty(packed_size(bit.size, 1), np.uint8)
+    _native.bits_open(bit, bits, mine, packed)
+    theirs = yield packed
+    result: Field = np.empty(bit.shape, np.uint64)
+    intact(_native.bit_share(mine, theirs, values, request.modulus, party.is_client, result))
+    return result
 
 
 def mux(party: Party, request: Mux) -> Steps[Field]:
@@ -42,14 +44,19 @@ def mux(party: Party, request: Mux) -> Steps[Field]:
 
     Cost: one exchange, 1 bit and 1 residue each way and element.
     """
-    shape, modulus = request.value.shape, request.modulus
-    prepared = party.source.bit_values(request.value.size, modulus)
-    my_bit = request.bit ^ prepared.bits.reshape(shape)
-    my_value = field.sub(request.value, prepared.values.reshape(shape), modulus)
-    bit_theirs, value_theirs = yield [Piece(my_bit, 2), Piece(my_value, modulus)]
-    c: Bits = my_bit ^ bit_theirs
-    d = field.add(my_value, value_theirs, modulus)
-    inner = field.mul(d, prepared.arithmetic.reshape(shape), modulus)
-    inner = field.add(inner, prepared.products.reshape(shape), modulus)
-    own = request.value * c  # uint64 times a bit
-    return field.add(own, field.negate_where(c, inner, modulus), modulus)
+    bit, value = np.ascontiguousarray(request.bit), np.ascontiguousarray(request.value)
+    n, modulus = value.size, request.modulus
+    prepared = party.source.bit_values(n, modulus)
+    my_bits, my_values = np.empty(n, np.uint8), np.empty(n, np.uint64)
+    bits = packed_size(n, 1)
+    packed = np.empty(bits + packed_size(n, width(modulus)), np.uint8)
+    _native.bits_open(bit, prepared.bits, my_bits, packed[:bits])
+    _native.residues_open(value, prepared.values, modulus, my_values, packed[bits:])
+    theirs = yield packed
+    result: Field = np.empty(value.shape, np.uint64)
+    intact(
+        _native.mux_share(
+            value, my_bits, my_values, theirs, prepared.arithmetic, prepared.products, modulus, result
+        )
+    )
+    return result

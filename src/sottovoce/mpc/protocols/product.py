@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sottovoce import _native
 from sottovoce.errors import ProtocolError
-from sottovoce.mpc import field
-from sottovoce.mpc.field import Field, P
-from sottovoce.mpc.protocols.wire import Party, Piece, Steps
+from sottovoce.mpc.field import Field, P, width
+from sottovoce.mpc.protocols.wire import Bytes, Party, Steps, intact
 from sottovoce.mpc.requests import MaskedRows, MaskRows, Mul, ScaleRows, SumSquares
+from sottovoce.net import packed_size
 
 
 def mul(party: Party, request: Mul) -> Steps[Field]:
@@ -19,15 +20,15 @@ def mul(party: Party, request: Mul) -> Steps[Field]:
 
     Cost: one exchange, 2 residues each way and element.
     """
-    shape = request.x.shape
-    a, b, c = (item.reshape(shape) for item in party.source.triples(request.x.size))
-    mine = np.stack([field.sub(request.x, a, P), field.sub(request.y, b, P)])
-    (theirs,) = yield [Piece(mine, P)]
-    d, e = field.add(mine, theirs, P)
-    if party.is_client:
-        b = field.add(b, e, P)  # the client's d·(b + e) brings in the public product d·e
-    cross = field.add(field.mul(d, b, P), field.mul(e, a, P), P)
-    return field.add(cross, c, P)
+    x, y = np.ascontiguousarray(request.x), np.ascontiguousarray(request.y)
+    a, b, c = party.source.triples(x.size)
+    mine, packed = np.empty(2 * x.size, np.uint64), _packed(2 * x.size)
+    _native.mul_open(x, y, a, b, P, mine, packed)
+    theirs = yield packed
+    result: Field = np.empty(x.shape, np.uint64)
+    # The client's share takes the public product d·e.
+    intact(_native.mul_share(mine, theirs, a, b, c, P, party.is_client, result))
+    return result
 
 
 def sum_squares(party: Party, request: SumSquares) -> Steps[Field]:
@@ -36,19 +37,17 @@ def sum_squares(party: Party, request: SumSquares) -> Steps[Field]:
     Each party's r_i is its own random vector, so Σr² = Σr0² + Σr1² + 2Σr0·r1 needs one prepared inner
     product. Cost: one exchange, 1 residue each way and input.
     """
-    x = request.x
+    x = np.ascontiguousarray(request.x)
     rows, length = x.shape[:-1], x.shape[-1]
-    factors, products = party.source.cross_products(int(np.prod(rows, dtype=np.int64)), length)
-    r = factors.reshape(x.shape)
-    mine = field.sub(x, r, P)
-    (theirs,) = yield [Piece(mine, P)]
-    opened = field.add(mine, theirs, P)
-    # Client: (2·x̂ + r)·r + x̂²= (x̂ + r)². Server: the same without the public x̂².
-    total = _sum_of_products(opened, r, P)
-    twice = field.add(total, total, P)
-    squares = _sum_of_products(r, r, P)
-    own = field.add(field.add(twice, squares, P), _double(products.reshape(rows)), P)
-    return field.add(own, _sum_of_products(opened, opened, P), P) if party.is_client else own
+    r, products = party.source.cross_products(int(np.prod(rows, dtype=np.int64)), length)
+    r = np.ascontiguousarray(r)
+    mine, packed = np.empty(x.size, np.uint64), _packed(x.size)
+    _native.residues_open(x, r, P, mine, packed)
+    theirs = yield packed
+    result: Field = np.empty(rows, np.uint64)
+    # Both take 2x̂·r + r² for their own r, the client also the public x̂².
+    intact(_native.squares_share(mine, theirs, r, products, P, party.is_client, result))
+    return result
 
 
 @dataclass(frozen=True)
@@ -68,15 +67,16 @@ def mask_rows(party: Party, request: MaskRows) -> Steps[MaskedRows]:
 
     Cost: one exchange, 1 residue each way and element.
     """
-    v = request.v
+    v = np.ascontiguousarray(request.v)
     rows, length = v.shape[:-1], v.shape[-1]
     prepared = party.source.scalars(int(np.prod(rows, dtype=np.int64)), length)
-    vectors = prepared.vectors.reshape(v.shape)
-    mine = field.sub(v, vectors, P)
-    (theirs,) = yield [Piece(mine, P)]
-    opened = field.add(mine, theirs, P)
-    state = _RowState(opened, vectors, prepared.scalars.reshape(rows), prepared.products.reshape(v.shape))
-    return MaskedRows(v.shape, state)
+    vectors, products = np.ascontiguousarray(prepared.vectors), np.ascontiguousarray(prepared.products)
+    mine, packed = np.empty(v.size, np.uint64), _packed(v.size)
+    _native.residues_open(v, vectors, P, mine, packed)
+    theirs = yield packed
+    opened = np.empty(v.size, np.uint64)
+    intact(_native.residues_opened(mine, theirs, P, opened))
+    return MaskedRows(v.shape, _RowState(opened, vectors, prepared.scalars, products))
 
 
 def scale_rows(party: Party, request: ScaleRows) -> Steps[Field]:
@@ -90,20 +90,15 @@ def scale_rows(party: Party, request: ScaleRows) -> Steps[Field]:
         raise ProtocolError("masked rows were to be scaled twice; mask them again for another scalar")
     rows.used = True
     state: _RowState = rows.state
-    mine = field.sub(request.scalar, state.scalars, P)
-    (theirs,) = yield [Piece(mine, P)]
-    opened = field.add(mine, theirs, P)
-    cross = field.add(
-        field.mul(state.opened, request.scalar[..., None], P),
-        field.mul(state.vectors, opened[..., None], P),
-        P,
-    )
-    return field.add(cross, state.products, P)
+    scalars = np.ascontiguousarray(request.scalar)
+    mine, packed = np.empty(scalars.size, np.uint64), _packed(scalars.size)
+    _native.residues_open(scalars, state.scalars, P, mine, packed)
+    theirs = yield packed
+    result: Field = np.empty(rows.shape, np.uint64)
+    intact(_native.scale_share(state.opened, state.vectors, state.products, scalars, mine, theirs, P, result))
+    return result
 
 
-def _sum_of_products(x: Field, y: Field, modulus: int) -> Field:
-    return field.total(field.mul(x, y, modulus), -1, modulus)
-
-
-def _double(x: Field) -> Field:
-    return field.add(x, x, P)
+def _packed(count: int) -> Bytes:
+    """Room for so many residues mod p."""
+    return np.empty(packed_size(count, width(P)), np.uint8)

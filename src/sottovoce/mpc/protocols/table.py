@@ -11,17 +11,19 @@ have.
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sottovoce import _native
 from sottovoce.errors import ParameterError, RangeError
 from sottovoce.mpc import field
 from sottovoce.mpc.field import Bits, Field, P
-from sottovoce.mpc.protocols.wire import Expected, Opened, Party, Piece
+from sottovoce.mpc.protocols.wire import Bytes, Party, intact
 from sottovoce.mpc.requests import Lookup, RegionLookup, SplineLookup
-from sottovoce.net import packed_size
+from sottovoce.mpc.tables import SplineTable
+from sottovoce.net import packed_size, unpack_bits
+from sottovoce.ring import threads
 
-Bytes = NDArray[np.uint8]
+# From this many entries on a second thread is worth being woken; the client waits meanwhile.
+_SHARED_WORK = 1 << 14
 
 
 class _Choice(NamedTuple):
@@ -30,7 +32,6 @@ class _Choice(NamedTuple):
     remainder: Field  # (n,) φ
     random: Field  # (n,) the random OT's index
     pads: Field  # (n, words)
-    difference: Field  # (n,) segment − random
 
 
 class SplineClient:
@@ -41,18 +42,17 @@ class SplineClient:
     def __init__(self, party: Party, request: SplineLookup) -> None:
         table = self._table = request.table
         self._shape, n = request.y.shape, request.y.size
+        chosen, masked = spline_request_sizes(n, table)
+        self.message = np.empty(chosen + masked, np.uint8)
+        words = _words(table.terms, table.modulus)
         self._choice = _choose(
-            party, request.y, table.segment_bits, table.remainder_bits, _words(table.terms, table.modulus)
+            party, request.y, table.segment_bits, table.remainder_bits, words, self.message[:chosen]
         )
-        self._cross = party.source.cross_products(n, table.products)
-        self._basis = table.basis[:, self._choice.remainder]
-
-    def message(self) -> list[Piece]:
-        masked = field.sub(self._basis, self._cross.factors.T, self._table.modulus)
-        return [
-            Piece(self._choice.difference, 1 << self._table.segment_bits),
-            Piece(masked, self._table.modulus),
-        ]
+        factors, self._cross = party.source.cross_products(n, table.products)
+        remainder = self._choice.remainder
+        _native.basis_open(
+            table.basis, remainder, np.ascontiguousarray(factors), table.modulus, self.message[chosen:]
+        )
 
     @property
     def reply_size(self) -> int:
@@ -61,14 +61,17 @@ class SplineClient:
             len(self._choice.random) * (table.terms << table.segment_bits), field.width(table.modulus)
         )
 
-    def finish(self, reply: memoryview) -> Field:
+    def finish(self, reply: Bytes) -> Field:
         table, modulus = self._table, self._table.modulus
-        mine = open_entries(reply, self._choice, table.segment_bits, table.terms, field.width(modulus))
-        entries = field.checked(mine, modulus)
-        factors = entries[:, 1:] if table.constant else entries
-        inner = field.total(field.mul(factors, self._basis.T, modulus), -1, modulus)
-        result = field.add(inner, self._cross.products, modulus)
-        return (field.add(result, entries[:, 0], modulus) if table.constant else result).reshape(self._shape)
+        entries = open_entries(reply, self._choice, table.segment_bits, table.terms, field.width(modulus))
+        result: Field = np.empty(self._shape, np.uint64)
+        remainder = self._choice.remainder
+        intact(
+            _native.spline_share(
+                entries, table.basis, remainder, self._cross, modulus, table.constant, result
+            )
+        )
+        return result
 
 
 class SplineServer:
@@ -76,57 +79,58 @@ class SplineServer:
 
     def __init__(self, party: Party, request: SplineLookup) -> None:
         table = self._table = request.table
-        self._y, n = request.y, request.y.size
+        self._y, n = np.ascontiguousarray(request.y), request.y.size
         self._pads = party.source.send_ots(n, table.segment_bits, _words(table.terms, table.modulus))
-        self._cross = party.source.cross_products(n, table.products)
-        self._constant = party.stream.uniform(table.modulus, n, 1) if table.constant else None
+        masks, self._cross = party.source.cross_products(n, table.products)
+        if table.constant:
+            masks = np.concatenate([party.stream.uniform(table.modulus, n, 1), masks], axis=1)
+        self._masks = np.ascontiguousarray(masks)  # (n, terms)
 
-    def expects(self) -> list[Expected]:
-        n, table = self._y.size, self._table
-        return [Expected((n,), 1 << table.segment_bits), Expected((table.products, n), table.modulus)]
+    @property
+    def request_size(self) -> int:
+        return sum(spline_request_sizes(self._y.size, self._table))
 
-    def answer(self, message: Opened) -> tuple[Bytes, Field]:
+    def answer(self, message: Bytes) -> tuple[Bytes, Field]:
         """The reply, and this party's share of the result."""
-        difference, corrections = message
-        table, modulus, rho = self._table, self._table.modulus, self._cross.factors
-        masks = rho if self._constant is None else np.concatenate([self._constant, rho], axis=1)
-        masks = np.ascontiguousarray(masks)
-        out = np.empty(
-            packed_size(self._y.size * (table.terms << table.segment_bits), field.width(modulus)), np.uint8
+        table, modulus, n = self._table, self._table.modulus, self._y.size
+        chosen, _ = spline_request_sizes(n, table)
+        result: Field = np.empty(self._y.shape, np.uint64)
+        intact(
+            _native.spline_masked_share(
+                message[chosen:], self._masks, self._cross, modulus, table.constant, result
+            )
         )
+        entries = n << table.segment_bits
+        out = np.empty(packed_size(entries * table.terms, field.width(modulus)), np.uint8)
         _native.mask_tables(
             table.entries,
-            self._y.ravel(),
+            self._y.reshape(-1),
             1 << table.remainder_bits,
-            difference,
-            masks,
+            unpack_bits(message[:chosen], n, table.segment_bits),
+            self._masks,
             modulus,
             self._pads,
             field.width(modulus),
             out,
+            threads() if entries >= _SHARED_WORK else 1,
         )
-        inner = field.total(field.mul(corrections.T, rho, modulus), -1, modulus)
-        result = field.add(inner, self._cross.products, modulus)
-        if self._constant is not None:
-            result = field.add(result, self._constant[:, 0], modulus)
-        return out, result.reshape(self._y.shape)
+        return out, result
 
 
 class RegionClient:
     """The client's side of a look-up of XOR-shared bits."""
 
     def __init__(self, party: Party, request: RegionLookup) -> None:
-        self._table, self._shape = request.table, request.y.shape
-        self._choice = _choose(party, request.y, self._table.segment_bits, self._table.remainder_bits, 1)
-
-    def message(self) -> list[Piece]:
-        return [Piece(self._choice.difference, 1 << self._table.segment_bits)]
+        table = self._table = request.table
+        self._shape = request.y.shape
+        self.message = np.empty(packed_size(request.y.size, table.segment_bits), np.uint8)
+        self._choice = _choose(party, request.y, table.segment_bits, table.remainder_bits, 1, self.message)
 
     @property
     def reply_size(self) -> int:
         return packed_size(len(self._choice.random) << self._table.segment_bits, self._table.width)
 
-    def finish(self, reply: memoryview) -> Bits:
+    def finish(self, reply: Bytes) -> Bits:
         table = self._table
         mine = open_entries(reply, self._choice, table.segment_bits, 1, table.width)
         return _split(mine[:, 0].astype(np.uint8), table.width, self._shape)
@@ -136,29 +140,34 @@ class RegionServer:
     """The server's side: its own output bits are random, the table is masked by them."""
 
     def __init__(self, party: Party, request: RegionLookup) -> None:
-        table = self._table = request.table
-        self._y = request.y
-        self._pads = party.source.send_ots(request.y.size, table.segment_bits, 1)[:, :, 0]
-        self._own = party.stream.bytes(request.y.size) & np.uint8((1 << table.width) - 1)
+        self._table = request.table
+        self._y = np.ascontiguousarray(request.y)
+        self._pads = party.source.send_ots(request.y.size, self._table.segment_bits, 1)[:, :, 0]
+        self._own = party.stream.bytes(request.y.size) & np.uint8((1 << self._table.width) - 1)
 
-    def expects(self) -> list[Expected]:
-        return [Expected((self._y.size,), 1 << self._table.segment_bits)]
+    @property
+    def request_size(self) -> int:
+        return packed_size(self._y.size, self._table.segment_bits)
 
-    def answer(self, message: Opened) -> tuple[Bytes, Bits]:
-        (difference,) = message
+    def answer(self, message: Bytes) -> tuple[Bytes, Bits]:
         table = self._table
         out = np.empty(packed_size(self._y.size << table.segment_bits, table.width), np.uint8)
         _native.mask_regions(
             table.entries,
-            self._y.ravel(),
+            self._y.reshape(-1),
             1 << table.remainder_bits,
-            difference,
+            unpack_bits(message, self._y.size, table.segment_bits),
             self._own,
             self._pads,
             table.width,
             out,
         )
         return out, _split(self._own, table.width, self._y.shape)
+
+
+def spline_request_sizes(n: int, table: SplineTable) -> tuple[int, int]:
+    """Bytes of the client's choices, and of its masked powers behind them."""
+    return packed_size(n, table.segment_bits), packed_size(n * table.products, field.width(table.modulus))
 
 
 def check(lookup: Lookup) -> None:
@@ -179,23 +188,23 @@ def server(party: Party, lookup: Lookup) -> SplineServer | RegionServer:
     return SplineServer(party, lookup) if isinstance(lookup, SplineLookup) else RegionServer(party, lookup)
 
 
-def open_entries(reply: memoryview, choice: _Choice, segment_bits: int, columns: int, width: int) -> Field:
+def open_entries(reply: Bytes, choice: _Choice, segment_bits: int, columns: int, width: int) -> Field:
     """The client's entry of every table: (n, columns)."""
     out = np.empty((len(choice.random), columns), np.uint64)
-    _native.open_entries(
-        np.frombuffer(reply, np.uint8), choice.random, 1 << segment_bits, choice.pads, width, out
-    )
+    _native.open_entries(reply, choice.random, 1 << segment_bits, choice.pads, width, out)
     return out
 
 
-def _choose(party: Party, y: Field, segment_bits: int, remainder_bits: int, words: int) -> _Choice:
-    flat = y.ravel()
-    segment = flat >> np.uint64(remainder_bits)
-    if flat.size and int(segment.max()) >> segment_bits:
+def _choose(
+    party: Party, y: Field, segment_bits: int, remainder_bits: int, words: int, message: Bytes
+) -> _Choice:
+    """Segment minus the random index, into `message`."""
+    y = np.ascontiguousarray(y)
+    index, pads = party.source.receive_ots(y.size, segment_bits, words)
+    remainder = np.empty(y.size, np.uint64)
+    if not _native.choose(y, segment_bits, remainder_bits, index, remainder, message):
         raise RangeError(f"a look-up takes shares below 2^{segment_bits + remainder_bits}")
-    index, pads = party.source.receive_ots(flat.size, segment_bits, words)
-    remainder = flat & np.uint64((1 << remainder_bits) - 1)
-    return _Choice(remainder, index, pads, field.sub(segment, index, 1 << segment_bits))
+    return _Choice(remainder, index, pads)
 
 
 def _words(terms: int, modulus: int) -> int:

@@ -8,14 +8,15 @@ a multiple of P = round(p/2^f): the product of a bit the client knows and a bit 
 """
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
 from sottovoce import _native
-from sottovoce.mpc import field
-from sottovoce.mpc.field import Bits, Field
-from sottovoce.mpc.protocols.wire import Party, Piece, Steps
-from sottovoce.mpc.requests import Wrap, WrapOutput
+from sottovoce.mpc.field import Field
+from sottovoce.mpc.protocols.wire import Party, Steps, intact
+from sottovoce.mpc.requests import Wrap, WrapOutput, offset_of
+from sottovoce.net import packed_size
 
 
 def wrap(party: Party, request: Wrap) -> Steps[list[Field]]:
@@ -25,27 +26,45 @@ def wrap(party: Party, request: Wrap) -> Steps[list[Field]]:
     bits β. Error: one party floors, the other takes the ceiling: in (−1, 1) unit of the result, mean 0.
     Leakage: none; each party sends its bit under its own one-time β.
     """
-    p, offset = request.modulus, request.signed_offset()
-    x = request.x if party.is_client or not offset else field.add(request.x, np.uint64(offset), p)
-    targets = [(multiple(p, out.shift), out.modulus) for out in request.outputs]
-    prepared = party.source.wraps(x.size, targets)
-    beta = prepared.bits.reshape(x.shape)
+    plan = _plan(request.outputs, request.signed, request.modulus, party.is_client)
+    x, p = np.ascontiguousarray(request.x), request.modulus
+    n = x.size
+    beta, products = party.source.wraps(n, plan.targets)
+    shifted, mine = np.empty(x.shape, np.uint64), np.empty(n, np.uint8)
+    packed = np.empty(packed_size(n, 1), np.uint8)
+    _native.wrap_open(x, p, plan.offset, beta, shifted, mine, packed)
+    theirs = yield packed
 
-    low = (x < np.uint64((p + 1) // 2)).astype(np.uint8)
-    mine = low ^ beta
-    (theirs,) = yield [Piece(mine, 2)]
+    # low0·low1 = low0·e1 + e0·low1 − e0·e1 + s0·s1·β0·β1, with low_i = 1 − h_i, e_i the opened bits and
+    # s_i = 1 − 2·e_i: the first term is the client's, the next two are the server's, which also takes the
+    # constant and the offset.
+    results = []
+    for out, constants, product in zip(request.outputs, plan.constants, products, strict=True):
+        result = np.empty(x.shape, np.uint64)
+        intact(
+            _native.wrap_share(
+                shifted, p, mine, theirs, product, constants, out.shift, party.is_client, out.modulus, result
+            )
+        )
+        results.append(result)
+    return results
 
-    # low0·low1 = low0·e1 + e0·low1 − e0·e1 + s0·s1·β0·β1, with e_i the opened bits and s_i = 1 − 2·e_i: the
-    # first term is the client's, the next two are the server's. The server's also takes the constant and
-    # the offset.
-    known = low & theirs
-    if not party.is_client:
-        known = known + np.uint8(1) - (theirs & mine)
-    flip = mine ^ theirs
-    return [
-        _share(party, x, request, out, known, flip, product)
-        for out, product in zip(request.outputs, prepared.products, strict=True)
-    ]
+
+class _Plan(NamedTuple):
+    """What follows from a wrap's outputs: the offset that this party adds, the products' targets (P, M), and
+    what known = 0, 1, 2 adds to each output's share (entry 3 is unused)."""
+
+    offset: int
+    targets: tuple[tuple[int, int], ...]
+    constants: list[Field]
+
+
+@lru_cache(maxsize=256)
+def _plan(outputs: tuple[WrapOutput, ...], signed: bool, p: int, is_client: bool) -> _Plan:
+    offset = offset_of(outputs, signed, p)
+    targets = tuple((multiple(p, out.shift), out.modulus) for out in outputs)
+    constants = [_constants(is_client, p, out.shift, out.modulus, offset) for out in outputs]
+    return _Plan(0 if is_client else offset, targets, constants)
 
 
 def multiple(p: int, shift: int) -> int:
@@ -53,28 +72,6 @@ def multiple(p: int, shift: int) -> int:
     return (p + (1 << shift >> 1)) >> shift
 
 
-def _share(
-    party: Party, x: Field, request: Wrap, out: WrapOutput, known: Bits, flip: Bits, product: Field
-) -> Field:
-    """The share of one output: the quotient, the constant that `known` selects, ± the prepared product."""
-    constants = _constants(party.is_client, request.modulus, out.shift, out.modulus, request.signed_offset())
-    result = np.empty(x.shape, np.uint64)
-    _native.wrap_shares(
-        x.ravel(),
-        request.modulus,
-        known.ravel(),
-        flip.ravel(),
-        product,
-        constants,
-        out.shift,
-        not party.is_client,
-        out.modulus,
-        result.reshape(-1),
-    )
-    return result
-
-
-@lru_cache(maxsize=256)
 def _constants(is_client: bool, p: int, shift: int, modulus: int, offset: int) -> Field:
     """What known = 0, 1, 2 adds to the share (entry 3 is unused): multiples of P, the server's offset."""
     worth = multiple(p, shift)
