@@ -25,6 +25,7 @@ from sottovoce.errors import (
     UsageError,
 )
 from sottovoce.net import Role, memory_pair, run_pair
+from sottovoce.parties.pools import evict_pools
 
 
 class Home:
@@ -302,6 +303,19 @@ def test_made_up_streams_do_not_pile_up(home, monkeypatch):
             home.meet()
     (ledger,) = (home.path / "server").rglob("marks.db")
     assert ledger.stat().st_size < 4 << 20
+
+
+def test_material_of_other_releases_goes_too(tmp_path):
+    now, before = (ServerShelf(tmp_path / "clients" / name) for name in ("now", "before"))
+    for shelf in (now, before):
+        for number in (1, 2):
+            shelf.create(bytes([number]) * 16, KEY).close()
+    os.utime(tmp_path / "clients" / "before" / (b"\1" * 16).hex(), (0, 0))
+    with before.find(b"\2" * 16):
+        os.utime(tmp_path / "clients" / "before" / (b"\2" * 16).hex(), (0, 0))
+        assert evict_pools(tmp_path / "clients") == 1
+    assert (now.count(), before.count()) == (2, 1)
+    assert evict_pools(tmp_path / "missing") == 0
 
 
 def test_the_total_limits_every_pool(tmp_path):

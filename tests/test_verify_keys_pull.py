@@ -76,7 +76,9 @@ def test_api_keys(command, tmp_path):
     assert command("keys", "gen", "api", "ann", "--file", path).returncode == 2
     rows = json.loads(command("keys", "ls", "--file", path, "--json").stdout)
     assert [(row["kind"], row["name"]) for row in rows] == [("api", "ann"), ("api", "bob")]
+    path.chmod(0o644)  # for a server that runs as somebody else
     assert command("keys", "rm", "api", "ann", "--file", path).returncode == 0
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
     assert [line.split()[0] for line in path.read_text().splitlines()] == ["bob"]
     assert command("keys", "rm", "api", "ann").returncode == 2
     done = command("keys", "gen", "api", "eve")

@@ -172,10 +172,11 @@ class Hosting:
         """Keep prepared material for clients between their sessions: bytes for each, and for all."""
         from ..parties import server_shelf
         from ..parties.paths import pools_dir
+        from ..parties.pools import evict_pools
 
         self.engine.keep_in(pools_dir() / "hints")
         self.shelf = server_shelf(pools_dir() / "clients", self._welcome(), limit, total)
-        evicted = self.shelf.evict()
+        evicted = evict_pools(pools_dir() / "clients")
         if evicted:
             self.console.note(f"deleted the prepared material of {evicted} clients that did not come back")
 
@@ -254,7 +255,7 @@ class Hosting:
     def _tell(self, event: str, fields: dict[str, Any]) -> None:
         from ..parties.log import sentence
 
-        if event.startswith(("session", "failure")):
+        if event.startswith(("session", "failure", "keys")):
             self.console.note(sentence(event, fields))
 
     def _write(self, event: str, fields: dict[str, Any]) -> None:

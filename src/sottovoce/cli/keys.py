@@ -160,7 +160,10 @@ def _without(path: Path, name: str) -> bool:
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     kept = [line for line in lines if line.split()[:1] != [name]]
     if len(kept) < len(lines):
+        # Whom the operator lets read it, such as the server's user. It holds hashes.
+        mode = path.stat().st_mode & 0o777
         write_private_file(path, "".join(kept).encode())
+        path.chmod(mode)
     return len(kept) < len(lines)
 
 

@@ -34,6 +34,14 @@ def server_shelf(
     return ServerShelf(directory / _name(welcome.digest()), limit, total)
 
 
+def evict_pools(directory: Path) -> int:
+    """Delete what no client came back for in a month, of other models and releases too; returns how many
+    clients' it was. directory: as for `server_shelf`. What a server uses stays.
+    """
+    shelves = directory.iterdir() if directory.exists() else ()
+    return sum(ServerShelf(path).evict() for path in shelves if path.is_dir())
+
+
 def _name(of: bytes) -> str:
     """Material prepared by another release, or for other weights, is never found again."""
     return hashlib.sha256(__version__.encode() + b"\0" + of).hexdigest()[:32]
