@@ -4,6 +4,7 @@ import json
 import resource
 import subprocess
 import sys
+import threading
 import types
 
 import numpy as np
@@ -176,3 +177,27 @@ def test_a_full_disk_at_the_server_costs_the_resumption_only(model_path, tmp_pat
     finally:
         first.process.kill()
         first.process.communicate()
+
+
+def test_two_that_make_the_vault_share_its_key(tmp_path):
+    """Who came second replaced the key of the first, whose sessions could not be read any more."""
+    vaults, start = [], threading.Barrier(8)
+
+    def make():
+        start.wait()
+        vaults.append(open_vault(tmp_path))
+
+    threads = [threading.Thread(target=make) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    sealed = [vault.seal("x", b"1") for vault in vaults]
+    assert len(sealed) == 8 and all(open_vault(tmp_path).open("x", raw) == b"1" for raw in sealed)
+
+
+def test_a_passphrase_is_not_ignored(tmp_path):
+    """Who gives one believes that it protects the sessions."""
+    open_vault(tmp_path)
+    with pytest.raises(UsageError, match="not under a passphrase but protected by: file; .* session protect"):
+        open_vault(tmp_path, "open sesame")

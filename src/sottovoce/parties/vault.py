@@ -7,6 +7,7 @@ wanted, in a file that only its owner can read: that protects copies of the sess
 nothing else.
 """
 
+import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -70,13 +71,14 @@ def open_vault(directory: Path, passphrase: str | None = None, keyring: bool = F
     """The vault of a directory of sessions, made on first use.
 
     passphrase, keyring: how to keep the key of a new vault; of an old one, the passphrase it wants.
-    UsageError if that is missing or wrong.
+    UsageError if that is missing or wrong, or given for a vault that is kept in another way.
     """
     path = directory / "vault.json"
-    if not path.exists():
-        make_private_directory(directory)
-        guard = Guard.PASSPHRASE if passphrase else Guard.KEYRING if keyring else Guard.FILE
-        return Vault(_keep(path, os.urandom(_KEY), guard, passphrase))
+    make_private_directory(directory)
+    with _locked(directory):  # of two processes that make it, one would seal under a key that is lost
+        if not path.exists():
+            guard = Guard.PASSPHRASE if passphrase else Guard.KEYRING if keyring else Guard.FILE
+            return Vault(_keep(path, os.urandom(_KEY), guard, passphrase))
     return Vault(_unwrap(path, _read(path), passphrase))
 
 
@@ -125,6 +127,11 @@ def _unwrap(path: Path, fields: dict[str, Any], passphrase: str | None) -> bytes
             raise UsageError("the passphrase of the saved sessions is wrong; try again") from None
         except (KeyError, TypeError, ValueError):
             raise _damaged(path) from None
+    if passphrase:
+        raise UsageError(
+            f"the saved sessions are not under a passphrase but protected by: {guard}; leave it away, or put"
+            " them under one with `sottovoce session protect --new-passphrase-file FILE`"
+        )
     try:
         if guard is Guard.KEYRING:
             with _keyring() as keys:
@@ -139,6 +146,16 @@ def _unwrap(path: Path, fields: dict[str, Any], passphrase: str | None) -> bytes
             "Delete the directory to begin anew"
         )
     return key
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _read(path: Path) -> dict[str, Any]:
