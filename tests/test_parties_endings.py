@@ -216,6 +216,21 @@ def test_addresses():
     assert Address.parse("h:1") == Address("h", 1)
     assert Address.parse("[::1]:80") == Address("::1", 80) and str(Address("::1", 80)) == "[::1]:80"
     assert Address.parse("[::1]") == Address("::1", 7443)
-    for bad in ("", ":1", "h:x", "h:0", "h:70000"):
+    texts = (
+        "",
+        ":1",
+        "h:x",
+        "h:0",
+        "h:70000",
+        "h:-1",
+        "h:²",
+        "http://h:1",
+        "h/x",
+        "[::1",
+        "a b",
+        "me@h:1",
+        "::1",
+    )
+    for bad in texts:
         with pytest.raises(UsageError, match="host:port"):
             Address.parse(bad)

@@ -1,5 +1,6 @@
 """From an exception to one clear line and an exit code."""
 
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -9,6 +10,26 @@ import click
 from ..errors import SottovoceError
 
 INTERRUPTED = 130
+_ELSEWHERE = "or set SOTTOVOCE_CONFIG_DIR to a directory of yours if it is sottovoce's own"
+_PERMISSIONS = f"check its permissions, {_ELSEWHERE}"
+_ROOM = "make room there, or set SOTTOVOCE_CONFIG_DIR to a directory on another disk"
+_NAME = "check the name"
+_WHAT_TO_DO = {
+    errno.EACCES: _PERMISSIONS,
+    errno.EPERM: _PERMISSIONS,
+    errno.EROFS: f"it cannot be written there; choose another place, {_ELSEWHERE}",
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.ENOENT: _NAME,
+    errno.ENOTDIR: _NAME,
+    errno.EISDIR: _NAME,
+    errno.EEXIST: _NAME,
+    errno.ENAMETOOLONG: _NAME,
+    errno.ELOOP: _NAME,
+    errno.EMFILE: "this process has too many files open; raise `ulimit -n`",
+    errno.ENFILE: "the system has too many files open",
+    errno.EIO: "the disk has a fault",
+}
 
 
 def run_guarded(command: Callable[[], object]) -> int:
@@ -37,11 +58,28 @@ def run_guarded(command: Callable[[], object]) -> int:
     except MemoryError:
         fail("out of memory; close other programs or use a smaller model")
         return 1
+    except OSError as error:
+        if error.errno not in _WHAT_TO_DO or os.environ.get("SOTTOVOCE_DEBUG"):
+            return _bug(error)
+        fail(_of_the_system(error))
+        return 2
     except Exception as error:  # noqa: BLE001  (a bug: say where, and how to see more)
-        if os.environ.get("SOTTOVOCE_DEBUG"):
-            raise
-        fail(f"internal error, {describe(error)}; this is a bug, SOTTOVOCE_DEBUG=1 shows the traceback")
-        return 1
+        return _bug(error)
+
+
+def _bug(error: Exception) -> int:
+    if os.environ.get("SOTTOVOCE_DEBUG"):
+        raise error
+    fail(f"internal error, {describe(error)}; this is a bug, SOTTOVOCE_DEBUG=1 shows the traceback")
+    return 1
+
+
+def _of_the_system(error: OSError) -> str:
+    """A file that the system refuses: which, why, and what helps. Names of files only, no content."""
+    assert error.errno is not None
+    where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+    why = (error.strerror or os.strerror(error.errno)).lower()
+    return f"{where}{why}; {_WHAT_TO_DO[error.errno]}"
 
 
 def describe(error: BaseException) -> str:

@@ -1,12 +1,12 @@
 """The command group, its lazily loaded commands, and the configuration file."""
 
 import importlib
-from pathlib import Path
-from typing import Any
+from functools import partial
 
 import click
 
 from .. import __version__
+from .config import defaults, read_config, subtables
 
 # Command -> (module, attribute, one line of help). The help stands here so that `--help` imports nothing.
 COMMANDS = {
@@ -44,6 +44,21 @@ class LazyGroup(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def resolve_command(
+        self, context: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """With the command's table of the configuration file, checked now that its flags are known."""
+        name, command, rest = super().resolve_command(context, args)
+        tables = read_config(COMMANDS)
+        if name in tables and command is not None:
+            if isinstance(command, click.Group):
+                load = partial(command.get_command, context)
+                tables[name] = subtables(tables[name], name, load)
+            else:
+                tables[name] = defaults(command, tables[name], name)
+        context.default_map = tables
+        return name, command, rest
+
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, _, text) in COMMANDS.items()])
@@ -53,44 +68,9 @@ class LazyGroup(click.Group):
     cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
 )
 @click.version_option(__version__, message="%(prog)s %(version)s")
-@click.pass_context
-def cli(context: click.Context) -> None:
+def cli() -> None:
     """Private text generation on somebody else's machine.
 
     Flags can also be given as environment variables SOTTOVOCE_*, or in config.toml in the configuration
     directory (one table per command). A flag beats the environment, which beats the file.
     """
-    context.default_map = _config_file()
-
-
-def _config_file() -> dict[str, Any]:
-    from ..parties.paths import config_dir
-
-    path: Path = config_dir() / "config.toml"
-    if not path.is_file():
-        return {}
-    import tomllib
-
-    try:
-        with path.open("rb") as file:
-            tables = tomllib.load(file)
-    except (OSError, ValueError, RecursionError) as error:
-        raise click.UsageError(f"{path} cannot be read: {error}") from None
-    for name, table in tables.items():
-        if name not in COMMANDS or not isinstance(table, dict):
-            raise click.UsageError(
-                f"{path}: {name!r} is not a command; write one table per command, e.g. [serve]"
-            )
-    return {name: _parameters(table, path) for name, table in tables.items()}
-
-
-def _parameters(table: dict[str, Any], path: Path, group: bool = True) -> dict[str, Any]:
-    """Flags as parameters are called; a group's commands are tables in its table, and there it ends."""
-    found = {}
-    for key, value in table.items():
-        if isinstance(value, dict):
-            if not group:
-                raise click.UsageError(f"{path}: {key!r} is a table inside a command's; commands take flags")
-            value = _parameters(value, path, group=False)
-        found[key.replace("-", "_")] = value
-    return found

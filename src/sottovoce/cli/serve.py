@@ -183,6 +183,9 @@ def serve(
         raise click.UsageError("--worker belongs to --engine scx")
     hosting = Hosting(console, flags)
     console.note(f"sottovoce serve: loading {model} …")
+    from ..parties.server import listener
+
+    listener(flags["host"], flags["port"]).close()  # loading takes long: say now what would fail then
     hosting.load(model)
     server = hosting.listen()
     stop_on_signals(server, console)

@@ -5,6 +5,7 @@ SSH does) or is given one, and refuses any other. A man in the middle on the ver
 detected unless the fingerprint that `serve` prints is compared or passed to the client.
 """
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -148,8 +149,8 @@ class KnownHosts:
             raise CertificateChangedError(
                 f"the certificate of {host}:{port} is not the one pinned on first use "
                 f"(pinned {pinned}, seen {seen}); if you know that the server has "
-                "a new one, remove its line from "
-                f"{self.path}, otherwise somebody may be listening in"
+                f"a new one, `sottovoce keys rm host {host}:{port}` forgets the old one (in {self.path}); "
+                "otherwise somebody may be listening in"
             )
         return False
 
@@ -282,7 +283,11 @@ def fingerprint(der: bytes) -> str:
 
 
 def make_private_directory(path: Path) -> None:
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """Made with what is missing above it; nobody else can look into any of these."""
+    for missing in [above for above in (path, *path.parents) if not above.exists()][::-1]:
+        missing.mkdir(mode=0o700, exist_ok=True)
+    if not path.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
 
 
 def write_private_file(path: Path, data: bytes) -> None:

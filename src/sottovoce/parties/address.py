@@ -12,6 +12,7 @@ DEFAULT_PORT = 7443
 CONNECT_TIMEOUT = 10.0
 # Of every wait in handshake and setup: a server may keep a client in its queue for a while.
 HANDSHAKE_TIMEOUT = 60.0
+_NOT_IN_A_HOST = set("/@[]?# \t\r\n\0")
 
 
 @dataclass(frozen=True)
@@ -23,12 +24,12 @@ class Address:
     def parse(cls, text: str) -> "Address":
         """`host`, `host:port`, `[v6]:port`. UsageError for anything else."""
         host, _, port = text.rpartition(":") if ":" in text and not text.endswith("]") else (text, "", "")
-        host = host.strip("[]")
-        try:
-            number = int(port) if port else DEFAULT_PORT
-        except ValueError:
-            number = -1
-        if not host or not 0 < number < 65536:
+        if host.startswith("[") and host.endswith("]"):
+            host = host[1:-1]
+        elif ":" in host:
+            host = ""
+        number = int(port) if port.isascii() and port.isdigit() else -1 if port else DEFAULT_PORT
+        if not host or set(host) & _NOT_IN_A_HOST or not 0 < number < 65536:
             raise UsageError(
                 f"{text!r} is not a server address; write host:port, for example localhost:{DEFAULT_PORT}"
             )

@@ -1,5 +1,6 @@
 """The server: listens, and gives every connection a session in a thread of its own."""
 
+import errno
 import math
 import socket
 import ssl
@@ -24,6 +25,20 @@ _POLL = 0.25
 _HANDSHAKE_TIMEOUT = 15.0
 
 Tap = Callable[[str, memoryview], None]
+
+
+def listener(host: str, port: int) -> socket.socket:
+    """A socket that listens; UsageError if there can be none."""
+    try:
+        return socket.create_server((host, port), backlog=64)
+    except (OSError, OverflowError) as error:
+        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+            why = "another program listens there"
+        else:
+            why = str(error).split(" (while")[0]
+        raise UsageError(
+            f"cannot listen on {host}:{port} ({why}); choose another --host or --port, 0 picks a free one"
+        ) from None
 
 
 class Server:
@@ -68,13 +83,7 @@ class Server:
         self._channels: dict[Thread, Channel | None] = {}
         self._from: Counter[str] = Counter()  # connections of every network
         self._accepting: Thread | None = None
-        try:
-            self._listener = socket.create_server((host, port), backlog=64)
-        except (OSError, OverflowError) as error:
-            raise UsageError(
-                f"cannot listen on {host}:{port} ({error}); choose another --host or --port, "
-                "0 picks a free one"
-            ) from None
+        self._listener = listener(host, port)
         self._listener.settimeout(_POLL)
         self.host = host
         self.port = int(self._listener.getsockname()[1])

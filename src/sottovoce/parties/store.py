@@ -300,6 +300,6 @@ def _digest(data: bytes) -> bytes:
 
 def _unwritable(directory: Path, error: Exception) -> StorageError:
     return StorageError(
-        f"a session cannot be saved in {directory} ({reason(error)});"
-        " make room or permissions there, or go on without --session"
+        f"saved sessions cannot be kept in {directory} ({reason(error)}); make room or permissions there, "
+        "set SOTTOVOCE_CONFIG_DIR, or go on without them (--no-sessions at a server)"
     )
