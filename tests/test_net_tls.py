@@ -1,14 +1,29 @@
 """TLS 1.3, and the pin on first use."""
 
+import contextlib
 import socket
 import ssl
+from datetime import UTC, datetime, timedelta
 from threading import Thread
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 from sottovoce.errors import CertificateChangedError, CorruptFileError, PeerConnectionError
 from sottovoce.net import Role, SocketChannel, run_pair
-from sottovoce.net.tls import Certificate, KnownHosts, wrap_client, wrap_server, write_private_file
+from sottovoce.net.tls import (
+    Certificate,
+    KnownHosts,
+    client_fingerprint,
+    fingerprint,
+    wrap_client,
+    wrap_server,
+    write_private_file,
+)
 
 
 @pytest.fixture(scope="module")
@@ -132,3 +147,56 @@ def test_damaged_files(tmp_path):
     (tmp_path / "server-key.pem").write_text("nonsense")
     with pytest.raises(CorruptFileError, match="delete both files"):
         Certificate(tmp_path).context()
+
+
+def test_a_clients_certificate_makes_no_others(certificate, tmp_path):
+    """One that says it is an authority, as openssl makes them: who has it is one client, not as many as he
+    likes, each with a quota of its own."""
+    key, root = issued("client")
+    (tmp_path / "known.crt").write_bytes(root.public_bytes(Encoding.PEM))
+    context = certificate.context(tmp_path / "known.crt")
+    assert seen_by_server(context, tmp_path, key, root) == fingerprint(root.public_bytes(Encoding.DER))
+    other, minted = issued("another", root, key)
+    with pytest.raises(PeerConnectionError, match="none of the clients"):
+        seen_by_server(context, tmp_path, other, minted, root)
+
+
+def issued(name, issuer=None, key_of_issuer=None):
+    """A key and its certificate, which may sign others."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.now(UTC)
+    return key, (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject if issuer is None else issuer.subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.BasicConstraints(True, None), critical=True)
+        .sign(key_of_issuer or key, hashes.SHA256())
+    )
+
+
+def seen_by_server(context, directory, key, *chain):
+    """The fingerprint that the server has of a client with this key and certificate."""
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (directory / "client.pem").write_bytes(pem + b"".join(c.public_bytes(Encoding.PEM) for c in chain))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port, own = listener.getsockname()[1], directory / "client.pem"
+
+        def connect():
+            raw = socket.create_connection(("127.0.0.1", port))
+            with contextlib.suppress(PeerConnectionError, OSError):
+                wrap_client(raw, "127.0.0.1", port, KnownHosts(directory / "hosts"), certificate=own)[
+                    0
+                ].close()
+
+        thread = Thread(target=connect)
+        thread.start()
+        try:
+            with wrap_server(listener.accept()[0], context) as tls:
+                return client_fingerprint(tls)
+        finally:
+            thread.join()

@@ -9,6 +9,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import socket
 import ssl
 import tempfile
@@ -20,6 +21,13 @@ from pathlib import Path
 from ..errors import CertificateChangedError, CorruptFileError, PeerConnectionError
 
 _VALID_FOR = timedelta(days=3650)
+_PEM = re.compile("-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
+
+
+class ServerContext(ssl.SSLContext):
+    """The server's end. clients: certificates (DER) of those that may connect, None for everybody."""
+
+    clients: frozenset[bytes] | None = None
 
 
 class Certificate:
@@ -37,11 +45,11 @@ class Certificate:
         """SHA-256 of the DER certificate, as the client sees it."""
         return fingerprint(ssl.PEM_cert_to_DER_cert(self.cert_path.read_text()))
 
-    def context(self, clients: Path | None = None) -> ssl.SSLContext:
+    def context(self, clients: Path | None = None) -> ServerContext:
         """For the server's end of connections. clients: a PEM file with the certificates of all clients that
         may connect; None lets everybody.
         """
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context = ServerContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         # No resumption: a ticket would be a second secret to guard, and a session is one connection.
         context.num_tickets = 0
@@ -63,15 +71,18 @@ class Certificate:
         write_private_file(self.cert_path, certificate)
 
 
-def _trust_only(context: ssl.SSLContext, clients: Path) -> None:
+def _trust_only(context: ServerContext, clients: Path) -> None:
     context.verify_mode = ssl.CERT_REQUIRED
     # The certificates in the file are trusted themselves; there is no authority above them.
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     try:
         context.load_verify_locations(clients)
-    except (ssl.SSLError, OSError) as error:
+        # Nor is one of them an authority: `openssl req -x509` makes certificates that could sign others.
+        context.clients = frozenset(map(ssl.PEM_cert_to_DER_cert, _PEM.findall(clients.read_text())))
+    except (ssl.SSLError, OSError, ValueError) as error:
         raise CorruptFileError(
-            f"the clients' certificates in {clients} cannot be read ({error.strerror or error}); "
+            f"the clients' certificates in {clients} cannot be read "
+            f"({getattr(error, 'strerror', None) or error}); "
             "put the .crt files that `sottovoce keys gen client NAME` makes into it, one after the other"
         ) from None
 
@@ -194,6 +205,9 @@ def wrap_server(sock: socket.socket, context: ssl.SSLContext, timeout: float = 1
         tls = context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
         try:
             tls.do_handshake()
+            known = context.clients if isinstance(context, ServerContext) else None
+            if known is not None and tls.getpeercert(binary_form=True) not in known:
+                raise ValueError("a certificate that is none of the clients'")
         except (OSError, ValueError):
             _part(tls)
             raise
