@@ -6,7 +6,6 @@
 #include <algorithm>
 
 #include "module.h"
-#include "ring_pool.h"
 #include "wire_bits.h"
 
 template <int D>
@@ -39,9 +38,8 @@ u64 pad_bits(const u64* pad, int from, int width) {
 
 void write_tables(Writer writer, const u64* table, std::size_t length, int columns, const u64* start, u64 step,
                   const u64* rotation, const u64* masks, u64 modulus, const u64* pads, int words, int width,
-                  std::size_t begin, std::size_t end, std::size_t entries) {
-    pads += begin * entries * words;
-    for (std::size_t e = begin; e < end; ++e) {
+                  std::size_t n, std::size_t entries) {
+    for (std::size_t e = 0; e < n; ++e) {
         const u64* mask = masks + e * columns;
         for (std::size_t j = 0; j < entries; ++j, pads += words) {
             u64 segment = (j + rotation[e]) & (entries - 1);
@@ -55,13 +53,10 @@ void write_tables(Writer writer, const u64* table, std::size_t length, int colum
     writer.finish();
 }
 
-// Elements of one task: whole bytes of the message, and some 50 microseconds of work.
-constexpr std::size_t kTask = 256;
-
 }  // namespace
 
 static void mask_tables(Fixed<2> table, Fixed<1> start, u64 step, Fixed<1> rotation, Fixed<2> masks, u64 modulus, Fixed<3> pads,
-                        int width, BytesOut out, int threads) {
+                        int width, BytesOut out) {
     std::size_t length = table.shape(0), n = start.shape(0), entries = pads.shape(1);
     int columns = static_cast<int>(table.shape(1)), words = static_cast<int>(pads.shape(2));
     require(width >= 1 && width <= 60, "mask_tables: width must be 1 to 60");
@@ -71,12 +66,8 @@ static void mask_tables(Fixed<2> table, Fixed<1> start, u64 step, Fixed<1> rotat
             "mask_tables: masks or pads do not fit the table");
     require(out.shape(0) == packed_size(n * entries * columns, width), "mask_tables: the output has another size");
     nb::gil_scoped_release release;
-    parallel_for((n + kTask - 1) / kTask, threads, [&](std::size_t task) {
-        const std::size_t begin = task * kTask, end = std::min(n, begin + kTask);
-        const Writer writer(out.data() + begin / 8 * entries * columns * width, width);
-        write_tables(writer, table.data(), length, columns, start.data(), step, rotation.data(), masks.data(), modulus,
-                     pads.data(), words, width, begin, end, entries);
-    });
+    write_tables(Writer(out.data(), width), table.data(), length, columns, start.data(), step, rotation.data(), masks.data(),
+                 modulus, pads.data(), words, width, n, entries);
 }
 
 static void mask_regions(BytesIn table, Fixed<1> start, u64 step, Fixed<1> rotation, BytesIn masks, Fixed<2> pads, int width,
@@ -199,7 +190,7 @@ bool spline_masked_share(BitsIn corrections, In masks, In cross, u64 modulus, bo
 
 void register_mpc(nb::module_& m) {
     m.def("mask_tables", &mask_tables, nb::arg("table"), nb::arg("start"), nb::arg("step"), nb::arg("rotation"),
-          nb::arg("masks"), nb::arg("modulus"), nb::arg("pads"), nb::arg("width"), nb::arg("out"), nb::arg("threads") = 1,
+          nb::arg("masks"), nb::arg("modulus"), nb::arg("pads"), nb::arg("width"), nb::arg("out"),
           "Entry j of element e: (table[start + ((j + rotation) mod 2^m)*step] - masks mod modulus) XOR pads[j], packed.");
     m.def("mask_regions", &mask_regions, nb::arg("table"), nb::arg("start"), nb::arg("step"), nb::arg("rotation"),
           nb::arg("masks"), nb::arg("pads"), nb::arg("width"), nb::arg("out"),

@@ -42,16 +42,7 @@ def unpack_bits(data: U8, width: int, out: U64) -> None: ...
 
 # mpc: tables under one-time pads, then steps around an opening
 def mask_tables(
-    table: U64,
-    start: U64,
-    step: int,
-    rotation: U64,
-    masks: U64,
-    modulus: int,
-    pads: U64,
-    width: int,
-    out: U8,
-    threads: int = 1,
+    table: U64, start: U64, step: int, rotation: U64, masks: U64, modulus: int, pads: U64, width: int, out: U8
 ) -> None: ...
 def mask_regions(
     table: U8, start: U64, step: int, rotation: U64, masks: U8, pads: U64, width: int, out: U8

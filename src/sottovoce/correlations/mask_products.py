@@ -41,6 +41,7 @@ _KEY_BYTES = 1 << 17
 # Results may be wrong by this many bits of units (standard deviation): scores have 24 bits below the point.
 ERROR_BITS = 11.0
 MOST_ROWS = COEFFICIENTS.degree // 4  # transforms of plaintexts have at least four points
+_SHARED_WORK = 1 << 22  # from so many products on, about 0.5 ms, other threads are worth being woken
 _AT_ONCE = 8  # ciphertexts returned together: a megabyte, which stays in the cache
 
 
@@ -200,7 +201,8 @@ def matmul(x: Words, y: Words) -> Words:
     if y.strides[2] != y.itemsize:
         y = np.ascontiguousarray(y)
     out = np.empty((len(x), x.shape[1], y.shape[2]), np.uint64)
-    _native.field_matmul(np.ascontiguousarray(x), y, P_FIELD, out, threads())
+    workers = threads() if x.size * y.shape[2] >= _SHARED_WORK else 1
+    _native.field_matmul(np.ascontiguousarray(x), y, P_FIELD, out, workers)
     return out
 
 

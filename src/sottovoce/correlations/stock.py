@@ -19,6 +19,7 @@ class Stock:
 
     def __init__(self) -> None:
         self._pieces: deque[Arrays | FoldedPads] = deque()
+        self._first = 0  # rows of the first piece that have been taken
         self._count = 0
 
     def __len__(self) -> int:
@@ -32,17 +33,18 @@ class Stock:
 
     def take(self, n: int) -> Arrays:
         """Remove and return the first n items; the stock must hold them."""
-        assert n <= len(self), "a correlation was asked for that has not been made"
+        assert n <= self._count, "a correlation was asked for that has not been made"
         self._count -= n
         taken = []
         while n:
-            piece = self._pieces.popleft()
+            piece, start = self._pieces[0], self._first
             rows = _rows(piece)
-            if rows > n:
-                self._pieces.appendleft(_slice(piece, n, rows))
-                piece = _slice(piece, 0, n)
-            n -= min(n, rows)
-            taken.append((piece.unfold(),) if isinstance(piece, FoldedPads) else piece)
+            self._first = stop = min(rows, start + n)
+            n -= stop - start
+            if stop == rows:
+                self._pieces.popleft()
+                self._first = 0
+            taken.append(_slice(piece, start, stop))
         if len(taken) == 1:
             return taken[0]
         return tuple(np.concatenate(parts) for parts in zip(*taken, strict=True))
@@ -52,7 +54,7 @@ def _rows(items: Arrays | FoldedPads) -> int:
     return len(items) if isinstance(items, FoldedPads) else len(items[0])
 
 
-def _slice(items: Arrays | FoldedPads, start: int, stop: int) -> Arrays | FoldedPads:
+def _slice(items: Arrays | FoldedPads, start: int, stop: int) -> Arrays:
     if isinstance(items, FoldedPads):
-        return items.slice(start, stop)
-    return tuple(array[start:stop] for array in items)
+        return (items.slice(start, stop).unfold(),)
+    return tuple([array[start:stop] for array in items])

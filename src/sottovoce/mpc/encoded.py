@@ -25,6 +25,8 @@ from sottovoce.ring import threads
 Int16 = npt.NDArray[np.int16]
 Words = npt.NDArray[np.uint64]
 
+# From this many products on, about 0.1 ms, other threads are worth being woken and waited for.
+_SHARED_WORK = 1 << 22
 _ENCODE_AT_ONCE = 32  # diagonals per call: 2 MB of slots, 6 MB of plaintexts
 
 
@@ -130,7 +132,8 @@ class EncodedMatrix:
         """
         y = np.zeros((len(x), self.plan.d_out), dtype=np.uint64)
         if x.any():
-            field_matvec_i16(self.weights, np.ascontiguousarray(x), self.parameters.plaintext, y, threads())
+            workers = threads() if self.weights.size * len(x) >= _SHARED_WORK else 1
+            field_matvec_i16(self.weights, np.ascontiguousarray(x), self.parameters.plaintext, y, workers)
         return y if self.bias is None else add(y, self.bias, self.parameters.plaintext)
 
     def encode_into(self, o: int, c: int, out: Words, first: int = 0) -> Words:

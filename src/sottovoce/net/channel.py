@@ -23,6 +23,8 @@ def as_bytes(payload: Payload) -> memoryview:
     if isinstance(payload, np.ndarray):
         if payload.size == 0:
             return memoryview(b"")
+        if payload.ndim == 1 and payload.dtype == np.uint8 and payload.flags.c_contiguous:
+            return payload.data
         return np.ascontiguousarray(payload).reshape(-1).view(np.uint8).data
     view = memoryview(payload)
     return view if view.format == "B" and view.ndim == 1 else view.cast("B")

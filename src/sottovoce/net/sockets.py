@@ -58,7 +58,6 @@ class SocketChannel(Channel):
         self.deadline: float | None = None
         self.most_early = _MAX_EARLY
         self._sock = sock
-        self._tls = isinstance(sock, ssl.SSLSocket)
         self._readable = select.poll()
         self._readable.register(sock, select.POLLIN)
         self._early = bytearray()
@@ -76,7 +75,7 @@ class SocketChannel(Channel):
         # A descriptor that another thread has closed may be another connection's by now.
         if self._closed or self._eof or self._start < self._end or self._early:
             return True
-        if isinstance(self._sock, ssl.SSLSocket) and self._sock.pending():
+        if self._pending():
             return True
         try:
             return bool(self._readable.poll(timeout * 1000))
@@ -161,7 +160,12 @@ class SocketChannel(Channel):
             self._early += data
 
     def _read(self, minimum: int, maximum: int) -> memoryview:
-        header = parse_header(self._take(HEADER_SIZE))
+        raw = self._take(HEADER_SIZE)
+        # Nearly always there is one right header, and this is it.
+        if minimum == maximum and raw == pack_header(Kind.DATA, maximum, self._frames_in):
+            self._frames_in += 1
+            return self._take(maximum)
+        header = parse_header(raw)
         if header.kind == Kind.ERROR:
             raise parse_error(self._take(header.length))
         check_number(header.number, self._frames_in)
@@ -171,6 +175,10 @@ class SocketChannel(Channel):
 
     def _take(self, size: int) -> memoryview:
         """Exactly `size` bytes, in memory of their own."""
+        start = self._start
+        if self._end - start >= size:
+            self._start = start + size
+            return memoryview(bytearray(self._buffer[start : self._start]))
         out = np.empty(size, np.uint8).data if size else memoryview(bytearray())
         done = self._from_buffers(out)
         while done < size:
@@ -196,14 +204,15 @@ class SocketChannel(Channel):
 
     def _read_some(self, out: memoryview) -> int:
         """Wait for at least one byte and read what is there, at most len(out)."""
-        waited = self._tls  # TLS may hold decrypted bytes that poll cannot see: try first
+        # TLS may hold decrypted bytes that poll cannot see; trying before asking costs an exception.
+        ready = self._pending()
         while True:
-            if not waited:
+            if not ready:
                 self._wait_readable()
             try:
                 n = 0 if self._eof else self._sock.recv_into(out)
             except _WOULD_BLOCK:
-                waited = False
+                ready = False
                 continue
             except (OSError, ValueError) as error:
                 raise self._gone(error) from None
@@ -211,6 +220,15 @@ class SocketChannel(Channel):
                 self._eof = True
                 raise self._gone(None)
             return n
+
+    def _pending(self) -> bool:
+        """Whether TLS holds bytes; whatever is wrong with the socket is found by reading."""
+        if not isinstance(self._sock, ssl.SSLSocket):
+            return False
+        try:
+            return self._sock.pending() > 0
+        except (OSError, ValueError):
+            return True
 
     def _wait_readable(self) -> None:
         start = perf_counter()
@@ -237,6 +255,8 @@ class SocketChannel(Channel):
                 self.turn.resume()
 
     def _milliseconds(self) -> float | None:
+        if self.timeout is None and self.deadline is None:
+            return None
         bounds = [] if self.timeout is None else [self.timeout]
         if self.deadline is not None:
             bounds.append(max(0.0, self.deadline - monotonic()))

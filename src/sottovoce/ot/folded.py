@@ -26,6 +26,8 @@ class FoldedPads:
     first: int  # index of the first row's hash; row r has first + r
     m_bits: int
     words: int
+    # The multiples of Δ that `unfold` needs, found once for all slices; secret like Δ.
+    _multiples: list[U64] = field(default_factory=list, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -33,9 +35,11 @@ class FoldedPads:
     def slice(self, start: int, stop: int) -> "FoldedPads":
         """Some of the transfers, with their own indices."""
         rows = self.rows[start:stop]
-        return FoldedPads(rows, self.delta, self.hash_key, self.first + start, self.m_bits, self.words)
+        first = self.first + start
+        return FoldedPads(rows, self.delta, self.hash_key, first, self.m_bits, self.words, self._multiples)
 
     def unfold(self) -> U64:
         """Pads (n, 2^m, words), all uniform 64-bit words."""
-        multiples = polynomial_multiples(self.delta, self.m_bits)
-        return hash_rows(self.hash_key, self.rows, multiples, self.first, self.words)
+        if not self._multiples:
+            self._multiples.append(polynomial_multiples(self.delta, self.m_bits))
+        return hash_rows(self.hash_key, self.rows, self._multiples[0], self.first, self.words)

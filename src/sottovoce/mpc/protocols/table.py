@@ -20,10 +20,6 @@ from sottovoce.mpc.protocols.wire import Bytes, Party, intact
 from sottovoce.mpc.requests import Lookup, RegionLookup, SplineLookup
 from sottovoce.mpc.tables import SplineTable
 from sottovoce.net import packed_size, unpack_bits
-from sottovoce.ring import threads
-
-# From this many entries on a second thread is worth being woken; the client waits meanwhile.
-_SHARED_WORK = 1 << 14
 
 
 class _Choice(NamedTuple):
@@ -100,8 +96,7 @@ class SplineServer:
                 message[chosen:], self._masks, self._cross, modulus, table.constant, result
             )
         )
-        entries = n << table.segment_bits
-        out = np.empty(packed_size(entries * table.terms, field.width(modulus)), np.uint8)
+        out = np.empty(packed_size(n * (table.terms << table.segment_bits), field.width(modulus)), np.uint8)
         _native.mask_tables(
             table.entries,
             self._y.reshape(-1),
@@ -112,7 +107,6 @@ class SplineServer:
             self._pads,
             field.width(modulus),
             out,
-            threads() if entries >= _SHARED_WORK else 1,
         )
         return out, result
 
