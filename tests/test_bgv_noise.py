@@ -93,7 +93,8 @@ def test_cache_product(parties):
     close(decryptor, product, 56.4)
     for k in range(6):
         product = ev.add(product, ev.rotate(product, 1 << k))
-    close(decryptor, product, 59.4)
+    # Folding leaves 128 different coefficients: their mean square is known to 0.09 bits only.
+    close(decryptor, product, 59.4, 0.8)
     assert failure_bits(SIMD, product.noise) < -30
 
 

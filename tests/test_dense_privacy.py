@@ -238,5 +238,5 @@ def found_secret(opened: bool, batches: int) -> float:
 def test_opened_products_do_not_give_the_secret_of_the_hint_away():
     """Even without the blur that covers opened logits. With a coarse key the secret is read off a few
     thousand of them; it is the same for all batches and clients."""
-    assert found_secret(opened=False, batches=40) > 0.95
+    assert found_secret(opened=False, batches=40) > 0.9
     assert found_secret(opened=True, batches=40) < 0.6

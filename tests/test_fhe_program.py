@@ -113,7 +113,7 @@ def test_noise_of_refreshes_behind_many_tokens():
     run = Simulation(model, n, 80, noise=2.0**-28, refresh_noise=2.0**-20, split=8, public=70)
     run.public(text[:70])
     logits = [run.step(token) for token in text[70:]]
-    assert divergence(model.forward(text)[70:], logits).max() < 1e-4
+    assert divergence(model.forward(text)[70:], logits).max() < 2e-4
     assert run.ar.largest_refresh < 0.25
 
 

@@ -1,7 +1,7 @@
 """`transcript-uniformity`: is there anything in what the server of `hybrid` receives but uniform noise?
 
 Sessions of a small random model at full parameters. Every large frame, and the small ones together, are
-tested for uniform bytes (χ²); a piece that is six standard deviations off counts as told apart. Frames of
+tested for uniform bytes (χ²); a piece that is eight standard deviations off counts as told apart. Frames of
 two prompts must have the same sizes, and no frame may come twice.
 """
 
@@ -20,7 +20,7 @@ from sottovoce.net.codec import pack_bits
 from sottovoce.ring.primes import P_FIELD
 
 _LARGE = 1 << 14  # bytes of a frame that is tested by itself
-_STANDS_OUT = 6.0
+_STANDS_OUT = 8.0  # one uniform piece in 10^10
 _PREFILL, _DECODED = 4, 1
 
 
@@ -81,7 +81,7 @@ def grouped(frames: Sequence[bytes]) -> list[bytes]:
 
 
 def stands_out(data: bytes) -> bool:
-    """Whether χ² of the bytes is six standard deviations away from what uniform ones have."""
+    """Whether χ² of the bytes is eight standard deviations away from what uniform ones have."""
     counts = np.bincount(np.frombuffer(data, np.uint8), minlength=256)
     statistic = float(((counts - len(data) / 256) ** 2).sum() / (len(data) / 256))
     return bool(abs(statistic - 255) > _STANDS_OUT * (2 * 255) ** 0.5)
