@@ -271,6 +271,10 @@ def test_names_in_host_headers():
         "127.0.0.1.example:80",
         "::1",
         "[::1",
+        "[::1].example",
+        "[::1]example:80",
+        "localhost:example",
+        "localhost\n",
         "a:b:c",
     )
     assert not any(map(names_this_machine, others))

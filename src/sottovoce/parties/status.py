@@ -4,6 +4,7 @@ name that was bent to this address.
 """
 
 import json
+import re
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -13,14 +14,12 @@ from .prometheus import CONTENT_TYPE
 
 _TIMEOUT = 5.0  # seconds that a connection may be silent
 _LOCAL = ("localhost", "127.0.0.1", "::1")
+_HOST = re.compile(r"(\[::1\]|localhost|127\.0\.0\.1)(:[0-9]{0,5})?", re.IGNORECASE)
 
 
 def names_this_machine(host: str) -> bool:
     """Whether a Host header has one of the names of the loopback interface, with or without a port."""
-    if host.startswith("["):
-        name, end, _ = host[1:].partition("]")
-        return bool(end) and name in _LOCAL
-    return (host.rpartition(":")[0] if ":" in host else host).lower() in _LOCAL
+    return _HOST.fullmatch(host) is not None
 
 
 class StatusServer:
