@@ -6,8 +6,11 @@ import json
 import click
 import pytest
 
+from hosted import certificate, hosted, model  # noqa: F401  (fixtures)
 from sottovoce.cli.errors import run_guarded
+from sottovoce.cli.generate import proper, public_text
 from sottovoce.cli.root import cli
+from sottovoce.errors import UsageError
 
 
 @pytest.fixture
@@ -98,3 +101,18 @@ def test_a_port_in_use_is_said_before_the_model_is_loaded(capsys):
         port = taken.getsockname()[1]
         assert run("serve", "no-such-model", "--port", str(port)) == 2
     assert "another program listens there" in capsys.readouterr().err
+
+
+def test_what_is_no_text_is_refused(tmp_path):
+    assert proper("näh 🦊") == "näh 🦊" and public_text(None) is None
+    with pytest.raises(UsageError, match="not UTF-8"):
+        proper(b"\xff".decode(errors="surrogateescape"))
+    file = tmp_path / "page.txt"
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(UsageError, match=r"page.txt is not UTF-8"):
+        public_text(str(file))
+
+
+def test_plaintext_to_a_server_with_tls(hosted, config, capsys):  # noqa: F811
+    assert run("generate", str(hosted.address), "hi", "--insecure-clear", "--insecure-plaintext", "-q") == 3
+    assert "leave --insecure-plaintext out" in capsys.readouterr().err

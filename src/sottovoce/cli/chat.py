@@ -5,7 +5,6 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import click
@@ -51,11 +50,11 @@ def chat(server: str, keep_ready: int, quiet: bool, **flags: Any) -> int:
     console = Console(quiet)
     console.note(f"connecting to {server} …")
     from ..parties import Conversation
-    from .generate import build_speculation, generation_options, open_client
+    from .generate import build_speculation, generation_options, open_client, public_text
     from .prepare import say_ready
 
     options, sessions = generation_options(flags), Sessions(console, flags)
-    public = Path(flags["public_file"]).read_text() if flags["public_file"] else None
+    public = public_text(flags["public_file"])
     name: str | None = sessions.name
     while True:
         # Once for every session: /load ends one and names the next.
@@ -177,18 +176,20 @@ class Chat:
 
     def _publish(self, name: str) -> None:
         from ..errors import UsageError
+        from .generate import public_text
 
         try:
-            text = Path(name).expanduser().read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"/public cannot read {name!r}: {error}") from None
+            text = public_text(name) or ""
+        except OSError as error:
+            raise UsageError(f"/public cannot read {name!r}: {error.strerror}") from None
         self.talk.make_public(text)
         self.console.note(f"{name}: {len(text)} characters that the server will be able to read")
 
     def _answer(self, text: str) -> bool:
         """Whether the user left in the middle: then the session is over."""
-        from .generate import TextWriter, say_cost, say_what_is_public
+        from .generate import TextWriter, proper, say_cost, say_what_is_public
 
+        proper(text)
         writer = TextWriter(self.console, silent=False)
         if not self.answers:
             say_what_is_public(self.console, self.talk.client, self.talk.next_prompt(text))

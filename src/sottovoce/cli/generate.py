@@ -93,7 +93,7 @@ def generate(server: str, prompt: str, as_json: bool, quiet: bool, **flags: Any)
 
     console = Console(quiet)
     console.note(f"connecting to {server} …")
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = proper(sys.stdin.read() if prompt == "-" else prompt)
     from ..parties import generate as run
     from .prepare import say_ready
 
@@ -132,7 +132,7 @@ def _continue(console: Any, server: str, text: str, flags: dict[str, Any], as_js
     from .sessions import Sessions
 
     options, sessions = generation_options(flags), Sessions(console, flags)
-    public = Path(flags["public_file"]).read_text() if flags["public_file"] else None
+    public = public_text(flags["public_file"])
     with sessions.using(sessions.name) as saved, open_client(console, server, flags, saved=saved) as client:
         pace = Pace(client, server)
         pace.say(console, options.max_tokens)
@@ -199,6 +199,7 @@ def open_client(
         engine_line,
         what_the_server_sees,
     )
+    from ..errors import PeerGoneError
     from ..net.tls import KnownHosts
     from ..parties import Address, CardCache, Client, Pools, Wish
     from ..parties.paths import card_cache_dir, known_hosts_path, pools_dir
@@ -216,19 +217,27 @@ def open_client(
         pools = Pools(pools_dir())
     pin = None if flags["insecure_plaintext"] else pin
     certificate = flags.get("client_certificate")
-    client = Client.connect(
-        address,
-        wish,
-        pin,
-        CardCache(card_cache_dir()),
-        pools=pools,
-        dealer=dealer,
-        api_key=read_api_key(flags.get("api_key")),
-        client_certificate=None if certificate is None else Path(certificate),
-        saved=saved,
-        forget=forget,
-        waiting=waiting or (lambda done, total: console.progress(done, total, "the server ends a step")),
-    )
+    try:
+        client = Client.connect(
+            address,
+            wish,
+            pin,
+            CardCache(card_cache_dir()),
+            pools=pools,
+            dealer=dealer,
+            api_key=read_api_key(flags.get("api_key")),
+            client_certificate=None if certificate is None else Path(certificate),
+            saved=saved,
+            forget=forget,
+            waiting=waiting or (lambda done, total: console.progress(done, total, "the server ends a step")),
+        )
+    except PeerGoneError:
+        if not flags["insecure_plaintext"]:
+            raise
+        raise PeerGoneError(
+            f"{address} closed the connection at once, as servers with TLS do; leave --insecure-plaintext "
+            "out, or start the server with it"
+        ) from None
     client.notify = console.note
     options = client.welcome.options
     console.note(f"{client.card.name} at {address}: {engine_line(options)}")
@@ -267,6 +276,29 @@ def read_api_key(text: str | None) -> str | None:
         raise UsageError(f"the API key in {text[1:]} cannot be read ({error}); check --api-key") from None
 
 
+def proper(text: str) -> str:
+    """The text, if all of it is text: bytes that are not UTF-8 come from a command line as surrogates."""
+    from ..errors import UsageError
+
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UsageError("the prompt is not UTF-8 text; convert it first (`iconv -t UTF-8`)") from None
+    return text
+
+
+def public_text(path: str | None) -> str | None:
+    """What --public-file names; None if there is no such flag."""
+    from ..errors import UsageError
+
+    if path is None:
+        return None
+    try:
+        return Path(path).expanduser().read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is not UTF-8 text; convert it first (`iconv -t UTF-8`)") from None
+
+
 def build_prompt(card: Any, text: str, flags: dict[str, Any]) -> Any:
     """Tokens of the prompt, public prefix and private rest.
 
@@ -275,7 +307,7 @@ def build_prompt(card: Any, text: str, flags: dict[str, Any]) -> Any:
     from ..errors import UsageError
     from ..models.chat import Prompt
 
-    public = Path(flags["public_file"]).read_text() if flags["public_file"] else ""
+    public = public_text(flags["public_file"]) or ""
     system = flags["system_prompt"]
     if not text.strip():
         raise UsageError("the prompt is empty; write at least one word")

@@ -35,7 +35,9 @@ _KEYS = ("id", "facts", "names")
 def export_session(saved: SavedSession, path: Path, passphrase: str) -> None:
     """Write a session to a new file (mode 0600). UsageError if the file exists or the passphrase is empty."""
     if not passphrase:
-        raise UsageError("a session that travels needs a passphrase; give one with --passphrase-file")
+        raise UsageError(
+            "a session that travels needs a passphrase of its own; give it with --file-passphrase-file"
+        )
     if path.exists():
         raise UsageError(f"{path} exists already; choose another name or delete it")
     pieces = saved.store.pieces(saved.entry.id)
