@@ -36,56 +36,75 @@ u64 pad_bits(const u64* pad, int from, int width) {
     return width < 64 ? v & ((u64{1} << width) - 1) : v;
 }
 
-void write_tables(Writer writer, const u64* table, std::size_t length, int columns, const u64* start, u64 step,
-                  const u64* rotation, const u64* masks, u64 modulus, const u64* pads, int words, int width,
-                  std::size_t n, std::size_t entries) {
+}  // namespace
+
+// The entries of an element stand side by side in `rolled` (u, 2^m, columns), at row start mod u.
+static void mask_tables(Fixed<3> rolled, Fixed<1> start, Fixed<1> rotation, Fixed<2> masks, u64 modulus, Fixed<3> pads,
+                        int width, BytesOut out) {
+    const std::size_t u = rolled.shape(0), n = start.shape(0), entries = pads.shape(1);
+    const int columns = static_cast<int>(rolled.shape(2)), words = static_cast<int>(pads.shape(2));
+    require(width >= 1 && width <= 56, "mask_tables: width must be 1 to 56");
+    require(std::has_single_bit(u) && std::has_single_bit(entries), "mask_tables: sizes must be powers of two");
+    require(rotation.shape(0) == n && masks.shape(0) == n && pads.shape(0) == n, "mask_tables: lengths differ");
+    require(rolled.shape(1) == entries && static_cast<int>(masks.shape(1)) == columns && words * 64 >= columns * width,
+            "mask_tables: masks or pads do not fit the table");
+    require(out.shape(0) == packed_size(n * entries * columns, width), "mask_tables: the output has another size");
+    const int shift = std::countr_zero(u);
+    nb::gil_scoped_release release;
+    Writer writer(out.data(), width);
+    const u64* pad = pads.data();
     for (std::size_t e = 0; e < n; ++e) {
-        const u64* mask = masks + e * columns;
-        for (std::size_t j = 0; j < entries; ++j, pads += words) {
-            u64 segment = (j + rotation[e]) & (entries - 1);
-            const u64* row = table + ((start[e] + segment * step) & (length - 1)) * columns;
+        const u64 a = start.data()[e], first = (a >> shift) + rotation.data()[e];
+        const u64 *mask = masks.data() + e * columns, *table = rolled.data() + (a & (u - 1)) * entries * columns;
+        for (std::size_t j = 0; j < entries; ++j, pad += words) {
+            const u64* row = table + ((first + j) & (entries - 1)) * columns;
             for (int c = 0; c < columns; ++c) {
-                u64 d = row[c] - mask[c];  // wraps to a huge number when negative; then the lifted one is smaller
-                writer.put(std::min(d, d + modulus) ^ pad_bits(pads, c * width, width));
+                const u64 d = row[c] - mask[c];  // wraps to a huge number when negative; then the lifted one is smaller
+                writer.put(std::min(d, d + modulus) ^ pad_bits(pad, c * width, width));
             }
         }
     }
     writer.finish();
 }
 
-}  // namespace
-
-static void mask_tables(Fixed<2> table, Fixed<1> start, u64 step, Fixed<1> rotation, Fixed<2> masks, u64 modulus, Fixed<3> pads,
-                        int width, BytesOut out) {
-    std::size_t length = table.shape(0), n = start.shape(0), entries = pads.shape(1);
-    int columns = static_cast<int>(table.shape(1)), words = static_cast<int>(pads.shape(2));
-    require(width >= 1 && width <= 60, "mask_tables: width must be 1 to 60");
-    require(std::has_single_bit(length) && std::has_single_bit(entries), "mask_tables: sizes must be powers of two");
-    require(rotation.shape(0) == n && masks.shape(0) == n && pads.shape(0) == n, "mask_tables: lengths differ");
-    require(static_cast<int>(masks.shape(1)) == columns && words * 64 >= columns * width,
-            "mask_tables: masks or pads do not fit the table");
-    require(out.shape(0) == packed_size(n * entries * columns, width), "mask_tables: the output has another size");
-    nb::gil_scoped_release release;
-    write_tables(Writer(out.data(), width), table.data(), length, columns, start.data(), step, rotation.data(), masks.data(),
-                 modulus, pads.data(), words, width, n, entries);
+// Eight values of two bits in the bytes of a word, to its lowest 16 bits.
+static u64 squeeze_pairs(u64 v) {
+    v = (v | v >> 6) & 0x000f000f000f000f;
+    v = (v | v >> 12) & 0x000000ff000000ff;
+    return (v | v >> 24) & 0xffff;
 }
 
-static void mask_regions(BytesIn table, Fixed<1> start, u64 step, Fixed<1> rotation, BytesIn masks, Fixed<2> pads, int width,
-                         BytesOut out) {
-    std::size_t length = table.shape(0), n = start.shape(0), entries = pads.shape(1);
-    require(width >= 1 && width <= 8, "mask_regions: width must be 1 to 8");
-    require(std::has_single_bit(length) && std::has_single_bit(entries), "mask_regions: sizes must be powers of two");
+// The entries of an element lie in a row of `rolled` from some place on: a row has those of all segments of a share, in
+// order and twice. The lower `phase_bits` of the share choose the row, the others the place, which the rotation moves.
+static void mask_regions(BytesIn rolled, Fixed<1> start, int phase_bits, Fixed<1> rotation, BytesIn masks,
+                         Fixed<2> pads, int width, BytesOut out) {
+    const std::size_t n = start.shape(0), entries = pads.shape(1), phases = std::size_t{1} << phase_bits;
+    require(width >= 1 && width <= 8 && phase_bits >= 0 && phase_bits < 32, "mask_regions: bits out of range");
+    require(std::has_single_bit(entries), "mask_regions: the entries must be a power of two");
+    require(rolled.shape(0) == 2 * entries * phases, "mask_regions: the table has another size");
     require(rotation.shape(0) == n && masks.shape(0) == n && pads.shape(0) == n, "mask_regions: lengths differ");
     require(out.shape(0) == packed_size(n * entries, width), "mask_regions: the output has another size");
     nb::gil_scoped_release release;
-    Writer writer(out.data(), width);
     const u64* pad = pads.data();
     const u64 keep = (u64{1} << width) - 1;
+    const bool pairs = width == 2 && entries % 8 == 0;
+    Writer writer(out.data(), width);
+    std::uint8_t* at = out.data();
     for (std::size_t e = 0; e < n; ++e) {
-        u64 a = start.data()[e], turn = rotation.data()[e], mask = masks.data()[e];
-        for (std::size_t j = 0; j < entries; ++j, ++pad) {
-            u64 segment = (j + turn) & (entries - 1);
-            writer.put((table.data()[(a + segment * step) & (length - 1)] ^ mask ^ *pad) & keep);
+        const u64 a = start.data()[e], mask = masks.data()[e];
+        const std::size_t place = ((a >> phase_bits) + rotation.data()[e]) & (entries - 1);
+        const std::uint8_t* row = rolled.data() + (a & (phases - 1)) * 2 * entries + place;
+        if (!pairs) {
+            for (std::size_t j = 0; j < entries; ++j, ++pad) writer.put((row[j] ^ mask ^ *pad) & keep);
+            continue;
+        }
+        for (std::size_t j = 0; j < entries; j += 8, pad += 8, at += 2) {
+            u64 v, under = 0;
+            std::memcpy(&v, row + j, 8);
+            for (int i = 0; i < 8; ++i) under |= (pad[i] & 3) << (2 * i);
+            v = squeeze_pairs((little_endian(v) ^ mask * 0x0101010101010101) & 0x0303030303030303) ^ under;
+            at[0] = static_cast<std::uint8_t>(v);
+            at[1] = static_cast<std::uint8_t>(v >> 8);
         }
     }
     writer.finish();
@@ -111,7 +130,7 @@ namespace {
 // segment. False if a segment does not fit its bits.
 bool choose(In y, int segment_bits, int remainder_bits, In index, Out remainder, BitsOut packed) {
     const std::size_t n = y.size();
-    require(segment_bits > 0 && remainder_bits >= 0 && segment_bits + remainder_bits < 60, "choose: bits out of range");
+    require(segment_bits > 0 && remainder_bits >= 0 && segment_bits + remainder_bits < 56, "choose: bits out of range");
     require(index.size() == n && remainder.size() == n && packed.size() == packed_size(n, segment_bits),
             "choose: sizes differ");
     const u64 keep = (u64{1} << remainder_bits) - 1, segments = u64{1} << segment_bits;
@@ -189,12 +208,12 @@ bool spline_masked_share(BitsIn corrections, In masks, In cross, u64 modulus, bo
 }  // namespace
 
 void register_mpc(nb::module_& m) {
-    m.def("mask_tables", &mask_tables, nb::arg("table"), nb::arg("start"), nb::arg("step"), nb::arg("rotation"),
+    m.def("mask_tables", &mask_tables, nb::arg("rolled"), nb::arg("start"), nb::arg("rotation"),
           nb::arg("masks"), nb::arg("modulus"), nb::arg("pads"), nb::arg("width"), nb::arg("out"),
-          "Entry j of element e: (table[start + ((j + rotation) mod 2^m)*step] - masks mod modulus) XOR pads[j], packed.");
-    m.def("mask_regions", &mask_regions, nb::arg("table"), nb::arg("start"), nb::arg("step"), nb::arg("rotation"),
+          "Entry j of element e: (rolled[start mod u, start/u + j + rotation mod 2^m] - masks mod modulus) XOR pads[j], packed.");
+    m.def("mask_regions", &mask_regions, nb::arg("rolled"), nb::arg("start"), nb::arg("phase_bits"), nb::arg("rotation"),
           nb::arg("masks"), nb::arg("pads"), nb::arg("width"), nb::arg("out"),
-          "The same for a table of a few bits an entry, masked by XOR.");
+          "The same for a table of a few bits an entry, masked by XOR; the table once for every phase of a segment, twice.");
     m.def("open_entries", &open_entries, nb::arg("stream"), nb::arg("index"), nb::arg("entries"), nb::arg("pads"),
           nb::arg("width"), nb::arg("out"), "The receiver's half of both: its entry of each element, unpadded.");
     m.def("choose", &choose, nb::arg("y"), nb::arg("segment_bits"), nb::arg("remainder_bits"), nb::arg("index"),

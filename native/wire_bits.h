@@ -46,34 +46,56 @@ inline u64 flag(bool b) { return u64{0} - static_cast<u64>(b); }
 inline unsigned width_of(u64 modulus) { return static_cast<unsigned>(std::bit_width(modulus - 1)); }
 
 inline Modulus modulus_of(u64 m) {
-    require(m > 1 && m <= u64{1} << 60, "a modulus must be 2 to 2^60");
+    require(m > 1 && m <= u64{1} << 56, "a modulus must be 2 to 2^56");
     return Modulus(m);
 }
 
-// Values of `width` bits, at most 60, one after the other.
+// Eight values of Width bits to Width bytes. All shifts are constants, and no step waits for the one before.
+template <unsigned Width>
+ALWAYS_INLINE void pack_eight(const u64* v, std::uint8_t* out) {
+    u64 words[Width / 8 + 1] = {};
+#pragma GCC unroll 8
+    for (unsigned i = 0; i < 8; ++i) {
+        const unsigned word = i * Width / 64, shift = i * Width % 64;
+        words[word] |= v[i] << shift;
+        if (shift + Width > 64) words[word + 1] |= v[i] >> (64 - shift);
+    }
+    for (u64& word : words) word = little_endian(word);
+    std::memcpy(out, words, Width);
+}
+
+// Values of `width` bits, at most 56, one after the other, eight at a time.
 class Writer {
   public:
     Writer(std::uint8_t* at, unsigned width) : at_(at), width_(width) {}
     void put(u64 v) {
-        held_ |= v << used_;
-        used_ += width_;
-        if (used_ >= 64) {
-            const u64 word = little_endian(held_);
-            std::memcpy(at_, &word, 8);
-            at_ += 8;
-            used_ -= 64;
-            held_ = used_ ? v >> (width_ - used_) : 0;
+        held_[count_++] = v;
+        if (count_ == 8) {
+            if (width_ == 43) {
+                pack_eight<43>(held_, at_);
+                at_ += 43;
+                count_ = 0;
+            } else {
+                finish();
+            }
         }
     }
+    // Writes what is held; only after a multiple of eight values may others follow.
     void finish() {
-        const u64 word = little_endian(held_);
-        std::memcpy(at_, &word, (used_ + 7) / 8);
+        u64 word = 0;
+        unsigned used = 0;
+        for (unsigned i = 0; i < count_; ++i) {
+            word |= held_[i] << used;
+            for (used += width_; used >= 8; used -= 8, word >>= 8) *at_++ = static_cast<std::uint8_t>(word);
+        }
+        if (used) *at_++ = static_cast<std::uint8_t>(word);
+        count_ = 0;
     }
 
   private:
     std::uint8_t* at_;
-    u64 held_ = 0;
-    unsigned used_ = 0, width_;
+    u64 held_[8];
+    unsigned count_ = 0, width_;
 };
 
 // The other party's message; `intact` after the last value says whether all of it was well formed.

@@ -7,6 +7,7 @@ client obtains the one that is its own by a 1-of-2^segment_bits transfer.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +55,15 @@ class SplineTable:
         """Terms that are multiplied by a value the client knows."""
         return int(self.basis.shape[0])
 
+    @cached_property
+    def rolled(self) -> NDArray[np.uint64]:
+        """(u, 2^segment_bits, terms): the entries of all segments of a share side by side, at row a mod u.
+
+        In `entries` they are u rows apart, a power of two: they would compete for the same lines of a cache.
+        """
+        rows: NDArray[np.uint64] = self.entries.reshape(1 << self.segment_bits, -1, self.terms)
+        return np.ascontiguousarray(rows.swapaxes(0, 1))
+
 
 @dataclass(frozen=True, eq=False)
 class RegionTable:
@@ -79,3 +89,19 @@ class RegionTable:
             or not 0 < self.width <= 8
         ):
             raise ValueError(f"region table of {length} entries, width {self.width} is malformed")
+
+    @property
+    def phase_bits(self) -> int:
+        """lg of the rows of `rolled`: u, or the length where the table is longer than the client's range."""
+        length = len(self.entries)
+        short = length == 1 << (self.segment_bits + self.remainder_bits)
+        return self.remainder_bits if short else length.bit_length() - 1
+
+    @cached_property
+    def rolled(self) -> NDArray[np.uint8]:
+        """(2^phase_bits, 2^(segment_bits + 1)): row a mod 2^phase_bits holds the entries of all segments of a
+        share, twice, so that any rotation of them lies in a row."""
+        starts = np.arange(1 << self.phase_bits)[:, None]
+        segments = np.tile(np.arange(1 << self.segment_bits), 2) << self.remainder_bits
+        rows: NDArray[np.uint8] = self.entries[(starts + segments) % len(self.entries)]
+        return rows

@@ -98,9 +98,8 @@ class SplineServer:
         )
         out = np.empty(packed_size(n * (table.terms << table.segment_bits), field.width(modulus)), np.uint8)
         _native.mask_tables(
-            table.entries,
+            table.rolled,
             self._y.reshape(-1),
-            1 << table.remainder_bits,
             unpack_bits(message[:chosen], n, table.segment_bits),
             self._masks,
             modulus,
@@ -147,9 +146,9 @@ class RegionServer:
         table = self._table
         out = np.empty(packed_size(self._y.size << table.segment_bits, table.width), np.uint8)
         _native.mask_regions(
-            table.entries,
+            table.rolled.reshape(-1),
             self._y.reshape(-1),
-            1 << table.remainder_bits,
+            table.phase_bits,
             unpack_bits(message, self._y.size, table.segment_bits),
             self._own,
             self._pads,
