@@ -74,7 +74,11 @@ def _who(report: SessionReport) -> dict[str, Value]:
 
 
 def sentence(event: str, fields: dict[str, Value]) -> str:
-    """An event for people."""
+    """An event for people. What of it came from a client cannot move their cursor."""
+    return "".join(c if c.isprintable() else "?" for c in _sentence(event, fields))
+
+
+def _sentence(event: str, fields: dict[str, Value]) -> str:
     if event == "session opened":
         resumed = fields["resumed_tokens"]
         more = f", {resumed} tokens resumed" if resumed else ""

@@ -51,6 +51,10 @@ MAX_WELCOME = 1 << 20
 _ACCEPT = struct.Struct("<32s?")
 # A shorter beginning could be met by searching for another model.
 _COMMITMENT = re.compile("[0-9a-fA-F]{32,64}")
+# What both parties say ends up on the other one's terminal, where other characters could write over what
+# stands there: over a fingerprint that a user compares, for example.
+_WORD = re.compile("[A-Za-z0-9._+-]{1,40}")
+_DIGEST = re.compile("[0-9a-f]{64}")
 
 
 def parameters_digest() -> str:
@@ -136,12 +140,12 @@ def ask_offer(channel: Channel, wish: Wish, caller: Caller) -> Offer:
     _check_peer(fields)
     offer = _entries(fields["offer"], {"options", "public", "model", "card", "context"})
     options = _entries(offer["options"], {"engine", "kv", "arithmetic", "correlations", "profile"})
-    strings, context = (*options.values(), offer["model"], offer["card"]), offer["context"]
-    if not all(isinstance(value, str) for value in strings):
+    context, release = offer["context"], fields["release"]
+    words, digests = (release, *options.values()), (offer["model"], offer["card"])
+    if not (all(_is(_WORD, word) for word in words) and all(_is(_DIGEST, digest) for digest in digests)):
         raise ProtocolError("the server's handshake is malformed")
     if not (context is None or (type(context) is int and context >= 1)):
         raise ProtocolError("the server's handshake is malformed")
-    release = f"{fields['release']!s:.40}"
     public = _object(offer["public"])
     return Offer(EngineOptions(**options), public, offer["model"], offer["card"], context, release)
 
@@ -201,8 +205,10 @@ def server_handshake(
     _check_peer(fields)
     caller = _caller(fields["caller"])
     wish = _entries(fields["wish"], {"engine", "kv", "arithmetic", "correlations", "profile", "model"})
-    named = [wish["engine"], wish["correlations"], *(value for value in wish.values() if value is not None)]
-    if not all(isinstance(value, str) for value in named):
+    model = wish["model"]
+    words = [wish["engine"], wish["correlations"]]
+    words += [wish[name] for name in ("kv", "arithmetic", "profile") if wish[name] is not None]
+    if not (all(_is(_WORD, word) for word in words) and (model is None or _is(_COMMITMENT, model))):
         raise ProtocolError("the client's handshake is malformed")
     card = welcome.card
     if caller.purpose != "describe":
@@ -305,6 +311,10 @@ def _entries(value: Any, keys: set[str]) -> dict[str, Any]:
             _check_peer({"release": "unknown", **fields})
         raise ProtocolError("the other side's handshake has unexpected or missing entries")
     return fields
+
+
+def _is(pattern: re.Pattern[str], value: Any) -> bool:
+    return isinstance(value, str) and pattern.fullmatch(value) is not None
 
 
 def _object(value: Any) -> dict[str, Any]:
