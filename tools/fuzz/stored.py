@@ -132,7 +132,9 @@ def _settings(data: bytes) -> None:
     where = file("config.toml", data)
     with patch.dict(os.environ, SOTTOVOCE_CONFIG_DIR=str(where.parent)):
         try:
-            root._config_file()
+            with click.Context(root.cli) as context:
+                for command in root.COMMANDS:
+                    root.cli.resolve_command(context, [command])
         except click.UsageError as refused:
             raise UsageError(str(refused)) from None
 
