@@ -7,6 +7,7 @@ from typing import IO
 
 from ..engines.base import Progress
 from ..net import LedgerRow
+from .terminal import harmless
 
 _PLAIN_INTERVAL = 10.0
 
@@ -27,12 +28,12 @@ class Console:
         """One line."""
         if not self.quiet:
             self.end_progress()
-            print(text, file=self.stream, flush=True)
+            print(harmless(text), file=self.stream, flush=True)
 
     def warn(self, text: str) -> None:
         """One line that -q does not silence."""
         self.end_progress()
-        print("warning: " + text, file=self.stream, flush=True)
+        print("warning: " + harmless(text), file=self.stream, flush=True)
 
     def table(self, title: str, headers: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> None:
         """A table whose first `left` columns are aligned left, the others right."""

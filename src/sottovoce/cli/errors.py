@@ -8,6 +8,7 @@ from collections.abc import Callable
 import click
 
 from ..errors import SottovoceError
+from .terminal import harmless
 
 INTERRUPTED = 130
 _ELSEWHERE = "or set SOTTOVOCE_CONFIG_DIR to a directory of yours if it is sottovoce's own"
@@ -98,4 +99,4 @@ def describe(error: BaseException) -> str:
 
 def fail(message: str) -> None:
     """One line on stderr."""
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+    print("error: " + harmless(" ".join(message.split())), file=sys.stderr)
