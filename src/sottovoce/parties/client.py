@@ -85,7 +85,8 @@ class Client(Connected):
         return result
 
     def last(self) -> Logits:
-        """Logits (vocab,) behind the session's last token: what the server kept, or computed once more."""
+        """Logits (vocab,) behind the session's last token: what the server kept, or computed once more. The
+        server learns that they were asked for again."""
         if self._party.collects:
             found = self._step(lambda: _or_nothing(self._collect()))
             if len(found):
@@ -179,7 +180,7 @@ class Client(Connected):
         return logits[None]
 
     def decode(self, token: int, progress: Progress | None = None) -> Logits:
-        """Append one private token; logits (vocab,) after it."""
+        """Append one private token; logits (vocab,) after it. The server learns when."""
         self._check_room(1)
 
         def run() -> Logits:
@@ -207,7 +208,7 @@ class Client(Connected):
         return self._step(run, None, tokens)
 
     def truncate(self, length: int) -> None:
-        """Forget all tokens from position `length` on."""
+        """Forget all tokens from position `length` on. The server learns the length."""
 
         def run() -> Logits:
             self._cut(length)

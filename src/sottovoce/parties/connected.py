@@ -158,7 +158,8 @@ class Connected:
         """Save the session at both parties from now on, after every step.
 
         RefusedError if the server keeps none, UsageError if the name is taken, StorageError if it cannot be
-        written. server: the address to show in lists. Cost: 2 messages.
+        written. server: the address to show in lists. Cost: 2 messages. The server learns that the session
+        may come back, and recognises it then; not its name.
         """
         check_free(store, name)
         with self.ledger.phase("keep"):

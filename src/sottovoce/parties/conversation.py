@@ -133,7 +133,7 @@ class Conversation:
         return self._split(whole, self._kept(whole.tokens))
 
     def forget(self) -> None:
-        """Begin anew in the same session; its public beginning stays."""
+        """Begin anew in the same session; its public beginning stays. The server learns that."""
         self._said, self._tokens = [], ()
         if self.client.is_kept:
             self.note()

@@ -27,7 +27,8 @@ def continue_from(client: Client, tokens: Sequence[int], public_count: int) -> P
     """What is left to send of a history so that the session holds all but its last token's answer.
 
     tokens: all of the history, of which the first public_count are public. The session is cut to the longest
-    common beginning. UsageError if the session's public beginning is another one: that takes a new session.
+    common beginning, and the server learns where. UsageError if the session's public beginning is another
+    one: that takes a new session.
     """
     if len(tokens) <= public_count:
         raise UsageError("the prompt is empty: there must be at least one private token")

@@ -93,7 +93,8 @@ def send_answer(channel: Channel, answer: Answer | None) -> None:
 
 
 def receive_answer(channel: Channel, digest: bytes | None, most: int) -> list[memoryview] | None:
-    """At most `most` ciphertexts, not looked into yet; None if the server has none.
+    """At most `most` ciphertexts, not looked into yet; None if the server has none. The server learns that
+    the client came back for them.
 
     IntegrityError if they answer other ciphertexts than `digest` names.
     """

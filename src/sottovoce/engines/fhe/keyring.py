@@ -46,7 +46,8 @@ _FIRST_STEP = 3  # keys before those of rotations
 def send_keys(
     channel: Channel, description: Description, keys: KeyGenerator, progress: Progress | None = None
 ) -> None:
-    """The client's side. Cost: 1 round and the missing keys."""
+    """The client's side. Cost: 1 round and the missing keys. Leaks that it is the client of an earlier
+    session, if the secret is that one's."""
     makers = list(_makers(description, keys))
     channel.send(keys.secret_key.key_id)
     there = bytes(channel.recv(len(makers)))
