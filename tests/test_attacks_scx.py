@@ -42,7 +42,7 @@ def test_the_published_scheme_is_read(model, name):
 @pytest.mark.parametrize("name", ["vocabulary-matching", "greedy-matching", "kv-inversion"])
 def test_masked_vectors_are_not_read(model, name):
     found = outcome(model, name, "hardened", samples=12)
-    assert found.success_rate <= 0.12 and min(c.success_rate for c in found.controls) >= 0.5
+    assert found.success_rate <= 0.15 and min(c.success_rate for c in found.controls) >= 0.5
 
 
 def test_lengths_survive_every_orthogonal_encoding(model):

@@ -5,7 +5,7 @@ import gc
 import numpy as np
 import pytest
 
-from hybrid_sessions import run_session
+from hybrid_sessions import TOLERANCE, run_session
 from models_common import tiny
 from sottovoce.bgv import SIMD, Encryptor, Evaluator, KeyGenerator, load_many
 from sottovoce.correlations.hints import ModelHints
@@ -198,7 +198,7 @@ def test_every_product_of_a_session_has_the_same_bits():
     # Two blocks of four matrices, the embedding and the head, for all tokens of the prompt together.
     assert engine.elsewhere.products >= 4 * model.config.layers + 2 and (0, 1, "finish") in link.calls
     expected = model.forward(np.asarray(public + private))[-1:]
-    assert np.abs(np.stack(record.logits) - expected).max() < 0.1  # as in test_hybrid.py
+    assert np.abs(np.stack(record.logits) - expected).max() < TOLERANCE
 
 
 def test_without_ray_the_error_says_what_to_install(monkeypatch):

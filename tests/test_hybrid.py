@@ -5,16 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hybrid_sessions import prepared, run_session
+from hybrid_sessions import TOLERANCE, prepared, run_session
 from models_common import stories, tiny
 from sottovoce.engines.base import EngineOptions
 from sottovoce.engines.hybrid import HybridDataParty
 from sottovoce.engines.registry import check_options
 from sottovoce.errors import CorruptFileError, ParameterMismatchError
-
-TOLERANCE = (
-    0.1  # of tiny random models with logits up to 3; a wrong mask or position gives errors of 0.4 and more
-)
 
 
 def reference(model, tokens, last):

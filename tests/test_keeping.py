@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import models_common as common
-from hybrid_sessions import prepared
+from hybrid_sessions import TOLERANCE, prepared
 from sottovoce.engines.base import EngineOptions
 from sottovoce.engines.hybrid import HybridDataParty
 from sottovoce.engines.registry import make_data_party, make_engine
@@ -60,7 +60,7 @@ def test_hybrid_sessions_go_on(kv):
     restore = lambda party, side: party.restore(logs[side], count)  # noqa: E731
     again, _ = run_both(engine, new(), [restore, *map(decode, MORE)], secret)
     for got, expected in zip(again[1:], (first[2], first[4], first[5]), strict=True):
-        assert np.abs(got - expected).max() < 0.05
+        assert np.abs(got - expected).max() < TOLERANCE
 
 
 @pytest.fixture(params=["ciphertext", "masked"])
@@ -99,7 +99,7 @@ def test_clear_sessions_go_on(arithmetic):
     restore = lambda party, side: party.restore(pieces if side else [], count)  # noqa: E731
     again, _ = run_both(engine, new(), [restore, decode(MORE[0]), decode(MORE[1])])
     for got, expected in ((again[1], first[2]), (again[2], first[3])):  # rounding is random in "fixed"
-        assert np.abs(got - expected).max() < 0.05
+        assert np.abs(got - expected).max() < TOLERANCE
 
 
 def rows(first, count, value):

@@ -7,10 +7,9 @@ import pytest
 from scipy import stats
 
 from chance import LEAST_P
-from hybrid_sessions import prepared, run_session
+from hybrid_sessions import TOLERANCE, prepared, run_session
 from models_common import stories, tiny
 
-TOLERANCE = 0.1  # as in test_hybrid.py
 PUBLIC, DECODED = [0, 5], [4, 9]
 
 

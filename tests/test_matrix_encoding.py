@@ -3,13 +3,12 @@
 import numpy as np
 import pytest
 
-from hybrid_sessions import prepared, run_session
+from hybrid_sessions import TOLERANCE, prepared, run_session
 from models_common import tiny
 from sottovoce.engines.base import EngineOptions
 from sottovoce.engines.hybrid import HybridDataParty, HybridEngine
 from sottovoce.net import Role, memory_pair, run_pair
 
-TOLERANCE = 0.1  # of logits up to 3
 TOKENS = 21
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hybrid_sessions import TOLERANCE
 from hybrid_sessions import prepared as prepared_engine
 from sottovoce.engines.hybrid import HybridDataParty
 from sottovoce.engines.hybrid.prepared import EMBEDDING, HEAD, model_shapes
@@ -53,7 +54,7 @@ def test_answers_are_those_of_the_plain_model(model, tokens):
     logits, client, server, rows = run(prepared_engine(loaded), tokens)
     plain = loaded.forward([*PUBLIC, *PRIVATE, *DECODED])
     for i, row in enumerate(logits):
-        assert np.abs(row - plain[len(PUBLIC) + len(PRIVATE) - 1 + i]).max() < 0.05
+        assert np.abs(row - plain[len(PUBLIC) + len(PRIVATE) - 1 + i]).max() < TOLERANCE
     missing = max(0, len(PRIVATE) + len(DECODED) - tokens)
     made = len(PRIVATE) + len(DECODED) - missing
     for key in client.stock.shapes:

@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 
-from hybrid_sessions import prepared
+from hybrid_sessions import TOLERANCE, prepared
 from models_common import stories, tiny
 from sottovoce.engines.base import EngineOptions
 from sottovoce.engines.hybrid import HybridDataParty
@@ -27,8 +27,6 @@ from sottovoce.parties import (
     Wish,
     generate,
 )
-
-TOLERANCE = 0.1  # of tiny random models with logits up to 3, as in test_hybrid
 
 
 @pytest.mark.parametrize(
