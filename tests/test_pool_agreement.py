@@ -130,6 +130,18 @@ def taken_anything(home):
     return counts != {0, 1}
 
 
+def test_a_session_beside_another_goes_without_the_pool(home):
+    """As `generate` does while a proxy runs; who comes to fill it is refused."""
+    home.meet(fill)
+    told = []
+    with home.client.open():
+        beside = Home(home.path)
+        beside.client = ClientShelf(home.client.directory, in_use=lambda: told.append(True))
+        assert beside.meet(lambda channel, pool: pool) == (None, None) and told == [True]
+        with pytest.raises(RefusedError, match="in use by another session"):
+            home.meet(fill)
+
+
 def test_a_cloned_pool_is_refused_in_and_after_the_original_session(home, tmp_path):
     home.meet(fill)
     clone = Home(tmp_path)

@@ -2,7 +2,6 @@
 
 import json
 import sys
-import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from .pace import Pace
 from .scx import client_options as scx_options
 from .scx import say_statement
 from .sessions import session_options
+from .terminal import harmless
 
 connection_options = stack(
     option(
@@ -214,7 +214,12 @@ def open_client(
     )
     pin: Any = flags["fingerprint"] or KnownHosts(known_hosts_path())
     if pools is None and not flags["no_pool"]:
-        pools = Pools(pools_dir())
+        pools = Pools(
+            pools_dir(),
+            in_use=lambda: console.note(
+                "what was prepared is in use by another session; going on without it"
+            ),
+        )
     pin = None if flags["insecure_plaintext"] else pin
     certificate = flags.get("client_certificate")
     try:
@@ -352,12 +357,6 @@ def say_cost(console: Any, done: Any) -> None:
     if done.finish_reason == "cancelled":
         line = "stopped: " + line
     console.note(line)
-
-
-def harmless(text: str) -> str:
-    """Text for a terminal without control characters: the vocabulary is the server's, and an escape sequence
-    in it could retitle the window, fill the clipboard, or hide what stands above."""
-    return "".join(c if c in "\n\t" or unicodedata.category(c) != "Cc" else "\ufffd" for c in text)
 
 
 class TextWriter:

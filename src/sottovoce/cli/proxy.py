@@ -139,7 +139,18 @@ def _gateway(
             cards=CardCache(card_cache_dir()),
             speculation=lambda card: build_speculation(console, flags, card),
             opened=kept.opened,
+            failed=lambda error: console.warn(
+                f"not connected yet, the first request tries again: {_said(error)}"
+            ),
         )
+
+
+def _said(error: Exception) -> str:
+    """In its own words, unless they may quote what was said."""
+    from ..errors import SottovoceError
+    from .errors import describe
+
+    return str(error) if isinstance(error, SottovoceError) else describe(error)
 
 
 class Kept:

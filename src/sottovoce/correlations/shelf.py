@@ -8,6 +8,7 @@ import os
 import secrets
 import shutil
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
@@ -43,14 +44,19 @@ class ClientShelf:
     """The client's place for the pool that it shares with one server for one model.
 
     limit: bytes. make: a session without a pool makes one. reset: the old one is deleted first, at both
-    parties.
+    parties. in_use: called if another session has the pool; this one goes without, unless it is to make one.
     """
 
     def __init__(
-        self, directory: Path, limit: int = DEFAULT_LIMIT, make: bool = False, reset: bool = False
+        self,
+        directory: Path,
+        limit: int = DEFAULT_LIMIT,
+        make: bool = False,
+        reset: bool = False,
+        in_use: Callable[[], None] = lambda: None,
     ) -> None:
         self.directory, self.limit = directory, limit
-        self.make, self.reset = make, reset
+        self.make, self.reset, self.in_use = make, reset, in_use
 
     def hints(self) -> Path:
         """A directory beside the pool for the server's hints (`hints.py`); all but the last are deleted."""
@@ -84,7 +90,14 @@ class ClientShelf:
 
         RefusedError if the two halves do not fit, see `agreement.py`.
         """
-        pool, answer = self.open(), Answer.UNKNOWN
+        try:
+            pool, answer = self.open(), Answer.UNKNOWN
+        except PoolBusyError:
+            if self.make or self.reset:
+                raise
+            self.in_use()
+            join(channel, None)
+            return None
         if pool is not None:
             try:
                 answer = join(channel, pool, Wish.DELETE if self.reset else Wish.OPEN)

@@ -318,7 +318,12 @@ def write_private_file(path: Path, data: bytes) -> None:
 
 def _why(error: Exception) -> str:
     return (
-        str(getattr(error, "reason", None) or getattr(error, "strerror", None) or error)
+        str(
+            getattr(error, "verify_message", None)
+            or getattr(error, "reason", None)
+            or getattr(error, "strerror", None)
+            or error
+        )
         .lower()
         .replace("_", " ")
     )

@@ -1,6 +1,7 @@
 """Which pool of prepared material belongs to a session: one per server, model, agreement and client."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,17 +14,18 @@ from .protocol import Welcome
 @dataclass(frozen=True)
 class Pools:
     """The client's pools. limit: bytes each. make: start one where there is none. reset: delete the old one,
-    at both parties."""
+    at both parties. in_use: called where another session has it, and this one goes without."""
 
     directory: Path
     limit: int = DEFAULT_LIMIT
     make: bool = False
     reset: bool = False
+    in_use: Callable[[], None] = lambda: None
 
     def shelf(self, server: str, welcome: Welcome) -> ClientShelf:
         """server: what the client recognises it by, its certificate."""
         name = _name(server.encode() + welcome.digest())
-        return ClientShelf(self.directory / name, self.limit, self.make, self.reset)
+        return ClientShelf(self.directory / name, self.limit, self.make, self.reset, self.in_use)
 
 
 def server_shelf(

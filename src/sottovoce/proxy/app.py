@@ -17,6 +17,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from .. import __version__
+from ..errors import SottovoceError
 from .body import json_body
 from .compose import Histories, compose
 from .fields import Asked, parse_chat, parse_completion, parse_messages
@@ -27,6 +28,7 @@ from .problems import Problem, problem_of, wrong
 from .stream import Answering
 from .token import Token
 
+_ADDRESSES = "/v1/models, /v1/chat/completions, /v1/completions, /tokenize, /detokenize, /health and /metrics"
 _PAGE = {
     "index.html": "text/html; charset=utf-8",
     "style.css": "text/css; charset=utf-8",
@@ -60,7 +62,12 @@ def create_app(
     app = Starlette(
         routes=routes.table(),
         middleware=[Middleware(Guard, token=token)],
-        exception_handlers={Problem: _problem, HTTPException: _http_error, Exception: _problem},
+        exception_handlers={
+            Problem: _problem,
+            SottovoceError: _problem,  # its own line, because what only Exception names is logged as a bug
+            HTTPException: _http_error,
+            Exception: _problem,
+        },
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False  # no addresses of ours need it, and it fails on odd query strings
@@ -194,6 +201,9 @@ def _problem(request: Request, error: Exception) -> Response:
 
 def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    words = {404: "there is nothing at this address", 405: "this address takes another method"}
+    words = {
+        404: f"there is nothing at this address; there are {_ADDRESSES}",
+        405: "this address takes another method",
+    }
     problem = Problem(error.status_code, words.get(error.status_code, str(error.detail)))
     return JSONResponse(problem.to_json(), problem.status, headers=error.headers)

@@ -49,7 +49,8 @@ class Gateway:
 
     connect: opens a session, handshake done, setup not. statements, cards: where public things about the
     model are kept between runs. speculation: makes the drafter of a session. opened: is called with every
-    session after its setup, for example to have it saved; one that holds tokens then is gone on with.
+    session after its setup, for example to have it saved; one that holds tokens then is gone on with. failed:
+    is called with what kept the first connection, made ahead, from coming about.
     """
 
     def __init__(
@@ -62,10 +63,12 @@ class Gateway:
         cards: CardCache | None = None,
         speculation: Callable[[ModelCard], Speculation | None] = lambda card: None,
         opened: Callable[[Client], None] = lambda client: None,
+        failed: Callable[[Exception], None] = lambda error: None,
     ) -> None:
         self.server, self.plan = server, plan or Plan()
         self.wire, self.metrics = Wire(), Metrics()
-        self._connect, self._speculation, self._on_opened = connect, speculation, opened
+        self._connect, self._speculation = connect, speculation
+        self._on_opened, self._on_failed = opened, failed
         self._statements, self._cards = statements, cards
         self.statement: Statement | None = None if statements is None else statements.load()
         self._card: ModelCard | None = None
@@ -146,8 +149,9 @@ class Gateway:
             with self._connecting:
                 if not self._spare and not self.connected:
                     self._add(self._opened())
-        except Exception:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001
             self.connected = False
+            self._on_failed(error)
 
     def _add(self, client: Client) -> None:
         """A session for later: one that goes on, or a new one for whoever asks first."""
