@@ -43,7 +43,7 @@ class Conversation:
         self._system, self._public = system, ""
         self._said: list[Message] = []
         self._tokens: tuple[int, ...] = ()  # of everything said; the session holds a beginning of them
-        self._public_count = 0
+        self._public_count = 0  # of them, constants at the beginning
         if client.notes.get("conversation"):
             self._restore(client.notes["conversation"], chat)
         elif public:
@@ -137,8 +137,8 @@ class Conversation:
         self._said, self._tokens = [], ()
         if self.client.is_kept:
             self.note()
-        if self.client.length > self._public_count:
-            self.client.truncate(self._public_count)
+        if self.client.length > self.client.public_count:
+            self.client.truncate(self.client.public_count)
 
     def _next(self, text: str) -> Prompt:
         """All tokens of the conversation up to where the answer to `text` begins, and which of them are
@@ -202,7 +202,7 @@ class Conversation:
     def _kept(self, tokens: tuple[int, ...]) -> int:
         """Length of the common beginning of the session and `tokens`, short of the last one."""
         same = self._same(tokens)
-        if self.client.tokens and same < self._public_count:
+        if same < self.client.public_count:
             raise UnsupportedModelError("the chat template changes its public beginning; start a new session")
         return min(same, len(tokens) - 1)
 
