@@ -14,7 +14,7 @@ from sottovoce.engines.fhe import kept, rotations
 from sottovoce.engines.fhe.calibration import calibrate, observe, sample
 from sottovoce.engines.fhe.costs import CostModel
 from sottovoce.engines.fhe.flow import PlannedFlow
-from sottovoce.engines.fhe.functions import Degrees
+from sottovoce.engines.fhe.functions import Degrees, Margins, softmax_functions
 from sottovoce.engines.fhe.placement import (
     place_bootstraps,
     record,
@@ -117,11 +117,24 @@ def test_noise_of_refreshes_behind_many_tokens():
     assert run.ar.largest_refresh < 0.25
 
 
+def test_flat_rows_of_any_length_add_up_to_one_again():
+    """What a round multiplies by follows the length of a row: the last range is as narrow as rows of
+    one length need."""
+    groups, lengths = np.zeros(60, int), np.repeat([2, 8, 40, 200], 15)
+    z = np.where(np.arange(200) < lengths[:, None], 0.0, np.nan) - 4 * np.log(lengths)[:, None]
+    z += 0.1 * np.random.default_rng(4).standard_normal(z.shape)
+    found = softmax_functions(z, groups, Margins(), Degrees())
+    assert found.accurate.high / found.accurate.low < 5
+    assert np.allclose(found.spread.slope, -0.5, atol=0.05)
+    assert np.allclose(found.spread.weights(1, [4, 100])[0], [0.5, 0.1], rtol=0.1)
+    assert max(found.sums) < 4
+
+
 def test_an_inverse_that_is_not_accurate_is_polished():
     model, n = tiny_model(layers=1), 256
     text, found = sample(model, 1, 34, seed=8)[0], []
     for polish in (0, 1, 2):
-        degrees = Degrees(accurate=7, polish=polish)
+        degrees = Degrees(accurate=3, polish=polish)
         functions = calibrate(model, 36, 8, degrees=degrees)
         run = Simulation(model, n, 36, functions=functions, split=2, public=30, degrees=degrees)
         run.public(text[:30])

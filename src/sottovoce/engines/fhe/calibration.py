@@ -19,6 +19,7 @@ from sottovoce.engines.fhe.functions import (
     Functions,
     Margins,
     Predictor,
+    Spread,
     norm_gain,
     residual_scale,
     softmax_functions,
@@ -110,27 +111,29 @@ def calibrate(
             texts += [_one(text) for text in sample(model, max(2, sequences // 6), length, seed=1)]
     seen = observe(model, texts)
     predictors = [_predictor(model, rows, 2.0**degrees.rounds) for rows in seen.rows]
-    shifted = np.concatenate(
-        [
-            _shifted(predictor, head, rows, tokens)
-            for predictor, heads in zip(predictors, seen.rows, strict=True)
-            for head, rows in enumerate(heads)
-        ]
-    )
-    exponential, coarse, accurate = softmax_functions(shifted, margins, degrees)
+    shifted = [
+        _shifted(predictor, head, rows, tokens)
+        for predictor, heads in zip(predictors, seen.rows, strict=True)
+        for head, rows in enumerate(heads)
+    ]
+    groups = np.repeat(np.arange(len(shifted)), [len(rows) for rows in shifted])
+    softmax = softmax_functions(np.concatenate(shifted), groups, margins, degrees)
     norms = [_norm(model, values, margins, degrees) for values in seen.norms]
     blocks = []
     for layer, predictor in enumerate(predictors):
         bound = margins.activation * seen.inputs[layer]
         make = polynomials.silu if c.activation == "silu" else polynomials.gelu
         activation = make(bound, degrees.activation)
-        blocks.append(BlockFunctions(norms[2 * layer], norms[2 * layer + 1], activation, predictor))
+        heads = slice(layer * c.heads, (layer + 1) * c.heads)
+        spread = Spread(softmax.spread.offset[:, heads], softmax.spread.slope[:, heads])
+        blocks.append(BlockFunctions(norms[2 * layer], norms[2 * layer + 1], activation, predictor, spread))
     return Functions(
         tuple(blocks),
         norms[-1],
-        exponential,
-        coarse,
-        accurate,
+        softmax.exponential,
+        softmax.coarse,
+        softmax.accurate,
+        softmax.sums,
         degrees.squarings,
         residual_scale(norms, norm_gain(c)),
         degrees.polish,

@@ -21,6 +21,7 @@ from sottovoce.engines.fhe.chunk_plaintexts import Rows, by_token, one_hot_ciphe
 from sottovoce.engines.fhe.flow import Flow
 from sottovoce.engines.fhe.functions import norm_gain, whole_factor
 from sottovoce.engines.fhe.program import LayerCache, Program
+from sottovoce.engines.fhe.scores import row_weights
 from sottovoce.engines.fhe.weights import Matrix
 from sottovoce.errors import PromptTooLongError, UsageError
 from sottovoce.packing.slots import Chebyshev, Plain, Vector, constant
@@ -200,9 +201,9 @@ class ChunkProgram(Generic[V]):
         """Scores -> probabilities, 0 where there is no token; and what they are times."""
         ar, f, chunk = self.ar, self.functions, self.chunk
         twice = 2.0 if len(packed) > 1 else 1.0  # what sharing a refresh multiplies values by
-        inverses = (*f.coarse, f.accurate)
+        inverses, lengths = (*f.coarse, f.accurate), self.program.length + 1 + np.arange(chunk.count)
         # A row's exponentials may add up to more than a refresh bears.
-        shrink = min(1.0, MEAN_BOUND * self.shape.heads.dim / inverses[0].high)
+        shrink = min(1.0, MEAN_BOUND * self.shape.heads.dim / f.sums[0])
         exponential = f.exponential.scaled(shrink**0.5**f.squarings).stretched(f.shrink / f.scale)
         us = []
         for p, x in enumerate(packed):
@@ -211,10 +212,11 @@ class ChunkProgram(Generic[V]):
             us = [ar.mul(u, u) for u in us]
         for i, inverse in enumerate(inverses):
             scale = 1.0 if i else shrink
-            k = self._whole(scale * inverse.high)
+            k = self._whole(scale * f.sums[i])
             us = self.flow.several(ar, layer, f"round {i}", [ar.times(u, k) for u in us])
             scale *= k * twice
-            total = among.row_sums(ar, chunk, us, 1 / (scale * inverse.radius))
+            weights = row_weights(self.shape, f, layer, i, lengths) / (scale * inverse.radius)
+            total = among.row_sums(ar, chunk, us, weights)
             total = ar.add_plain(total, chunk.idle((inverse.low + inverse.high) / (2 * inverse.radius)))
             over = ar.polynomial(total, inverse.stretched(1 / inverse.radius).scaled(1 / scale))
             us = [ar.mul(u, over) for u in us]

@@ -6,8 +6,12 @@ every range is what the model showed on text that it wrote itself, widened by `M
 
 Softmax: z is a score less a linear prediction of 2^rounds·log Σ exp(score/2^rounds). u = exp(z/2^rounds),
 from a polynomial of exp(z/2^(rounds + squarings)) and squarings; then `rounds` times: multiply by a coarse
-1/Σu, square; then one accurate 1/Σ; then `polish` times: multiply by 2 − Σ, a Newton step, which long
-contexts need: the sums of flat rows are small, and the inverse's range is wide.
+1/Σu, square; then one accurate 1/Σ; then `polish` times: multiply by 2 − Σ, a Newton step.
+
+A square of normalised rows adds up to Σp², for a flat row of 1,000 tokens to a thousandth of what a row with
+one likely token has; a refresh has the same error for both. So a round multiplies by 1/(m·Σu) instead, m²
+being the most that Σp² is for this head and so many tokens (`Spread`): rows add up to nearly 1 again,
+whatever their length. m is in the mask that a sum is multiplied by anyway.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from sottovoce.packing.slots import Chebyshev
 from sottovoce.packing.slots import polynomial as polynomials
 
 Array = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
 _SHORT = 64  # tokens of a context whose sums one inverse is accurate for
 
 
@@ -69,6 +74,20 @@ class Predictor:
 
 
 @dataclass(frozen=True)
+class Spread:
+    """The most that √Σp² of a softmax's rows is, as a power of their length. (rounds, heads) each."""
+
+    offset: Array
+    slope: Array
+
+    def weights(self, i: int, lengths: npt.ArrayLike) -> Array:
+        """m of round i, (heads, rows), for rows of so many tokens; never outside what p allows."""
+        log = np.log(np.asarray(lengths, np.float64)).reshape(-1)
+        fitted = self.offset[i][:, None] + self.slope[i][:, None] * log
+        return np.asarray(np.exp(np.clip(fitted, -log / 2, 0.0)))
+
+
+@dataclass(frozen=True)
 class BlockFunctions:
     """norm1, norm2: 1/√ of the mean square (variance). activation: of gate, or of up without one."""
 
@@ -76,18 +95,20 @@ class BlockFunctions:
     norm2: Chebyshev
     activation: Chebyshev
     predictor: Predictor
+    spread: Spread
 
 
 @dataclass(frozen=True)
 class Functions:
-    """exponential: of z/2^(rounds + squarings). coarse: one inverse for each round. residual: ρ, by which
-    the residual stream is divided."""
+    """exponential: of z/2^(rounds + squarings). coarse: one inverse for each round, of m·Σu. sums: the most
+    that Σu may be, before each inverse. residual: ρ, by which the residual stream is divided."""
 
     blocks: tuple[BlockFunctions, ...]
     norm: Chebyshev
     exponential: Chebyshev
     coarse: tuple[Chebyshev, ...]
     accurate: Chebyshev
+    sums: tuple[float, ...]
     squarings: int
     residual: float
     polish: int = 0
@@ -111,29 +132,61 @@ class Functions:
         return len(self.coarse)
 
 
-def softmax_functions(
-    z: Array, margins: Margins, degrees: Degrees
-) -> tuple[Chebyshev, tuple[Chebyshev, ...], Chebyshev]:
-    """Exponential and inverses from rows of shifted scores (rows, tokens), nan where there is no token:
-    every round is fitted to what the rounds before it leave."""
+@dataclass(frozen=True)
+class Softmax:
+    """What `Functions` has of a softmax; the spread of every group of rows."""
+
+    exponential: Chebyshev
+    coarse: tuple[Chebyshev, ...]
+    accurate: Chebyshev
+    sums: tuple[float, ...]
+    spread: Spread
+
+
+def softmax_functions(z: Array, groups: Integers, margins: Margins, degrees: Degrees) -> Softmax:
+    """From rows of shifted scores (rows, tokens), nan where there is no token: every round is fitted to what
+    the rounds before it leave. groups: (rows,) which head of which layer, counted from 0."""
     live = ~np.isnan(z)
+    lengths = live.sum(axis=1)
     low = margins.score_low * float(z[live].min())
     high = float(z[live].max()) + margins.score_high
     shrink = 2.0 ** (degrees.rounds + degrees.squarings)
     power = polynomials.fit(np.exp, low / shrink, high / shrink, degrees.exponential)
     u = np.zeros_like(z)
     u[live] = power(z[live] / shrink) ** 2**degrees.squarings
-    coarse = []
+    coarse, most, fits = [], [], []
     for _ in range(degrees.rounds):
         sums = u.sum(axis=1)
+        most.append(float(sums.max()) * margins.coarse_high)
+        fits.append(_powers(((u / sums[:, None]) ** 2).sum(axis=1), lengths, groups))
+        weights = Spread(*fits[-1][:, None]).weights(0, lengths)[groups, np.arange(len(z))]
         inverse = polynomials.reciprocal(
-            *_range(sums, margins.coarse_low, margins.coarse_high), degrees.coarse
+            *_range(weights * sums, margins.coarse_low, margins.coarse_high), degrees.coarse
         )
-        u = (u * inverse(sums)[:, None]) ** 2
+        u = (u * inverse(weights * sums)[:, None]) ** 2
         coarse.append(inverse)
-    sums = _range(u.sum(axis=1), margins.sum_low, margins.sum_high)
-    accurate = polynomials.reciprocal(*sums, degrees.accurate)
-    return power, tuple(coarse), accurate
+    low, high = _range(u.sum(axis=1), margins.sum_low, margins.sum_high)
+    accurate = polynomials.reciprocal(low, high, degrees.accurate)
+    return Softmax(power, tuple(coarse), accurate, (*most, high), Spread(*np.stack(fits, axis=1)))
+
+
+def _powers(squares: Array, lengths: Integers, groups: Integers) -> Array:
+    """Offset and slope of a line over log(length) that log √Σp² of a group's rows just reaches, (2, groups).
+
+    Above the rows and not amid them: a group whose rows differ much then ends where the others do, and all
+    sums together have no wider a range than those of one group. A little ridge: rows of one length have no
+    slope.
+    """
+    found = np.zeros((2, int(groups.max()) + 1))
+    for group in range(found.shape[1]):
+        rows = groups == group
+        a = np.stack([np.ones(rows.sum()), np.log(lengths[rows])], axis=1)
+        ridge = 1e-3 * np.sqrt(rows.sum()) * np.eye(2)
+        target = np.log(squares[rows]) / 2
+        line = np.linalg.lstsq(np.concatenate([a, ridge]), np.append(target, [0.0, 0.0]), rcond=None)[0]
+        line[0] += (target - a @ line).max()
+        found[:, group] = line
+    return found
 
 
 def _range(sums: Array, low: float, high: float) -> tuple[float, float]:

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from sottovoce.engines.fhe.calibration import calibrate
-from sottovoce.engines.fhe.functions import BlockFunctions, Functions, Predictor
+from sottovoce.engines.fhe.functions import BlockFunctions, Functions, Predictor, Spread
 from sottovoce.models.calibrate import cache_directory
 from sottovoce.models.model import Model
 from sottovoce.packing.slots import Chebyshev
 
-_VERSION = 3
+_VERSION = 4
 
 
 def kept_functions(model: Model, tokens: int, directory: Path | None = None) -> Functions:
@@ -47,12 +47,14 @@ def _dump(f: Functions) -> dict[str, Any]:
                     a.tolist()
                     for a in (b.predictor.direct, b.predictor.rotated, b.predictor.offset, b.predictor.slope)
                 ],
+                "spread": [b.spread.offset.tolist(), b.spread.slope.tolist()],
             }
             for b in f.blocks
         ],
         "norm": _polynomial(f.norm),
         "exponential": _polynomial(f.exponential),
         "inverses": [_polynomial(p) for p in (*f.coarse, f.accurate)],
+        "sums": list(f.sums),
         "squarings": f.squarings,
         "residual": f.residual,
     }
@@ -74,7 +76,8 @@ def _load(data: Any) -> Functions:
     for entry in data["blocks"]:
         norm1, norm2, activation = (_chebyshev(p) for p in entry["polynomials"])
         predictor = Predictor(*(np.asarray(a, np.float64) for a in entry["predictor"]))
-        blocks.append(BlockFunctions(norm1, norm2, activation, predictor))
+        spread = Spread(*(np.asarray(a, np.float64) for a in entry["spread"]))
+        blocks.append(BlockFunctions(norm1, norm2, activation, predictor, spread))
     *coarse, accurate = (_chebyshev(p) for p in data["inverses"])
     return Functions(
         tuple(blocks),
@@ -82,6 +85,7 @@ def _load(data: Any) -> Functions:
         _chebyshev(data["exponential"]),
         tuple(coarse),
         accurate,
+        tuple(float(s) for s in data["sums"]),
         int(data["squarings"]),
         float(data["residual"]),
     )

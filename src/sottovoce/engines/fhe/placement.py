@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from sottovoce.engines.fhe.flow import Decision, PlannedFlow, RecordingFlow, Segment
-from sottovoce.engines.fhe.functions import BlockFunctions, Degrees, Functions, Predictor, norm_gain
+from sottovoce.engines.fhe.functions import BlockFunctions, Degrees, Functions, Predictor, Spread, norm_gain
 from sottovoce.engines.fhe.program import Program
 from sottovoce.engines.fhe.shape import Shape
 from sottovoce.engines.fhe.weights import counted
@@ -108,13 +108,15 @@ def counted_functions(shape: Shape, degrees: Degrees) -> Functions:
 
     nothing = Predictor(*(np.zeros(0),) * 4)
     norm = flat(degrees.norm, 1 / norm_gain(shape.config))
-    block = BlockFunctions(norm, norm, flat(degrees.activation), nothing)
+    even = Spread(*np.zeros((2, degrees.rounds, shape.config.heads)))
+    block = BlockFunctions(norm, norm, flat(degrees.activation), nothing, even)
     return Functions(
         (block,) * shape.config.layers,
         norm,
         flat(degrees.exponential),
         (flat(degrees.coarse),) * degrees.rounds,
         flat(degrees.accurate),
+        (1.0,) * (degrees.rounds + 1),
         degrees.squarings,
         1.0,
         degrees.polish,

@@ -15,7 +15,7 @@ import numpy as np
 
 from sottovoce.engines.fhe.flow import Flow
 from sottovoce.engines.fhe.functions import BlockFunctions, Functions, norm_gain, whole_factor
-from sottovoce.engines.fhe.scores import PublicTokens, ScoreShift
+from sottovoce.engines.fhe.scores import PublicTokens, ScoreShift, row_weights
 from sottovoce.engines.fhe.shape import Shape
 from sottovoce.engines.fhe.weights import Block, Matrix, SlotWeights
 from sottovoce.errors import PromptTooLongError
@@ -190,9 +190,10 @@ class Program(Generic[V]):
         for _ in range(f.squarings):
             us = [ar.mul(u, u) for u in us]
         for i, inverse in enumerate((*f.coarse, f.accurate)):
-            k = self._whole(inverse.high * twice)
+            k = self._whole(f.sums[i] * twice)
             us = self.flow.several(ar, layer, f"round {i}", [ar.times(u, k) for u in us])
-            total = att.sum_tokens(ar, self.blocks, us, 1 / (k * twice * inverse.radius))
+            weights = row_weights(self.shape, f, layer, i, [self.length + 1])[:, 0]
+            total = att.sum_tokens(ar, self.blocks, us, weights / (k * twice * inverse.radius))
             over = ar.polynomial(total, inverse.stretched(1 / inverse.radius).scaled(1 / (k * twice)))
             us = [ar.mul(u, over) for u in us]
             if i < f.rounds:

@@ -18,6 +18,17 @@ from sottovoce.packing.slots import attention as att
 Array = npt.NDArray[np.float64]
 
 
+def row_weights(shape: Shape, functions: Functions, layer: int, i: int, lengths: npt.ArrayLike) -> Array:
+    """m of every head before inverse i, for rows of so many tokens: (H, rows). Rows of padded heads are flat.
+    1 before the last inverse, which normalises."""
+    heads, count = shape.heads, np.asarray(lengths, np.float64).reshape(-1)
+    if i == functions.rounds:
+        return np.ones((heads.count, len(count)))
+    found = np.tile(1 / np.sqrt(count), (heads.count, 1))
+    found[[heads.number(h) for h in range(heads.heads)]] = functions.blocks[layer].spread.weights(i, count)
+    return found
+
+
 class PublicTokens:
     """Keys and values of a public prefix in one layer. k, v: (tokens, kv_heads, head_dim) in the model's
     order. Rows are (d_h, H, tokens up to a multiple of t)."""

@@ -126,15 +126,15 @@ def mix(
     return ar.fold(total, 1, heads.t)
 
 
-def sum_tokens(ar: SlotArithmetic[V], blocks: Blocks, xs: Sequence[V], scale: float = 1.0) -> V:
+def sum_tokens(ar: SlotArithmetic[V], blocks: Blocks, xs: Sequence[V], scale: float | Vector = 1.0) -> V:
     """scale·Σ over tokens, of every head, in all slots of the head. One level: the sum is valid at one slot
-    of a head before the mask, which also counts a private token once."""
+    of a head before the mask, which also counts a private token once. scale: (H,) or one for all heads."""
     heads, c = blocks.heads, blocks.classes
     first = xs[0] if c == 1 else ar.fold(xs[0], c * heads.block, blocks.copies)
     terms = [(ar.fold(first, 1, heads.t), blocks.weights(scale))]
     if len(xs) > 1:
         rest = ar.fold(reduce(ar.add, xs[1:]), c * heads.block, blocks.copies)
-        terms.append((ar.fold(rest, 1, heads.t), clean(heads, scale)))
+        terms.append((ar.fold(rest, 1, heads.t), lambda: heads.by_head(scale) * every(heads.n, heads.t)))
     return ar.fold(ar.spread(ar.sum_plain(terms), heads.t), heads.block, c)
 
 

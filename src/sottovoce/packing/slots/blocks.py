@@ -69,15 +69,15 @@ class Blocks:
         """All blocks of a private group."""
         return lambda: self.slots(np.arange(self.heads.dim) % self.classes == group, value)
 
-    def weights(self, scale: float) -> Plain:
+    def weights(self, scale: float | Vector) -> Plain:
         """For sums over the blocks of each residue: a private token counts once, however often it stands
-        there. Clears all but the feature slots."""
+        there. Clears all but the feature slots. scale: (H,) or one for all heads."""
 
         def make() -> Vector:
             private = np.arange(self.heads.dim) % self.classes < self.private
             once = 1.0 if self.classes == 1 else 1.0 / self.copies
-            weight = np.repeat(np.where(private, scale * once, scale), self.heads.block)
-            return np.asarray(weight * every(self.heads.n, self.heads.t))
+            weight = self.heads.by_head(scale) * every(self.heads.n, self.heads.t)
+            return np.asarray(weight * np.repeat(np.where(private, once, 1.0), self.heads.block))
 
         return make
 

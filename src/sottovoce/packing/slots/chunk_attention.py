@@ -107,14 +107,16 @@ def offsets(chunk: Chunk, valid: Vector, pack: int, rows: Vector, nothing: float
     return chunk.slots(places.reshape(heads.width, f, chunk.window))
 
 
-def row_sums(ar: SlotArithmetic[V], chunk: Chunk, packed: Sequence[V], scale: float = 1.0) -> V:
+def row_sums(ar: SlotArithmetic[V], chunk: Chunk, packed: Sequence[V], scale: float | Vector = 1.0) -> V:
     """scale·Σ over the scores of a token and head, at all its slots; 0 at sub-slots without a token. One
-    level."""
+    level. scale: (H, count) or one for all."""
     heads, total = chunk.heads, packed[0]
     for x in packed[1:]:
         total = ar.add(total, x)
     total = ar.fold(ar.fold(total, heads.block, heads.dim), chunk.window, chunk.windows)
-    return ar.fold(ar.mul_plain(total, lambda: chunk.live(scale)), -chunk.window, chunk.windows)
+    rows = np.broadcast_to(scale, (heads.count, chunk.count))
+    mask = partial(chunk.tokens, np.tile(rows.T, heads.dim))
+    return ar.fold(ar.mul_plain(total, mask), -chunk.window, chunk.windows)
 
 
 def value_lanes(ar: SlotArithmetic[V], chunk: Chunk, values: V, scale: float = 1.0) -> list[V]:

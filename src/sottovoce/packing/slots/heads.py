@@ -74,6 +74,10 @@ class Heads:
         rep = self.heads // self.kv_heads
         return (head // rep) * self.group + head % rep
 
+    def by_head(self, values: float | Vector) -> Vector:
+        """(H,) or a number -> (n,): a head's value in all slots of its scores."""
+        return np.tile(np.repeat(np.broadcast_to(values, (self.count,)), self.t), self.dim)
+
     def features(self, interleaved: bool = False) -> Vector:
         """For each query feature (head, dim) of the model, where it lies. interleaved: rotary pairs are
         neighbours in the model's order and are brought half a head apart."""
