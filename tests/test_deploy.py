@@ -59,13 +59,15 @@ def test_compose():
         assert accepted(service["command"]) and service["read_only"] and service["cap_drop"] == ["ALL"]
         assert service["ulimits"] == {"core": 0}
         # What it asks is answered at a port that the command opens.
-        (port,) = re.findall(r"http://127\.0\.0\.1:(\d+)/health", service["healthcheck"]["test"][1])
+        (port,) = re.findall(r"http://127\.0\.0\.1:(\d+)/(?:health)?'", service["healthcheck"]["test"][1])
         assert port in service["command"]
     # Longer than `serve` waits for busy sessions.
     assert int(content["services"]["server"]["stop_grace_period"].removesuffix("s")) > _GRACE
     # Prompts are in the clear at this port.
     assert all(port.startswith("127.0.0.1:") for port in content["services"]["proxy"]["ports"])
     assert content["networks"]["between"]["internal"] is True
+    # The server is on the proxy's network: it must not be one of those who may ask.
+    assert "--token-file" in content["services"]["proxy"]["command"]
 
 
 def test_containerfile():
