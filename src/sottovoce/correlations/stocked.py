@@ -114,7 +114,9 @@ class StockedSource(CorrelationSource):
 
     def _take(self, key: Kind, n: int) -> Arrays:
         require_same_process(self._process)
-        stock = self._fill(key, n)
+        stock = self._stocks.get(key)
+        if stock is None or not 0 < n <= len(stock):
+            stock = self._fill(key, n)
         self.consumed[key[0]] += n
         self._demand[key] += n
         return stock.take(n)

@@ -139,6 +139,8 @@ class Arithmetic(ABC):
 
     def mul_public(self, x: Share, c: IntArray | int, modulus: int = P_FIELD) -> Share:
         """x · c for public integers c that broadcast against S (negative ones allowed)."""
+        if isinstance(c, int):
+            return field.mul(x, np.full(x.shape, c % modulus, np.uint64), modulus)
         residues = (np.asarray(c).astype(np.int64) % np.int64(modulus)).astype(np.uint64)
         return field.mul(x, np.broadcast_to(residues, x.shape), modulus)
 

@@ -31,6 +31,7 @@ from .role import Role
 # Frames up to this size are joined with their header into one write (and one TLS record).
 _JOIN = 1 << 16
 _CHUNK = 1 << 16
+_RECORD = 1 << 14  # bytes of the largest TLS record
 # What the other side may have in flight while we write; beyond it we let TCP push back. Matrices and their
 # products pass each other in messages of this size. Before a session begins there is no more than a hello.
 _MAX_EARLY = 1 << 27
@@ -63,6 +64,7 @@ class SocketChannel(Channel):
         self._early = bytearray()
         self._buffer = memoryview(bytearray(_CHUNK))
         self._start = self._end = 0
+        self._flowing = False
         self._frames_out = self._frames_in = 0  # data frames, by which the next ones are numbered
         self._closed = False
         self._eof = False
@@ -204,8 +206,9 @@ class SocketChannel(Channel):
 
     def _read_some(self, out: memoryview) -> int:
         """Wait for at least one byte and read what is there, at most len(out)."""
-        # TLS may hold decrypted bytes that poll cannot see; trying before asking costs an exception.
-        ready = self._pending()
+        # TLS may hold decrypted bytes that poll cannot see; trying before asking costs an exception. Behind a
+        # whole record there are mostly others.
+        ready = self._flowing or self._pending()
         while True:
             if not ready:
                 self._wait_readable()
@@ -219,6 +222,7 @@ class SocketChannel(Channel):
             if n == 0:
                 self._eof = True
                 raise self._gone(None)
+            self._flowing = n >= _RECORD
             return n
 
     def _pending(self) -> bool:
