@@ -84,9 +84,11 @@ def check_room(client: Client, prompt: Prompt, options: GenerationOptions, answe
     limit = client.context_length
     needed = client.length + len(prompt) + options.max_tokens - answered
     if needed > limit:
+        held = f" behind the {client.length} that the session holds" if client.length else ""
+        way_out = ", or begin a new session" if held else ""
         raise PromptTooLongError(
-            f"a prompt of {len(prompt)} tokens and {options.max_tokens} new ones do not fit the model's "
-            f"context of {limit}; shorten the prompt or ask for fewer new tokens (-n)"
+            f"a prompt of {len(prompt)} tokens and {options.max_tokens} new ones{held} do not fit the model's "
+            f"context of {limit}; shorten the prompt or ask for fewer new tokens (-n){way_out}"
         )
 
 
