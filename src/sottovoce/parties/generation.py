@@ -87,8 +87,8 @@ def check_room(client: Client, prompt: Prompt, options: GenerationOptions, answe
         held = f" behind the {client.length} that the session holds" if client.length else ""
         way_out = ", or begin a new session" if held else ""
         raise PromptTooLongError(
-            f"a prompt of {len(prompt)} tokens and {options.max_tokens} new ones{held} do not fit the model's "
-            f"context of {limit}; shorten the prompt or ask for fewer new tokens (-n){way_out}"
+            f"a prompt of {len(prompt)} tokens and {options.max_tokens} new ones{held} do not fit the "
+            f"model's context of {limit}; shorten the prompt or ask for fewer new tokens (-n){way_out}"
         )
 
 
