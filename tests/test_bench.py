@@ -19,6 +19,7 @@ from sottovoce.cli.root import cli
 from sottovoce.engines.base import EngineOptions
 from sottovoce.errors import UsageError
 from sottovoce.net import LedgerRow
+from tiny_model import save_tiny_model
 
 MODEL = str(FIXTURES / "tiny-llama")
 COMMON = {"machine", "version", "parameters"}
@@ -169,17 +170,18 @@ def test_network_measures_the_same_work_over_each():
     assert max(online) < 1.05 * min(online)
 
 
-def test_agreement_judges_every_position_on_the_same_text():
-    prepared = agreement.run(prompts=2, new_tokens=3, model=MODEL, kv="masked", prepared=64)
+def test_agreement_judges_every_position_on_the_same_text(tmp_path):
+    model = str(save_tiny_model(tmp_path))  # no two tokens of its answers are closer than ten times the noise
+    prepared = agreement.run(prompts=2, new_tokens=3, model=model, kv="masked", prepared=64)
     assert prepared["top1_agreement"] == 1.0 and prepared["max_kl"] < 1e-3
-    result = agreement.run(prompts=2, new_tokens=3, model=MODEL)
+    result = agreement.run(prompts=2, new_tokens=3, model=model)
     assert [r["answer"] for r in prepared["rows"]] == [r["answer"] for r in result["rows"]]
     assert result["positions"] == 6 and len(result["rows"]) == 2
     assert result["top1_agreement"] == 1.0 and 0 <= result["mean_kl"] <= result["max_kl"] < 1e-3
     row = result["rows"][0]
     assert row["equal"] == 3 and row["first_difference"] is None
     with pytest.raises(UsageError, match="prompts"):
-        agreement.run(prompts=999, model=MODEL)
+        agreement.run(prompts=999, model=model)
 
 
 def test_a_difference_is_reported_with_its_margin():

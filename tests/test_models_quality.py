@@ -163,7 +163,7 @@ def test_chains_are_judged_position_by_position() -> None:
         (17, 32, 16 * count),
         (33, 40, 8 * count),
     ]
-    assert found["top1"] > 0.95 and 0 < found["kl"] < 5e-3 <= found["kl_max"] * 1e3
+    assert found["top1"] > 0.9 and 0 < found["kl"] < 5e-3 <= found["kl_max"] * 1e3
     for row in found["rows"]:
         assert row["equal"] + len(row["differences"]) == 40
         assert all(1 <= d["position"] <= 40 and d["reference_margin"] > 0 for d in row["differences"])
