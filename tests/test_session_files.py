@@ -149,7 +149,7 @@ def test_a_full_disk_at_the_client_ends_the_command_with_a_reason(serving, envir
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, preexec_fn=small_files(4096), timeout=300
     )
-    assert done.returncode == 2 and "cannot be saved" in done.stderr, done.stderr
+    assert done.returncode == 2 and "cannot be kept" in done.stderr, done.stderr
     assert "Traceback" not in done.stderr and "internal error" not in done.stderr
     # With room again, everything works.
     assert generate(serving, "one", environment, "--session", "mine")[0] == texts(["one"])[0]
