@@ -288,7 +288,7 @@ def test_the_command_line(serving, environment):  # noqa: F811
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) >= 2 and "guesses by ngram" in done.stderr
     assert "1 answers" in done.stderr and "Traceback" not in done.stderr
-    assert "ended: client left" in serving.stop()
+    assert "ended: client left" in serving.stop_behind_a_session()
 
 
 def test_draft_flags(serving, environment, model_path):  # noqa: F811

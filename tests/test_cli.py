@@ -68,6 +68,13 @@ class Serving:
         self.process.terminate()
         return self.process.communicate(timeout=120)[1]
 
+    def stop_behind_a_session(self):
+        """Once the server has noticed that its client left."""
+        while not self.report.exists() or not self.report.read_text().endswith("\n"):
+            assert self.process.poll() is None
+            time.sleep(0.02)
+        return self.stop()
+
 
 @pytest.fixture
 def serving(model_path, tmp_path, environment):
@@ -300,9 +307,7 @@ def test_port_in_use(serving, environment, model_path):
 
 def test_sigterm_stops_the_server_cleanly(serving, environment):
     run("generate", serving.address, "x", "-n", "1", "--insecure-clear", env=environment)
-    while not serving.report.exists() or not serving.report.read_text().endswith("\n"):
-        time.sleep(0.02)  # until the server has noticed that the client left
-    log = serving.stop()
+    log = serving.stop_behind_a_session()
     assert serving.process.returncode == 0 and "Traceback" not in log
     assert "opened" in log and "ended: client left" in log
     (report,) = [json.loads(line) for line in serving.report.read_text().splitlines()]
