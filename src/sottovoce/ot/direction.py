@@ -55,10 +55,11 @@ class _Direction:
         return sums, weighted
 
     def _store(self, columns: U8) -> None:
-        rows = np.empty((8 * columns.shape[1], 16), np.uint8)
-        _native.transpose_128(columns, rows)
-        fresh = rows.view(np.uint64)
-        self._rows = fresh if not len(self._rows) else np.concatenate([self._rows, fresh])
+        left = len(self._rows)
+        rows = np.empty((left + 8 * columns.shape[1], 2), np.uint64)
+        rows[:left] = self._rows
+        _native.transpose_128(columns, rows[left:].view(np.uint8))
+        self._rows = rows
 
     def _take(self, n: int) -> tuple[int, U64]:
         """The next n rows and the index of the first."""
