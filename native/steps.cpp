@@ -246,6 +246,21 @@ void take_bits(In y, int low, int high, bool ceiling, Out out) {
     for (std::size_t i = 0; i < n; ++i) out.data()[i] = ((y.data()[i] & keep) + round) >> low & mask;
 }
 
+// For each number h of `highs` the upper `bits` bits of y mod 2^h, as take_bits, or all of it in the upper ones of so many.
+void take_windows(In y, In highs, int bits, bool ceiling, Out out) {
+    const std::size_t n = y.size(), windows = highs.size();
+    require(out.size() == n * windows && bits > 0 && bits < 62, "take_windows: sizes or bits out of range");
+    for (std::size_t w = 0; w < windows; ++w) require(highs.data()[w] < 62, "take_windows: a window is out of range");
+    const u64 mask = (u64{1} << bits) - 1, width = static_cast<u64>(bits);
+    const Unlocked unlocked(n * windows);
+    for (std::size_t i = 0; i < n; ++i)
+        for (std::size_t w = 0; w < windows; ++w) {
+            const u64 high = highs.data()[w], kept = y.data()[i] & ((u64{1} << high) - 1);
+            const u64 low = high > width ? high - width : 0, round = ceiling ? (u64{1} << low) - 1 : 0;
+            out.data()[i * windows + w] = high < width ? kept << (width - high) : (kept + round) >> low & mask;
+        }
+}
+
 }  // namespace
 
 void register_steps(nb::module_& m) {
@@ -278,4 +293,6 @@ void register_steps(nb::module_& m) {
           nb::arg("modulus"), nb::arg("is_client"), out, "A party's shares of sums of squares of rows.");
     m.def("take_bits", &take_bits, nb::arg("y"), nb::arg("low"), nb::arg("high"), nb::arg("ceiling"), out,
           "(y mod 2^high) / 2^low mod 2^(high - low), rounded down or up.");
+    m.def("take_windows", &take_windows, nb::arg("y"), nb::arg("highs"), nb::arg("bits"), nb::arg("ceiling"), out,
+          "The upper bits of y mod 2^h for every h of highs: (n, highs).");
 }

@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 
 from sottovoce import _native
+from sottovoce.correlations import SimulatedSource
 from sottovoce.mpc import field
+from sottovoce.mpc.arithmetic import Arithmetic
 from sottovoce.mpc.field import P_FIELD, P_SMALL, width
 from sottovoce.mpc.protocols import reference
 from sottovoce.mpc.protocols.wrap import _constants, multiple
-from sottovoce.net import pack_bits, packed_size, unpack_bits
+from sottovoce.mpc.two_party import TwoPartyArithmetic
+from sottovoce.net import Role, memory_pair, pack_bits, packed_size, unpack_bits
 
 PRIMES = [13, P_SMALL, P_FIELD]
 MODULI = [*PRIMES, 2, 1 << 17, 1 << 43]
@@ -188,6 +191,17 @@ def test_bits_of_every_byte(low: int, high: int, ceiling: bool) -> None:
     y, out = np.arange(256, dtype=np.uint64), np.empty(256, np.uint64)
     _native.take_bits(y, low, high, ceiling, out)
     assert np.array_equal(out, reference.take_bits(y, low, high, ceiling))
+
+
+@pytest.mark.parametrize("role", [Role.CLIENT, Role.SERVER])
+def test_windows_are_bits_of_every_window(role: Role) -> None:
+    channel = memory_pair()[int(role)]
+    arithmetic = TwoPartyArithmetic(channel, SimulatedSource(role, 1))
+    y = rng().integers(0, 1 << 43, (3, 41), dtype=np.uint64)
+    highs = [3, 7, 16, 17, 18, 30, 43]
+    for bits in (1, 4, 14, 17, 43):
+        windows = arithmetic.take_windows(y, highs, bits)
+        assert np.array_equal(windows, Arithmetic.take_windows(arithmetic, y, highs, bits))
 
 
 @pytest.mark.parametrize("n", [1, 3, 8, 9, 64])

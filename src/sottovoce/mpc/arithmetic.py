@@ -106,6 +106,20 @@ class Arithmetic(ABC):
         0.
         """
 
+    def take_windows(self, y: Share, highs: Sequence[int], bits: int) -> Share:
+        """y mod 2^h in `bits` bits for each h of `highs`, as shares mod 2^bits: (..., len(highs)). Local.
+
+        The upper ones, as by `take_bits`; where there are fewer, y mod 2^h times 2^(bits - h).
+        """
+
+        def window(high: int) -> Share:
+            if high >= bits:
+                return self.take_bits(y, high - bits, high)
+            widened: Share = self.take_bits(y, 0, high) << np.uint64(bits - high)
+            return widened
+
+        return np.stack([window(high) for high in highs], axis=-1)
+
     @abstractmethod
     def not_(self, a: Bits) -> Bits:
         """1 - a (the server flips its share)."""

@@ -129,6 +129,12 @@ class TwoPartyArithmetic(Arithmetic):
         _native.take_bits(np.ascontiguousarray(y), low, high, not self._party.is_client, out)
         return out
 
+    def take_windows(self, y: Share, highs: Sequence[int], bits: int) -> Share:
+        out: Share = np.empty((*y.shape, len(highs)), np.uint64)
+        tops = np.array(highs, np.uint64)
+        _native.take_windows(np.ascontiguousarray(y), tops, bits, not self._party.is_client, out)
+        return out
+
     def not_(self, a: Bits) -> Bits:
         return a.copy() if self._party.is_client else a ^ np.uint8(1)
 

@@ -138,26 +138,14 @@ def evaluate(
     (y,), *riders = arithmetic.exchange([Wrap(x, (WrapOutput(0, 1 << ring_bits),), signed=False), *ride])
     highs, width = function.highs, function.width
     spline = _spline(function.exponent, function.mantissa, width)
-    lookups: list[Any] = [SplineLookup(_stack(arithmetic, y, highs, _RING + width), spline)]
+    lookups: list[Any] = [SplineLookup(arithmetic.take_windows(y, highs, _RING + width), spline)]
     if function.windows == 1:
         return _rescaled(arithmetic, arithmetic.lookup(lookups)[0], function, [])[0][..., 0], riders
     tops = [high + 1 for high in highs[1:]]
-    lookups.append(RegionLookup(_stack(arithmetic, y, tops, _BIT_RING + width), _at_least(width)))
+    lookups.append(RegionLookup(arithmetic.take_windows(y, tops, _BIT_RING + width), _at_least(width)))
     values, bits = arithmetic.lookup(lookups)
     chosen, scaled = _choose(arithmetic, arithmetic.not_(bits[..., 0]), values, function)
     return arithmetic.sum(arithmetic.mux(chosen, scaled)), riders
-
-
-def _stack(arithmetic: Arithmetic, y: Share, highs: list[int], ring_bits: int) -> Share:
-    """y mod 2^high in ring_bits bits, for each high: (..., len(highs))."""
-
-    def reduced(high: int) -> Share:
-        if high >= ring_bits:
-            return arithmetic.take_bits(y, high - ring_bits, high)
-        widened: Share = arithmetic.take_bits(y, 0, high) << np.uint64(ring_bits - high)
-        return widened
-
-    return np.stack([reduced(high) for high in highs], axis=-1)
 
 
 def _choose(arithmetic: Arithmetic, none: Bits, values: Share, function: InversePower) -> tuple[Bits, Share]:
