@@ -58,7 +58,7 @@ class Hosted:
 
     def client_when_free(self):
         """The place of a session is free a moment after its report."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while True:
             try:
                 return self.client()
@@ -67,7 +67,7 @@ class Hosted:
                 time.sleep(0.02)
 
     def wait_for_reports(self, count):
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while len(self.reports) < count and time.monotonic() < deadline:
             time.sleep(0.01)
         return self.reports

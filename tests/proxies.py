@@ -25,14 +25,14 @@ class SlowParty:
         return getattr(self._party, name)
 
     def decode(self):
-        self._gate.wait(60)
+        self._gate.wait(300)
         self._party.decode()
 
 
 class Proxied:
     """A model server, a gateway to it and the web application in front.
 
-    gate: while it is cleared the server decodes nothing, at most for a minute.
+    gate: while it is cleared the server decodes nothing, at most for five minutes.
     """
 
     def __init__(self, model=None, options=None, plan=None, **more):

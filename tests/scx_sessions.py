@@ -48,7 +48,7 @@ class Pair:
         """Both halves have done everything so far."""
         done = SimpleQueue()
         self._orders.put((done.put, (None,)))
-        done.get(timeout=60)
+        done.get(timeout=300)
 
     def _serve(self):
         try:
@@ -66,4 +66,4 @@ class Pair:
         if error is not None:
             self.channels[0].abort(error)  # the server's half may be waiting for what will not come
         self._orders.put(None)
-        self._thread.join(60)
+        self._thread.join(300)

@@ -57,7 +57,7 @@ class Serving:
             stderr=subprocess.PIPE,
             text=True,
         )
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not self.ready.exists():
             assert self.process.poll() is None and time.monotonic() < deadline, self.process.stderr.read()
             time.sleep(0.02)
@@ -66,7 +66,7 @@ class Serving:
 
     def stop(self):
         self.process.terminate()
-        return self.process.communicate(timeout=120)[1]
+        return self.process.communicate(timeout=300)[1]
 
     def stop_behind_a_session(self):
         """Once the server has noticed that its client left."""
@@ -332,7 +332,7 @@ def test_ctrl_c_at_the_client_keeps_the_server(serving, environment):
     )
     process.stdout.read(1)
     process.send_signal(signal.SIGINT)
-    _, notes = process.communicate(timeout=120)
+    _, notes = process.communicate(timeout=300)
     assert process.returncode in (130, 0) and "Traceback" not in notes
     assert (
         run("generate", serving.address, "x", "-n", "1", "--insecure-clear", env=environment).returncode == 0
@@ -341,7 +341,7 @@ def test_ctrl_c_at_the_client_keeps_the_server(serving, environment):
 
 def test_ctrl_c_at_the_server(serving, environment):
     serving.process.send_signal(signal.SIGINT)
-    log = serving.process.communicate(timeout=120)[1]
+    log = serving.process.communicate(timeout=300)[1]
     assert serving.process.returncode == 0 and "Traceback" not in log
 
 
@@ -398,7 +398,7 @@ def test_a_server_does_not_outlive_a_parent_that_was_killed(model_path, tmp_path
     process.stderr.readline()  # "loading …"
     process.kill()
     # The pipe that both write to is at its end when both are gone.
-    process.communicate(timeout=120)
+    process.communicate(timeout=300)
     assert not Path(f"/proc/{child}/cmdline").exists() or not Path(f"/proc/{child}/cmdline").read_bytes()
 
 

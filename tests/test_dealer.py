@@ -47,7 +47,7 @@ class Table:
                 source.close()
 
         result = run_pair(party, party, channels)
-        self.thread.join(60)
+        self.thread.join(300)
         return result
 
 
@@ -103,7 +103,7 @@ def test_parties_out_of_step_are_cut_off():
 
     with pytest.raises(SottovoceError):
         table.run(party)
-    table.thread.join(60)
+    table.thread.join(300)
     assert isinstance(table.error, ProtocolError) and "different items" in str(table.error)
 
 

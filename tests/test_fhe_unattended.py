@@ -64,7 +64,7 @@ class Cutter:
             self.point = None
             self.cut()
             if self.go is not None:
-                assert self.go.wait(60)
+                assert self.go.wait(300)
 
 
 @pytest.fixture

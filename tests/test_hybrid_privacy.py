@@ -137,7 +137,7 @@ def test_the_servers_process_holds_no_secret_key_and_no_token():
         _drive(SocketChannel(Role.CLIENT, client), party)
         found = answer.get(timeout=240)
     finally:
-        process.join(60)
+        process.join(300)
         process.terminate()
     assert found == {"secret keys": 0, "tokens": [], "keys that open": 0}
 

@@ -88,7 +88,7 @@ def test_fifty_sessions_leave_nothing_behind(engine, tmp_path):
         before = held()
         sessions(50, "second")
         # The last threads may be on their way out still; other tests' leave fewer, never more.
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while grown(before) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert not grown(before), (before, held())
@@ -117,7 +117,7 @@ def test_a_server_that_runs_out_of_memory_ends_one_session_and_says_why():
     process = context.Process(target=serve_in_little, args=(theirs,), daemon=True)
     process.start()
     try:
-        assert ours.poll(120)
+        assert ours.poll(300)
         address = Address("127.0.0.1", ours.recv())
         with Client.connect(address, CLEAR, None) as modest:
             modest.setup()
@@ -131,7 +131,7 @@ def test_a_server_that_runs_out_of_memory_ends_one_session_and_says_why():
             another.setup()
             another.prefill((), PROMPT)
         ours.send("end")
-        process.join(60)
+        process.join(300)
     finally:
         process.kill()
         process.join()

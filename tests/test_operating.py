@@ -51,7 +51,7 @@ def engine():
 
 
 def get(port, path, method="GET", headers=None):
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
     connection.request(method, path, headers=headers or {})
     answer = connection.getresponse()
     return answer.status, answer.read().decode(), answer.headers
@@ -262,7 +262,7 @@ def test_serve_command(model_path, tmp_path, environment):  # noqa: F811
         assert done.returncode == 0, done.stderr
         keys.write_text("bob secret-of-bob\n")
         server.process.send_signal(signal.SIGHUP)
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while '"event": "keys"' not in log.read_text():
             assert time.monotonic() < deadline
             time.sleep(0.05)

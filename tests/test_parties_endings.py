@@ -136,7 +136,7 @@ def test_server_stops_idle_sessions_with_a_reason(model, certificate):
         client = host.client()
         client.prefill((), [1])
         host.server.stop()
-        assert host.server.wait(60)
+        assert host.server.wait(300)
         with pytest.raises(PeerGoneError, match="shutting down"):
             client.decode(1)
     with pytest.raises(PeerConnectionError):
@@ -149,7 +149,7 @@ def test_a_stopping_server_finishes_the_step_it_is_at(model, certificate, monkey
 
     def slow(self, party, command):
         begun.set()
-        assert go_on.wait(60)
+        assert go_on.wait(300)
         original(self, party, command)
 
     monkeypatch.setattr(ServerSession, "_execute", slow)
@@ -157,14 +157,14 @@ def test_a_stopping_server_finishes_the_step_it_is_at(model, certificate, monkey
         client, found = host.client(), []
         step = threading.Thread(target=lambda: found.append(client.prefill((), [3, 31])))
         step.start()
-        assert begun.wait(60)
+        assert begun.wait(300)
         host.server.stop()
         go_on.set()
         step.join()
         assert np.allclose(found[0], model.forward([3, 31])[-1], atol=1e-4)
         with pytest.raises(PeerGoneError, match="shutting down"):
             client.decode(5)
-        assert host.server.wait(60)
+        assert host.server.wait(300)
 
 
 def test_idle_sessions_end(model, certificate):

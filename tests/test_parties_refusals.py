@@ -85,7 +85,7 @@ def hello(channel, **changes):
 
 
 def raw_channel(host):
-    return SocketChannel(Role.CLIENT, socket.create_connection(("127.0.0.1", host.server.port)), timeout=60)
+    return SocketChannel(Role.CLIENT, socket.create_connection(("127.0.0.1", host.server.port)), timeout=300)
 
 
 @pytest.mark.parametrize(

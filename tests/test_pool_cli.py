@@ -31,7 +31,7 @@ class Machine:
         command = [*BASE, "serve", str(self.model), "--port", "0", "--ready-file", str(ready), *more]
         env = {**self.env, "SOTTOVOCE_CONFIG_DIR": str(self.path / "server")}
         self.process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not ready.exists():
             assert self.process.poll() is None and time.monotonic() < deadline, self.process.stderr.read()
             time.sleep(0.02)
@@ -40,7 +40,7 @@ class Machine:
     def stop(self):
         if self.process is not None:
             self.process.terminate()
-            self.process.communicate(timeout=120)
+            self.process.communicate(timeout=300)
             self.process = None
 
     def run(self, command, *arguments):
@@ -116,12 +116,12 @@ def test_a_full_pool(machine):
 def test_interrupted_preparation_keeps_what_is_complete(machine):
     command = [*BASE, "prepare", machine.address, "--tokens", "600"]
     process = subprocess.Popen(command, env=machine.env, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while len(list(machine.client_pools.rglob("*.items"))) < 3:
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=120)
+    process.communicate(timeout=300)
     # 0: on a busy machine the preparation can end before the signal comes.
     assert process.returncode in (130, 0)
     done = machine.run("prepare", "--tokens", 8)

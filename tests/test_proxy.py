@@ -38,7 +38,7 @@ def client(proxied):
 def call(proxied, method, path, body=None, headers=None):
     """One bare request: (status, headers, body)."""
     address = urlsplit(proxied.url)
-    connection = http.client.HTTPConnection(address.hostname, address.port, timeout=60)
+    connection = http.client.HTTPConnection(address.hostname, address.port, timeout=300)
     raw = body if isinstance(body, bytes | None) else json.dumps(body).encode()
     sent = {"Content-Type": "application/json"} if raw is not None else {}
     connection.request(method, path, raw, {**sent, **(headers or {})})
@@ -270,7 +270,7 @@ def test_several_requests_wait_or_are_told_to(proxied):
     finally:
         proxied.gate.set()
     for thread in threads:
-        thread.join(60)
+        thread.join(300)
     assert [status for status, _, _ in answers] == [200, 200]
 
 
@@ -301,14 +301,14 @@ def test_a_waiting_request_can_be_given_up(proxied):
     try:
         wait_for(lambda: proxied.gateway.load == (1, 0))
         address = urlsplit(proxied.url)
-        connection = http.client.HTTPConnection(address.hostname, address.port, timeout=60)
+        connection = http.client.HTTPConnection(address.hostname, address.port, timeout=300)
         body = json.dumps({"model": "tiny", "prompt": "b", "stream": True}).encode()
         connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
         wait_for(lambda: proxied.gateway.load == (1, 1))
         connection.close()
     finally:
         proxied.gate.set()
-    slow.join(60)
+    slow.join(300)
     wait_for(lambda: proxied.gateway.load == (0, 0))
 
 

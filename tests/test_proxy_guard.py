@@ -117,7 +117,7 @@ def test_bodies_that_are_no_requests(proxied, body, status):
 
 def test_bodies_are_bounded(proxied):
     address = urlsplit(proxied.url)
-    connection = http.client.HTTPConnection(address.hostname, address.port, timeout=60)
+    connection = http.client.HTTPConnection(address.hostname, address.port, timeout=300)
     connection.putrequest("POST", "/tokenize")
     connection.putheader("Content-Type", "application/json")
     connection.putheader("Content-Length", str(MAX_BODY + 2))
@@ -318,6 +318,6 @@ def test_stopping_the_proxy_ends_what_is_under_way():
         stopping.start()
         wait_for(lambda: all(job.cancelled.is_set() for job in proxied.gateway._running.values()))
         proxied.gate.set()
-        stopping.join(60)
-        thread.join(60)
+        stopping.join(300)
+        thread.join(300)
     assert done[0][0] == 200 and done[0][2].endswith(b"data: [DONE]\n\n")

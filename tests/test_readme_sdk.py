@@ -32,7 +32,7 @@ def server(tmp_path, environment):
     running = Serving(save_tiny_model(tmp_path), tmp_path, environment)
     yield running
     running.process.terminate()
-    running.process.communicate(timeout=120)
+    running.process.communicate(timeout=300)
 
 
 @contextmanager
@@ -49,7 +49,7 @@ def proxy(server, environment, *more):
         yield found[1]
     finally:
         process.terminate()
-        process.communicate(timeout=120)
+        process.communicate(timeout=300)
     assert process.returncode == 0
 
 

@@ -186,7 +186,7 @@ def test_the_commands_with_a_worker_beside_the_server(tmp_path, monkeypatch):
         assert "NOT cryptography" in (tmp_path / "log").read_text()  # what the server said when it started
     finally:
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
+        assert process.wait(300) == 0
         log.close()
 
 

@@ -251,7 +251,7 @@ class Session:
 
     def __exit__(self, *error):
         self.client.close()
-        self._thread.join(60)
+        self._thread.join(300)
 
 
 class Scripted(Drafter):
