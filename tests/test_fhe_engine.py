@@ -214,7 +214,7 @@ def test_a_session_survives_its_server(engine, tmp_path):
             client.keep(host.mine, "talk")
             first = greedy_tokens(client, [104], 2, [256])
             client.close()
-            host.stop(5.0)
+            host.stop(60.0)
             host.start()
             client = host.client("talk")
             more = go_on(client, 2)

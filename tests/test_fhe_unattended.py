@@ -160,7 +160,7 @@ def test_a_client_leaves_and_another_process_collects(engine, host, cutter, monk
     with pytest.raises(PeerGoneError):
         client.decode(tokens[-1])
     client.channel.close()
-    host.stop(10.0)
+    host.stop(60.0)
     host.start()
     assert status(host, monkeypatch) == {"state": "answered", "tokens": 3, "here": 3}
     client = host.client("talk")
