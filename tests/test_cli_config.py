@@ -85,6 +85,27 @@ def test_a_file_that_the_system_refuses_is_no_bug(number, advice, capsys):
     assert shown.startswith("error: /some/file: refused; ") and advice in shown and shown.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("package", "how"), [("uvicorn.config", "'sottovoce[proxy]'"), ("tenseal", "pip install tenseal")]
+)
+def test_a_package_that_is_missing_is_named(package, how, capsys):
+    def missing():
+        raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+
+    assert run_guarded(missing) == 2
+    shown = capsys.readouterr().err
+    assert how in shown and package.split(".")[0] in shown
+
+
+def test_a_module_of_ours_that_is_missing_is_a_bug(capsys, monkeypatch):
+    monkeypatch.delenv("SOTTOVOCE_DEBUG", raising=False)
+
+    def missing():
+        raise ModuleNotFoundError("No module named 'sottovoce.x'", name="sottovoce.x")
+
+    assert run_guarded(missing) == 1 and "this is a bug" in capsys.readouterr().err
+
+
 def test_other_errors_of_the_system_are_bugs(capsys, monkeypatch):
     monkeypatch.delenv("SOTTOVOCE_DEBUG", raising=False)
 

@@ -11,6 +11,15 @@ from ..errors import SottovoceError
 from .terminal import harmless
 
 INTERRUPTED = 130
+_EXTRAS = {
+    "starlette": "proxy",
+    "uvicorn": "proxy",
+    "ray": "ray",
+    "keyring": "keyring",
+    "huggingface_hub": "hub",
+    "matplotlib": "plot",
+    "array_api_compat": "scx",
+}
 _ELSEWHERE = "or set SOTTOVOCE_CONFIG_DIR to a directory of yours if it is sottovoce's own"
 _PERMISSIONS = f"check its permissions, {_ELSEWHERE}"
 _ROOM = "make room there, or set SOTTOVOCE_CONFIG_DIR to a directory on another disk"
@@ -59,6 +68,14 @@ def run_guarded(command: Callable[[], object]) -> int:
     except MemoryError:
         fail("out of memory; close other programs or use a smaller model")
         return 1
+    except ModuleNotFoundError as error:
+        package = (error.name or "").split(".")[0]
+        if package in ("", "sottovoce"):
+            return _bug(error)
+        extra = _EXTRAS.get(package)
+        how = package if extra is None else f"'sottovoce[{extra}]'"
+        fail(f"this needs the Python package {package}, which is not installed: pip install {how}")
+        return 2
     except OSError as error:
         if error.errno not in _WHAT_TO_DO or os.environ.get("SOTTOVOCE_DEBUG"):
             return _bug(error)

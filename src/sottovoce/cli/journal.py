@@ -13,6 +13,8 @@ class Journal:
     def __init__(self, path: str | None) -> None:
         self._path = path
         self._lock = threading.Lock()
+        if path:
+            append_private(path).close()  # what cannot be written is said now, not after the first session
 
     def write(self, report: Any) -> None:
         if self._path:
