@@ -35,7 +35,12 @@ network_options = stack(
 quota_options = stack(
     option("--max-sessions", type=click.IntRange(1), default=8, help="Sessions at the same time."),
     option("--max-sessions-per-client", type=click.IntRange(1), help="Of one API key, or of one address."),
-    option("--max-context", type=click.IntRange(2), help="Tokens of a session, if fewer than the model's."),
+    option(
+        "--max-context",
+        "--ctx-size",
+        type=click.IntRange(2),
+        help="Tokens of a session, if fewer than the model's.",
+    ),
     option(
         "--max-waiting",
         type=click.IntRange(0),
