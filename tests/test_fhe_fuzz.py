@@ -120,18 +120,23 @@ def test_a_cache_that_is_no_cache(engine, wire):  # noqa: F811
     good = np.frombuffer(wire[1][0], np.uint8)
     mine = Ciphertext.from_bytes(parameters, good.tobytes()).key_id
 
-    def load(raw, key_id=mine):
+    def load(raw, key_id=mine, functions=b"f"):
         cache = SimpleNamespace(keys=[], values=[])
         heads, blocks = SimpleNamespace(t=4), SimpleNamespace(classes=1)
         shape = SimpleNamespace(n=n, heads=heads)
         program = SimpleNamespace(length=0, private=1, shape=shape, caches=[cache], blocks=blocks)
         piece = {"length": np.array([1]), "k.0.0": raw, "v.0.0": raw}
-        state.load_cache(program, {k: v for k, v in piece.items() if v is not None}, parameters, key_id)
+        piece["functions"] = functions and np.frombuffer(functions, np.uint8)
+        present = {k: v for k, v in piece.items() if v is not None}
+        state.load_cache(program, present, parameters, key_id, b"f")
         return cache
 
     assert len(load(good).keys) == len(load(good).values) == 1
     with pytest.raises(CorruptFileError, match="another key"):
         load(good, b"12345678")
+    for functions in (None, b"g"):
+        with pytest.raises(CorruptFileError, match="another release"):
+            load(good, functions=functions)
     for bad, complaint in (
         (None, "incomplete"),
         (good.astype(np.int64), "incomplete"),

@@ -32,7 +32,7 @@ from sottovoce.engines.fhe.costs import CostModel
 from sottovoce.engines.fhe.description import PARAMETERS, Description, largest_logit
 from sottovoce.engines.fhe.flow import PlannedFlow
 from sottovoce.engines.fhe.functions import Functions, degrees_for
-from sottovoce.engines.fhe.kept import kept_functions
+from sottovoce.engines.fhe.kept import functions_digest, kept_functions
 from sottovoce.engines.fhe.keyring import forget_others, receive_keys
 from sottovoce.engines.fhe.memory import Uploads, available_memory, check_engine
 from sottovoce.engines.fhe.placement import (
@@ -210,7 +210,7 @@ class FheModelParty(ModelParty):
         if not self._program.caches[0].keys:
             return {}
         answer = {} if self._answer is None else self._answer.to_piece()
-        return save_cache(self._program, self._public) | answer
+        return save_cache(self._program, self._public, functions_digest(self.engine.functions)) | answer
 
     def restore(self, pieces: Pieces, length: int) -> None:
         piece = find_piece(pieces, length)
@@ -220,6 +220,7 @@ class FheModelParty(ModelParty):
         program = self._fresh()
         self._program = program
         self._append_public()
+        functions = functions_digest(self.engine.functions)
         for tokens in (length - 1, length):  # going on may begin one token back
             try:
                 saved = find_piece(pieces, tokens)
@@ -227,7 +228,8 @@ class FheModelParty(ModelParty):
                 continue
             for cache in program.caches:
                 cache.keys, cache.values = [], []
-            load_cache(program, saved, self._slots.evaluator.parameters, self._key_id)
+            parameters = self._slots.evaluator.parameters
+            load_cache(program, saved, parameters, self._key_id, functions)
             self._remember()
         self._answer = Answer.from_pieces(pieces, length)
 

@@ -21,11 +21,12 @@ from sottovoce.errors import CorruptFileError, SottovoceError
 Bytes = npt.NDArray[np.uint8]
 
 
-def save_cache(program: Program[Ciphertext], public: Sequence[int]) -> dict[str, Piece]:
-    """One piece."""
+def save_cache(program: Program[Ciphertext], public: Sequence[int], functions: bytes) -> dict[str, Piece]:
+    """One piece. functions: digest of those that the cache was made with."""
     piece: Piece = {
         "length": np.array([program.length], np.int64),
         "public": np.array(list(public), np.int64),
+        "functions": np.frombuffer(functions, np.uint8),
     }
     for layer, cache in enumerate(program.caches):
         for kind, entries in (("k", cache.keys), ("v", cache.values)):
@@ -51,8 +52,15 @@ def load_cache(
     piece: Mapping[str, npt.NDArray[Any]],
     parameters: Parameters,
     key_id: bytes | None,
+    functions: bytes,
 ) -> None:
     """Into a program that holds the public tokens. CorruptFileError if something is missing or foreign."""
+    made_with = piece.get("functions")
+    if made_with is None or made_with.tobytes() != functions:
+        raise CorruptFileError(
+            "the saved session's cache was made by another release, or before this model was measured anew;"
+            " begin a new session"
+        )
     program.length = int(piece["length"][0])
     groups = -(-program.private // program.shape.heads.t)
     for layer, cache in enumerate(program.caches):
