@@ -41,6 +41,17 @@ def test_vector_times_matrix(n, shape):
     assert ar.counts["mul_plain", 2] == plan.count
 
 
+@pytest.mark.parametrize(("n", "shape"), [(64, (16, 16)), (256, (64, 64)), (256, (32, 64)), (64, (64, 32))])
+@pytest.mark.parametrize("radix", [2, 4])
+def test_folded_a_real_matrix_takes_half_of_the_plaintexts(n, shape, radix):
+    plan, ar = Interleaved(n, *shape, radix), PlainSlots(n, 2)
+    x, w = integers(shape[0]), integers(*shape)
+    plaintexts = plan.folded_plaintexts(w)
+    y = plan.apply_folded(ar, ar.fresh(plan.place(x)), plaintexts)
+    assert len(plaintexts) == plan.count // 2 and y.level == 1
+    assert np.array_equal(plan.read(y.values), x @ w)
+
+
 def test_wide_products_and_padding():
     n, x, w = 32768, integers(576), integers(576, 172)
     plan = Interleaved(n, 1024, 256)
@@ -279,4 +290,4 @@ def test_what_the_packings_cost_at_width_1024():
     """One private token in 32,768 slots: the figures that the benchmark shows."""
     plan = Interleaved(32768, 1024, 1024)
     assert plan.count == 32
-    assert baselines.DiagonalMajor(32768, 1024, 1024).count == 4096
+    assert baselines.DiagonalMajor(32768, 1024, 1024).count == 2048

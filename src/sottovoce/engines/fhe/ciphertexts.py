@@ -61,6 +61,18 @@ class CkksSlots(SlotArithmetic[Ciphertext]):
         with self._operation("rotations"):
             return self.evaluator.rotate_hoisted(x, [step % self.n for step in steps])
 
+    def rotate_sum(self, x: Ciphertext, steps: Sequence[int]) -> Ciphertext:
+        """With two rotations and more: decomposed once, divided by P once."""
+        moved = [step % self.n for step in steps if step % self.n]
+        if len(moved) < 2:
+            return super().rotate_sum(x, steps)
+        with self._operation("rotations"):
+            total = functools.reduce(self.evaluator.add_wide, self.evaluator.rotate_wide_hoisted(x, moved))
+            out = self.evaluator.mod_down(total).with_scale(x.scale)
+            for _ in range(len(steps) - len(moved)):
+                out = self.evaluator.add(out, x)
+            return out
+
     def conjugate(self, x: Ciphertext) -> Ciphertext:
         with self._operation("rotations"):
             return self.evaluator.conjugate(x)

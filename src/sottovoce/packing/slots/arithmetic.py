@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -97,11 +98,17 @@ class SlotArithmetic(ABC, Generic[V]):
     def mul(self, x: V, y: V) -> V:
         return self.sum_products([(x, y)])
 
-    def fold(self, x: V, step: int, count: int) -> V:
-        """Σ over i < count of rotate(x, i·step); count a power of two, log2 rotations."""
+    def rotate_sum(self, x: V, steps: Sequence[int]) -> V:
+        """Σ over steps of rotate(x, step); implementations share what they can."""
+        return reduce(self.add, self.rotate_many(x, steps))
+
+    def fold(self, x: V, step: int, count: int, radix: int = 2) -> V:
+        """Σ over i < count of rotate(x, i·step); count and radix powers of two. log2 rotations; with a larger
+        radix fewer sums of more rotations, which share their work, and more keys."""
         while count > 1:
-            count //= 2
-            x = self.add(x, self.rotate(x, step * count))
+            size = min(radix, count)
+            count //= size
+            x = self.rotate_sum(x, [i * step * count for i in range(size)])
         return x
 
     def spread(self, x: V, count: int) -> V:

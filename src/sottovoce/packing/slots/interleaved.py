@@ -5,6 +5,8 @@ value over its t slots, shifted so that one plaintext holds n weights, and ends 
 between. Both widths are powers of two (pad with zero rows and columns) and at most n.
 
 Cost: max(1, d_in·d_out/n) plaintexts, log2 t_in + log2 t_out + 2·√plaintexts − 2 rotations, one level.
+A real vector and matrix take half of the plaintexts, *folded*: the replicated vector and what the second half
+of the plaintexts meets are the two parts of one complex value, for one rotation and one conjugation.
 """
 
 from __future__ import annotations
@@ -29,11 +31,13 @@ from sottovoce.packing.slots.arithmetic import (
 
 @dataclass(frozen=True)
 class Interleaved:
-    """The product of a compact vector (d_in) with W (d_in, d_out) in n slots."""
+    """The product of a compact vector (d_in) with W (d_in, d_out) in n slots. radix: of the sums of rotations
+    before and behind it (`SlotArithmetic.fold`)."""
 
     n: int
     d_in: int
     d_out: int
+    radix: int = 2
 
     def __post_init__(self) -> None:
         for value in (self.n, self.d_in, self.d_out):
@@ -76,11 +80,7 @@ class Interleaved:
 
     def replicate(self, ar: SlotArithmetic[V], x: V) -> V:
         """A compact vector, as `product` needs it. Matrices with the same widths share it."""
-        tau, s = max(self.t_in, self.t_out), 1
-        while s < self.t_in:
-            x = ar.add(x, ar.rotate(x, s * (tau - 1)))
-            s *= 2
-        return x
+        return ar.fold(x, max(self.t_in, self.t_out) - 1, self.t_in, self.radix)
 
     def plaintexts(self, weights: Vector) -> list[Plain]:
         """W (d_in, d_out), real or complex, as the plaintexts that `product` takes."""
@@ -89,22 +89,46 @@ class Interleaved:
 
     def plaintext(self, weights: Vector, q: int) -> Vector:
         """Number q, rotated back by the giant step that follows it."""
+        return np.roll(self._entries(weights, q), (q // self.babies) * self.babies * self.step)
+
+    def _entries(self, weights: Vector, q: int) -> Vector:
         j = np.arange(self.n)
         entries = weights[(self._inputs + q * self.t_out) % self.d_in, j // self.t_out]
         if self.d_in * self.d_out < self.n:  # one plaintext holds every weight more than once
             square = self.d_out >= self.d_in
             spare = j % self.t_out >= self.d_in if square else j % self.t_in >= self.d_out
             entries = np.where(spare, 0, entries)
-        return np.roll(entries, (q // self.babies) * self.babies * self.step)
+        return np.asarray(entries)
 
     def product(self, ar: SlotArithmetic[V], replicated: V, plaintexts: Sequence[Plain]) -> V:
         """Partial products; baby steps are shared, giant steps follow the sums."""
         rotated = ar.rotate_many(replicated, [b * self.step for b in range(min(self.babies, self.count))])
         return giant_steps(ar, rotated, plaintexts, self.step)
 
+    def folded_plaintexts(self, weights: Vector) -> list[Plain]:
+        """A real W for `apply_folded`: half as many."""
+        half = self.count // 2
+        small = baby_steps(half)
+
+        def make(q: int) -> Vector:
+            first, second = (self._entries(weights, m) for m in (q, q + half))
+            return np.roll(0.5 * (first + 1j * second), (q // small) * small * self.step)
+
+        return [partial(make, q) for q in range(half)]
+
+    def apply_folded(self, ar: SlotArithmetic[V], x: V, plaintexts: Sequence[Plain]) -> V:
+        """`apply` for a real x and a real W of two plaintexts or more: the real part is the product, and the
+        imaginary one, which is none, vanishes with the conjugate."""
+        half = len(plaintexts)
+        e = self.replicate(ar, x)
+        e = ar.sub(e, ar.times_i(ar.rotate(e, half * self.step)))
+        turned = ar.rotate_many(e, [b * self.step for b in range(baby_steps(half))])
+        y = self.fold(ar, giant_steps(ar, turned, plaintexts, self.step))
+        return ar.add(y, ar.conjugate(y))
+
     def fold(self, ar: SlotArithmetic[V], partial_sums: V) -> V:
         """Output o at slot o·t_out, junk between."""
-        return ar.fold(partial_sums, 1, self.t_out)
+        return ar.fold(partial_sums, 1, self.t_out, self.radix)
 
     def apply(self, ar: SlotArithmetic[V], x: V, plaintexts: Sequence[Plain]) -> V:
         """x compact -> x·W compact, with junk between."""
