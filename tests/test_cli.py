@@ -333,7 +333,7 @@ def test_ctrl_c_at_the_client_keeps_the_server(serving, environment):
     process.stdout.read(1)
     process.send_signal(signal.SIGINT)
     _, notes = process.communicate(timeout=300)
-    # On a busy machine the answer can be whole before the signal comes, which then meets the interpreter's end.
+    # On a busy machine the answer can be whole before the signal comes: that meets the interpreter's end.
     assert process.returncode in (130, 0, -signal.SIGINT)
     assert process.returncode != 130 or "Traceback" not in notes
     assert (
