@@ -8,7 +8,7 @@ from sottovoce.bench.cells import Run, divergence, megabytes, number, percent, t
 
 
 def packings(runs: Sequence[Run]) -> list[str]:
-    headers = ["width", "packing", "s", "IRP is faster by", "plaintexts", "rotations", "levels"]
+    headers = ["width", "packing", "s", "IRP is faster by", "plaintexts", "rotations", "of it s", "levels"]
     headers += ["ciphertexts", "MB", "timed", "tokens when full", "s/token when full"]
     rows = []
     for run in runs:
@@ -21,6 +21,7 @@ def packings(runs: Sequence[Run]) -> list[str]:
                     times(row["over_irp"]),
                     str(row["plaintexts"]),
                     str(row["rotations"]),
+                    number(row["rotation_seconds"]) if "rotation_seconds" in row else "–",
                     str(row["levels"]),
                     str(row["ciphertexts"]),
                     megabytes(row["memory_bytes"]),

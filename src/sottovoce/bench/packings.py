@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from sottovoce.bench.layer import Clock
 from sottovoce.bench.machine import header
 from sottovoce.ckks import CONJUGATE, Decryptor, Encryptor, Evaluator, KeyGenerator, Plaintext
 from sottovoce.ckks.encoder import to_coefficients
@@ -146,7 +147,8 @@ class Case:
         self.rotations = rotations
 
     def measure(self, evaluator: Evaluator, keys: KeyGenerator, n: int, repeat: int) -> dict[str, Any]:
-        ar = _Served(evaluator, n)
+        clock = Clock()
+        ar = _Served(evaluator, n, operation=clock.operation)
         weights = _Weights(n, ar.plaintext_scale())
         self.work(weights, [weights.fresh() for _ in range(self.timed_inputs)])
         parameters = evaluator.parameters
@@ -158,13 +160,15 @@ class Case:
             start = time.perf_counter()
             self.prelude(ar, list(inputs))
             prelude = time.perf_counter() - start
+        clock.seconds.clear()
         for _ in range(repeat):
             ar.serve(weights.polynomials)
             start = time.perf_counter()
             out = self.work(ar, list(inputs))
             seconds.append(time.perf_counter() - start)
         timed = float(np.median(seconds))
-        whole = prelude + max(timed - prelude, 0.0) / self.share
+        rotating = clock.seconds["rotations"] / repeat
+        whole, turns = (prelude + max(s - prelude, 0.0) / self.share for s in (timed, rotating))
         decryptor = Decryptor(parameters, keys.secret_key)
         error = self.check([decryptor.decrypt_slots(y, n) for y in out])
         size = 2 * parameters.degree * 8
@@ -173,6 +177,7 @@ class Case:
             "seconds": whole,
             "plaintexts": self.plaintexts,
             "rotations": self.rotations,
+            "rotation_seconds": turns,
             "levels": LEVEL - out[0].level,
             "memory_bytes": (self.total_inputs * (LEVEL + 1) + self.outputs * LEVEL) * size,
             "scaled": self.share < 1,

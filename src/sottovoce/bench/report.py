@@ -144,7 +144,13 @@ KINDS = {
         "replicated vector: these two compare like with like. `moai` (a ciphertext a column) and `thor` "
         "(tiles of 128 rows by diagonals) are made for many tokens at a time and carry one here; `when full` "
         "divides their figure by the tokens they could carry. They are timed on a slice of the outputs and "
-        "scaled. MB: ciphertexts in and out.",
+        "scaled. MB: ciphertexts in and out. `irp` and `thor` use both parts of complex slots, which "
+        "halves their plaintexts; THOR's authors do so too. Rotations, conjugations among them, are one key "
+        "switch each: with t = 32,768/width slots to a value IRP needs 2·log2 t of them to replicate and "
+        "fold, two for complex slots, and 2·√plaintexts − 2 between them (a few more, cheaper ones, where "
+        "four are summed at once). *Of it s* is what they take, and so IRP's floor at width 1,024 however "
+        "little plaintexts cost. 67.2, the published ratio of whole systems against THOR, asks for less than "
+        "that there. At 4,096 plaintexts decide, of which THOR has 128 times as many.",
     ),
     "peers": Kind(
         "Against SPU Cheetah",
