@@ -150,8 +150,10 @@ def main() -> int:
     parser.add_argument("--prepare", type=int, default=0, help="tokens to prepare before")
     parser.add_argument("--prompt", default=PROMPT)
     parser.add_argument("--seed", type=int, default=None, help="the same moments again")
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))  # the server ends with us
     with tempfile.TemporaryDirectory(prefix="sottovoce-kill-") as directory:
-        return run(parser.parse_args(), Path(directory))
+        return run(options, Path(directory))
 
 
 if __name__ == "__main__":
