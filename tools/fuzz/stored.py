@@ -109,9 +109,10 @@ def _functions(data: bytes) -> None:
 
 def _functions_seeds() -> list[bytes]:
     polynomial = [-1.0, 1.0, [0.5, 0.25]]
-    block = {"polynomials": [polynomial] * 3, "predictor": [[[0.0] * 2] * 2] * 2 + [[0.0] * 2] * 2}
+    block = {"polynomials": [polynomial] * 3, "predictor": [[[0.0] * 2] * 2] * 2 + [[0.0] * 2] * 2,
+             "spread": [[[0.0] * 2] * 2] * 2}  # fmt: skip
     one = {"version": kept._VERSION, "blocks": [block], "norm": polynomial, "exponential": polynomial,
-           "inverses": [polynomial] * 3, "squarings": 4, "residual": 0.5}  # fmt: skip
+           "inverses": [polynomial] * 3, "sums": [1.0] * 3, "squarings": 4, "residual": 0.5}  # fmt: skip
     return [json.dumps(one).encode()]
 
 

@@ -86,13 +86,17 @@ def _load(data: Any) -> Functions:
         spread = Spread(*(np.asarray(a, np.float64) for a in entry["spread"]))
         blocks.append(BlockFunctions(norm1, norm2, activation, predictor, spread))
     *coarse, accurate = (_chebyshev(p) for p in data["inverses"])
+    sums = tuple(float(s) for s in data["sums"])
+    shapes = {a.shape[:1] for b in blocks for a in (b.spread.offset, b.spread.slope)}
+    if len(sums) != len(coarse) + 1 or shapes != {(len(coarse),)}:
+        raise ValueError("rounds without sums or spread")
     return Functions(
         tuple(blocks),
         _chebyshev(data["norm"]),
         _chebyshev(data["exponential"]),
         tuple(coarse),
         accurate,
-        tuple(float(s) for s in data["sums"]),
+        sums,
         int(data["squarings"]),
         float(data["residual"]),
     )
