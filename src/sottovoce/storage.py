@@ -1,7 +1,9 @@
-"""What the databases of pools and of saved sessions share."""
+"""What pools, saved sessions and known hosts share: transactions, locks, why something cannot be written."""
 
 from __future__ import annotations
 
+import fcntl
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +20,16 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
         with suppress(sqlite3.Error):
             db.execute("ROLLBACK")
         raise
+
+
+@contextmanager
+def locked(descriptor: int) -> Iterator[None]:
+    """No other process is inside with the same file or directory. Waits for it; closes the descriptor."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def reason(error: Exception) -> str:

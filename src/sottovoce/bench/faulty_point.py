@@ -21,11 +21,12 @@ from typing import Any
 import numpy as np
 
 from sottovoce.bench.faulty import Board, FaultyChannel, Plan, watch_pools
+from sottovoce.bench.served import wish_of
 from sottovoce.engines.base import Engine, ModelParty
 from sottovoce.errors import SottovoceError
 from sottovoce.models.tiny import tiny_model
 from sottovoce.net import Role
-from sottovoce.parties import Client, Identity, Pools, ServerSession, Welcome, Wish, server_shelf
+from sottovoce.parties import Client, Identity, Pools, ServerSession, Welcome, server_shelf
 from sottovoce.parties.kept import KeptSessions
 from sottovoce.parties.saved import SavedSession
 from sottovoce.parties.store import SessionStore
@@ -146,7 +147,7 @@ class Point:
         store = SessionStore(self.directory / "client")
         saved = SavedSession.open(store, _NAME) if store.find(_NAME) else None
         pools = None if self._pools is None else Pools(self._pools / "client")
-        wish = Wish(self.engine.options.engine, profile=self.engine.options.profile)
+        wish = wish_of(self.engine.options)
         channel, identity = self._connect()
         client = Client(channel, wish, identity, pools=pools, saved=saved, again=self._connect)
         try:
@@ -187,7 +188,7 @@ def prepare_pools(engine: Engine, directory: Path, tokens: int) -> None:
     try:
         channel, _ = point._connect()
         pools = Pools(point._pools / "client", make=True)
-        with Client(channel, Wish(engine.options.engine), pools=pools) as client:
+        with Client(channel, wish_of(engine.options), pools=pools) as client:
             client.setup()
             client.prepare(tokens)
     finally:

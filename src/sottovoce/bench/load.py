@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 
 from sottovoce.bench.machine import header
-from sottovoce.bench.served import options_of
+from sottovoce.bench.served import options_of, wish_of
 from sottovoce.engines.base import Progress
 from sottovoce.engines.registry import make_engine
 from sottovoce.models.registry import load_model
 from sottovoce.models.tiny import tiny_model
 from sottovoce.net.tls import Certificate
-from sottovoce.parties import Address, Client, Server, Welcome, Wish
+from sottovoce.parties import Address, Client, Server, Welcome
 from sottovoce.parties.fair import FairGate
 from sottovoce.parties.metrics import resident_memory_bytes
 
@@ -114,8 +114,7 @@ def _serve(pipe: Connection, directory: str, name: str, kv: str, places: int) ->
 def _client(pipe: Connection, where: tuple[int, str, str], tokens: int, answers: int, pause: float) -> None:
     """A client's process: sets up, waits for the word, and says how long its answers took."""
     port, fingerprint, kv = where
-    options = options_of(kv)
-    wish = Wish(options.engine, profile=options.profile)
+    wish = wish_of(options_of(kv))
     with Client.connect(Address("127.0.0.1", port), wish, fingerprint) as client:
         client.setup()
         pipe.send("ready")
@@ -157,8 +156,7 @@ def _together(context: Any, where: tuple[int, str, str], jobs: list[tuple[int, i
 def _one_after_the_other(pipe: Connection, where: tuple[int, str, str], count: int) -> list[float]:
     """The server's memory after each of `count` short sessions."""
     port, fingerprint, kv = where
-    options = options_of(kv)
-    wish = Wish(options.engine, profile=options.profile)
+    wish = wish_of(options_of(kv))
     memory = []
     for _ in range(count):
         with Client.connect(Address("127.0.0.1", port), wish, fingerprint) as client:

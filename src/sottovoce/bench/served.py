@@ -27,6 +27,11 @@ def options_of(kv: str) -> EngineOptions:
     return EngineOptions("hybrid", kv)
 
 
+def wish_of(options: EngineOptions) -> Wish:
+    """A client's that accepts this engine."""
+    return Wish(options.engine, profile=options.profile)
+
+
 class ServerProcess:
     """The engine behind TLS on the loopback interface, in a fresh process."""
 
@@ -46,9 +51,7 @@ class ServerProcess:
     def connect(self) -> Client:
         while self._pipe.poll():  # reports of earlier sessions that nobody asked for
             self._pipe.recv()
-        options = self._options
-        wish = Wish(options.engine, profile=options.profile)
-        return Client.connect(Address("127.0.0.1", self._port), wish, self._fingerprint)
+        return Client.connect(Address("127.0.0.1", self._port), wish_of(self._options), self._fingerprint)
 
     def cpu(self) -> float:
         """CPU seconds of the process so far, all threads."""

@@ -6,19 +6,18 @@ detected unless the fingerprint that `serve` prints is compared or passed to the
 """
 
 import errno
-import fcntl
 import hashlib
 import os
 import re
 import socket
 import ssl
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from ..errors import CertificateChangedError, CorruptFileError, PeerConnectionError
+from ..storage import locked
 
 _VALID_FOR = timedelta(days=3650)
 _PEM = re.compile("-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
@@ -165,14 +164,9 @@ class KnownHosts:
             )
         return False
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        lock = os.open(self.path.with_name(f".{self.path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(lock)
+    def _locked(self) -> AbstractContextManager[None]:
+        lock = self.path.with_name(f".{self.path.name}.lock")
+        return locked(os.open(lock, os.O_RDWR | os.O_CREAT, 0o600))
 
     def _write(self, pins: dict[str, str]) -> None:
         lines = [f"{name} {pin}\n" for name, pin in sorted(pins.items())]

@@ -7,7 +7,6 @@ wanted, in a file that only its owner can read: that protects copies of the sess
 nothing else.
 """
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from ..errors import CorruptFileError, UsageError, VersionMismatchError
 from ..net.tls import make_private_directory, write_private_file
+from ..storage import locked
 
 _VERSION = 1
 _NONCE = 12
@@ -75,7 +75,9 @@ def open_vault(directory: Path, passphrase: str | None = None, keyring: bool = F
     """
     path = directory / "vault.json"
     make_private_directory(directory)
-    with _locked(directory):  # of two processes that make it, one would seal under a key that is lost
+    with locked(
+        os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    ):  # of two processes that make it, one would seal under a key that is lost
         if not path.exists():
             guard = Guard.PASSPHRASE if passphrase else Guard.KEYRING if keyring else Guard.FILE
             return Vault(_keep(path, os.urandom(_KEY), guard, passphrase))
@@ -146,16 +148,6 @@ def _unwrap(path: Path, fields: dict[str, Any], passphrase: str | None) -> bytes
             "Delete the directory to begin anew"
         )
     return key
-
-
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _read(path: Path) -> dict[str, Any]:
